@@ -1,0 +1,66 @@
+# make train | test | lint | lock | clean.   JAX=cuda13 or JAX=tpu adds that backend, at the locked version;
+# VENV=DIR is the environment, PYTHON=python3.12 the interpreter it is made with, ARGS=... goes to the program.
+
+VENV ?= .venv
+JAX ?=
+ARGS ?=
+
+# What an interpreter must pass: new enough, and able to make an environment.
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c '$(USABLE)' >/dev/null 2>&1 && echo "$$p" && break; done)
+
+BIN := $(VENV)/bin
+# The lock is complete, so pip need not resolve; Python compiles what is imported, not all of it.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+MAIN := $(VENV)/.installed$(if $(JAX),-$(JAX))
+TEST := $(VENV)/.installed-test
+SOURCES := vae_jax tests configs $(wildcard *.py)
+
+.PHONY: train test lint lock clean
+.DEFAULT_GOAL := train
+
+train: $(MAIN)
+	$(BIN)/python train.py --config=configs/digits.py --workdir=runs/digits $(ARGS)
+
+test: lint $(MAIN)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(TEST)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+# A stamp is written last: an interrupted install has none and is made again from nothing. Only an
+# environment that was made here (.vae_jax) is ever removed.
+$(VENV)/.installed: requirements.lock
+	@"$(PYTHON)" -c '$(USABLE)' >/dev/null 2>&1 || { echo "PYTHON=$(PYTHON): want Python >= 3.11 with venv (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@test ! -e "$(VENV)" || test -e "$(VENV)/.vae_jax" || { echo "VENV=$(VENV): exists and was not made by make; move it away or name another" >&2; exit 1; }
+	@echo "Making $(VENV) from requirements.lock (once; about a minute)"
+	@rm -rf "$(VENV)" && mkdir -p "$(VENV)" && touch "$(VENV)/.vae_jax"
+	@"$(PYTHON)" -m venv "$(VENV)"
+	@$(PIP) --no-deps -r requirements.lock
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed requirements-test.lock
+	@$(PIP) --no-deps -r requirements-test.lock
+	@touch $@
+
+ifneq ($(JAX),)
+$(MAIN): $(VENV)/.installed
+	@echo "Adding jax[$(JAX)]"
+	@$(PIP) --constraint requirements.lock "jax[$(JAX)]"
+	@touch $@
+endif
+
+# For maintainers (needs uv): resolve requirements*.txt anew, for every Python and platform at once.
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header
+lock:
+	$(LOCK) requirements.txt > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+	$(LOCK) -c requirements.lock requirements.txt requirements-test.txt | grep -vxFf requirements.lock > requirements-test.lock
+
+# Leaves runs/ alone.
+clean:
+	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+	if test -e "$(VENV)/.vae_jax"; then rm -rf "$(VENV)"; fi

@@ -1,0 +1,22 @@
+"""scikit-learn's 8x8 digits: a VAE that also classifies. The default; embedded, no download.
+
+    python train.py --config=configs/digits.py --workdir=runs/digits
+"""
+
+from vae_jax import config
+
+
+def get_config():
+    c = config.default()
+    c.steps, c.batch, c.steps_per_call = 6000, 128, 20
+    c.unroll = False
+    c.latent = 16
+    c.encoder = config.call("encoder", "mlp", widths=(256, 256))
+    c.decoder = config.call("decoder", "mlp", widths=(256, 256))
+    c.classifier = config.call("classifier", "mlp", widths=(128,))
+    c.objective = config.call("objective", "joint", gamma=20.0)
+    c.data.shift = 1
+    c.optim.lr, c.optim.warmup, c.optim.ema = 2e-3, 200, 0.995
+    c.optim.weight_decay = 0.01
+    c.eval.every, c.log_every = 500, 100
+    return c

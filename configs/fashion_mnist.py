@@ -1,0 +1,10 @@
+"""Fashion-MNIST in 256 grey levels: a convolutional VAE that also classifies."""
+
+from configs import mnist
+
+
+def get_config():
+    c = mnist.get_config()
+    c.data.name = "fashion_mnist"
+    c.data.flip = True
+    return c

@@ -1,0 +1,37 @@
+"""Evaluate a run on the exact test set: metrics.json, pictures and the report.
+
+    python eval.py --workdir=runs/digits [--iw_k=1000] [--checkpoint=best]
+"""
+
+from absl import flags
+
+from vae_jax import flags as flags_lib
+
+
+def define(values):
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
+    flags.DEFINE_integer("iw_k", None, "importance samples per image", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
+
+
+def run(argv):
+    values, pairs = flags_lib.parse(argv, define)
+    from vae_jax import assess, compile, config
+
+    if pairs:
+        raise config.UserError(f"{pairs[0][0]}: the run's config is fixed; eval.py takes no --config.*")
+    if not values.workdir:
+        raise config.UserError("workdir: want --workdir=FOLDER")
+    which = values.checkpoint
+    if which not in ("best", "latest"):
+        if not which.isdigit():
+            raise config.UserError(f"checkpoint={which}: want best, latest or a step")
+        which = int(which)
+    compile.use_cache()
+    assess.assess(values.workdir, which=which, iw_k=values.iw_k, data_dir=values.data_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    flags_lib.main(run)

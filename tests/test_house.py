@@ -1,0 +1,269 @@
+"""The house keeps its own rules: who imports whom, what is installed, where figures come from."""
+
+import ast
+import importlib.metadata
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from vae_jax import results
+from vae_jax.config import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "vae_jax"
+# The way through the house: a module imports only what stands before it (or within its own folder).
+ORDER = (
+    *("config", "flags", "data", "densities", "nets", "model", "objectives", "optim", "sharding"),
+    *("step", "compile", "checkpoint", "evaluate", "report", "results", "loop", "assess"),
+)
+HEAVY = {"tensorflow_datasets", "sklearn", "matplotlib", "grain", "PIL"}  # seconds to import
+# A figure: a number with a unit. In README it stands between results marks, or beside its paper.
+FIGURE = re.compile(r"\d\s*(%|nats|bits|images/s|ms|s|seconds|min|minutes|h|hours|GB|MB)(?![\w/])")
+
+
+def modules():
+    """[(its room: the first name after vae_jax, its path, its syntax tree)]."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if room != "__init__":
+            found.append((room, path.relative_to(ROOT), ast.parse(path.read_text())))
+    return found
+
+
+def imports(tree):
+    """Dotted names that a module imports, wherever in it; 'from a import b' gives 'a.b'."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import; write vae_jax..."
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert {room for room, _, _ in modules()} <= set(ORDER)
+
+
+def test_imports_only_go_up_the_list():
+    wrong = []
+    for room, path, tree in modules():
+        for name in imports(tree):
+            top, _, rest = name.partition(".")
+            other = rest.split(".")[0]
+            if top == "vae_jax" and other in ORDER and ORDER.index(other) > ORDER.index(room):
+                wrong.append(f"{path} imports {name}")
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize(("library", "owner"), [("flax.linen", "nets"), ("orbax", "checkpoint")])
+def test_a_library_has_one_address(library, owner):
+    users = {
+        str(path)
+        for room, path, tree in modules()
+        for name in imports(tree)
+        if f"{name}.".startswith(f"{library}.") and room != owner
+    }
+    assert not users, f"only {owner} imports {library}"
+
+
+def test_only_compile_compiles():
+    names = {"jit", "shard_map", "pmap"}
+    wrong = []
+    for room, path, tree in modules():
+        for node in ast.walk(tree):
+            said = getattr(node, "attr", getattr(node, "id", getattr(node, "name", None)))
+            if said in names and room != "compile":
+                wrong.append(f"{path}:{getattr(node, 'lineno', '')} {said}")
+    assert not wrong, wrong
+
+
+def test_nothing_read_from_a_file_is_run():
+    wrong = []
+    for path in [p for _, p, _ in modules()] + [p.relative_to(ROOT) for p in ROOT.glob("*.py")]:
+        tree = ast.parse((ROOT / path).read_text())
+        banned = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+        wrong += [f"{path} imports {n}" for n in imports(tree) if n.split(".")[0] in banned]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("eval", "exec"):
+                wrong.append(f"{path}:{node.lineno} {node.func.id}(")
+            pickles = isinstance(node, ast.keyword) and node.arg == "allow_pickle"
+            if pickles and getattr(node.value, "value", None) is not False:
+                wrong.append(f"{path}:{node.lineno} allow_pickle")
+    assert not wrong, wrong
+
+
+def test_heavy_libraries_are_imported_where_they_are_used():
+    wrong = [
+        f"{path} imports {name} at the top"
+        for _, path, tree in modules()
+        for top in tree.body
+        if isinstance(top, ast.Import | ast.ImportFrom)
+        for name in imports(top)
+        if name.split(".")[0] in HEAVY
+    ]
+    assert not wrong, wrong
+
+
+def test_every_module_imports_without_tensorflow_and_without_warnings():
+    names = [
+        ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        for _, path, _ in modules()
+        if path.name != "__main__.py"
+    ]
+    code = "import importlib, sys\n"
+    code += f"for name in {names!r}: importlib.import_module(name)\n"
+    code += "assert 'tensorflow' not in sys.modules\n"
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def canonical(name):
+    """A distribution's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(name):
+    """{distribution: line} of a requirements file, names in their canonical form."""
+    lines = [x.partition("#")[0].strip() for x in (ROOT / name).read_text().splitlines()]
+    return {canonical(re.match(r"[\w.-]+", x)[0]): x for x in lines if x}
+
+
+def test_requirements_cover_every_import():
+    wanted = requirements("requirements.txt")
+    owners = importlib.metadata.packages_distributions()
+    trees = [tree for _, _, tree in modules()]
+    trees += [ast.parse(p.read_text()) for p in [*ROOT.glob("*.py"), *ROOT.glob("configs/*.py")]]
+    ours = {"vae_jax", *(p.stem for p in ROOT.glob("*.py")), "configs"}
+    used = {name.split(".")[0] for tree in trees for name in imports(tree)}
+    for name in used - set(sys.stdlib_module_names) - ours:
+        dists = set(map(canonical, owners.get(name, [])))
+        assert dists & set(wanted), f"{name}: not in requirements.txt"
+
+
+@pytest.mark.parametrize("kind", ["requirements", "requirements-test"])
+def test_the_lock_pins_every_requirement(kind):
+    pinned = requirements(f"{kind}.lock")
+    assert set(requirements(f"{kind}.txt")) <= set(pinned)
+    for line in pinned.values():
+        assert re.fullmatch(r"[\w.-]+==[\w.]+( ; .*)?", line), line
+
+
+# --- figures: vae_jax.results and README ---
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A Markdown file beside results/a.json and results/b.json."""
+    (tmp_path / "results").mkdir()
+    for name, value in (("a", 0.98125), ("b", 0.5)):
+        results.write(
+            tmp_path / "results" / f"{name}.json",
+            command="python train.py",
+            config=None,
+            seed=0,
+            seconds=1,
+            figures={
+                "accuracy": results.figure(value, "", n=320),
+                "elbo": results.figure(-20.123, "nats", sd=0.0312, n=5),
+            },
+        )
+    return tmp_path
+
+
+def test_a_result_holds_its_origin_and_reads_back(folder):
+    one = results.read(folder / "results/a.json")
+    assert one["name"] == "a" and one["versions"]["jax"] and "cores" in one["device"]
+    assert one["figures"]["elbo"] == {"value": -20.123, "unit": "nats", "sd": 0.0312, "n": 5}
+
+
+def test_blocks_and_spans_are_made_from_the_files(folder):
+    text = """Before <!-- r:a.accuracy:.1% -->old<!-- /r --> after.
+<!-- results: a b="B, too" | accuracy elbo="test ELBO" -->
+old
+<!-- /results -->
+<!-- results: a | elbo -->
+<!-- /results -->
+"""
+    made = """Before <!-- r:a.accuracy:.1% -->98.1%<!-- /r --> after.
+<!-- results: a b="B, too" | accuracy elbo="test ELBO" -->
+|  | accuracy | test ELBO, nats |
+|---|---|---|
+| a | 0.9812 | -20.123 ± 0.031 |
+| B, too | 0.5 | -20.123 ± 0.031 |
+<!-- /results -->
+<!-- results: a | elbo -->
+|  | a |
+|---|---|
+| elbo, nats | -20.123 ± 0.031 |
+<!-- /results -->
+"""
+    assert results.render(text, folder / "results") == made
+    readme = folder / "README.md"
+    readme.write_text(text)
+    with pytest.raises(UserError, match="out of date"):
+        results.main(["--check", str(readme)])
+    results.main([str(readme)])
+    assert readme.read_text() == made
+    results.main(["--check", str(readme)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "x"}, "seed='x': want int or list or null"),
+        ({"name": "c"}, "name=c: want a"),
+        ({"extra": 1}, "want exactly name, command"),
+        ({"figures": {}}, "want one at least"),
+        ({"figures": {"k": {"value": 1}}}, "figures.k: has value; want exactly value, unit, sd, n"),
+        ({"figures": {"k": results.figure(float("nan"), "")}}, "value=nan: want a finite number"),
+    ],
+)
+def test_a_broken_result_is_refused_in_one_line(folder, change, message):
+    path = folder / "results/a.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        results.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_figure_or_file_is_named(folder):
+    for text, message in (("a.loss", "a.loss: no such figure"), ("c.loss", "c.json: No such file")):
+        with pytest.raises(UserError, match=message):
+            results.render(f"<!-- r:{text} --><!-- /r -->", folder / "results")
+
+
+def test_every_published_result_is_valid():
+    for path in ROOT.glob("results/*.json"):
+        results.read(path)
+
+
+def test_every_figure_in_the_readme_comes_from_results():
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("no README.md yet")
+    text = readme.read_text()
+    assert results.render(text, ROOT / "results") == text, "run python -m vae_jax.results README.md"
+    text = results.SPAN.sub("", results.BLOCK.sub("", text))
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
+    loose = [
+        line
+        for line in text.splitlines()
+        if FIGURE.search(line) and not re.search("arxiv|published", line, re.I)
+    ]
+    assert not loose, f"figures outside results marks: {loose}"
+
+
+def test_ci_runs_the_command_that_people_run():
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK) and "make test" in script.read_text()

@@ -1,0 +1,185 @@
+"""The step: the same update on any number of devices, nothing recompiled, nothing moved by the host."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vae_jax import compile as compile_lib
+from vae_jax import config, data, loop, model, optim, sharding, step
+
+TOLERANCE = 2e-5  # relative, over 20 steps: float32 sums in another order
+
+
+def small(**changes):
+    c = config.default()
+    c.latent, c.batch = 4, 32
+    c.encoder = config.call("encoder", "mlp", widths=(32,))
+    c.decoder = config.call("decoder", "mlp", widths=(32,))
+    c.classifier = config.call("classifier", "mlp")
+    c.objective = config.call("objective", "joint", gamma=10.0)
+    c.optim.ema, c.optim.clip, c.optim.weight_decay = 0.99, 10.0, 0.01
+    c.data.shift = 1
+    for field, value in changes.items():
+        config.set_field(c, field.replace("__", "."), value)
+    config.validate(c)
+    return c
+
+
+def program(c, devices):
+    dataset = data.load(c.data)
+    mesh = sharding.make_mesh(c.mesh, devices)
+    m, tx = model.build_for(c, dataset), optim.optimizer(c.optim, c.steps)
+    state, places = compile_lib.init(c, m, tx, mesh)
+    return state, compile_lib.training(c, m, tx, mesh, dataset, state, places), dataset
+
+
+def trace(c, devices, calls):
+    state, run, dataset = program(c, devices)
+    losses = []
+    feed = data.host_batches(dataset.train, start=0, steps=calls, batch=c.batch, seed=c.seed)
+    for _ in range(calls):
+        source = run.source if run.source is not None else loop._stack([next(feed)])
+        state, values = run.run(state, source, run.key)
+        losses.append(np.asarray(values)[:, run.names.index("loss")])
+    return np.concatenate(losses), state
+
+
+def largest_difference(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.max(np.abs(np.asarray(x) - np.asarray(y)))) for x, y in pairs)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return trace(small(), jax.devices()[:1], 20)
+
+
+def test_one_and_eight_devices_have_the_same_trace(one_device):
+    losses, state = trace(small(), jax.devices()[:8], 20)
+    np.testing.assert_allclose(losses, one_device[0], rtol=TOLERANCE)
+    assert largest_difference(state.params, one_device[1].params) < 1e-4
+    assert {len(p.sharding.device_set) for p in jax.tree.leaves(state.params)} == {8}
+
+
+def test_a_tensor_parallel_mesh_has_the_same_trace(one_device):
+    c = small(mesh__data=4, mesh__model=2)
+    losses, state = trace(c, jax.devices()[:8], 20)
+    np.testing.assert_allclose(losses, one_device[0], rtol=TOLERANCE)
+    kernel = state.params["encoder"]["Dense_0"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (kernel.shape[0], kernel.shape[1] // 2)
+
+
+def test_several_steps_in_a_call_are_the_same_steps(one_device):
+    for unroll in (True, False):
+        losses, _ = trace(small(steps_per_call=5, unroll=unroll), jax.devices()[:1], 4)
+        np.testing.assert_allclose(losses, one_device[0], rtol=TOLERANCE)
+
+
+def test_batches_from_the_host_are_the_batches_of_the_device(one_device):
+    losses, _ = trace(small(data__on_device_mb=0), jax.devices()[:1], 20)
+    np.testing.assert_allclose(losses, one_device[0], rtol=TOLERANCE)
+
+
+def test_nothing_recompiles_and_nothing_crosses_from_the_host():
+    c = small()
+    state, run, _ = program(c, jax.devices()[:8])
+    state, values = run.run(state, run.source, run.key)
+    compilations = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **kw: compilations.append(event) if "compile" in event else None
+    )
+    before = len(compilations)
+    with jax.transfer_guard("disallow"):
+        for _ in range(5):
+            state, values = run.run(state, run.source, run.key)
+    assert len(compilations) == before
+    assert int(state.step) == 6
+    with pytest.raises(Exception, match="transfer"), jax.transfer_guard("disallow"):
+        jnp.sin(np.ones(3))  # the guard does guard
+
+
+def test_the_state_is_donated():
+    state, run, _ = program(small(), jax.devices()[:1])
+    leaf = state.params["encoder"]["Dense_0"]["kernel"]
+    run.run(state, run.source, run.key)
+    assert leaf.is_deleted()
+
+
+def test_the_program_has_no_float64_and_one_round_of_collectives():
+    _, run, _ = program(small(), jax.devices()[:8])
+    text = run.run.as_text()
+    assert "f64[" not in text
+    assert "all-reduce" in text and "all-to-all" not in text
+
+
+def test_masked_mean_divides_sums_once():
+    values = jnp.array([1.0, 2.0, jnp.nan, 4.0])
+    mask = jnp.array([True, True, False, True])
+    assert float(step.masked_mean(values, mask)) == pytest.approx(7 / 3)
+
+
+def test_gradient_under_shard_map_is_not_multiplied_by_the_devices():
+    """pmean inside the loss and on the gradients: the update of one device, not 8 times it."""
+    from jax.sharding import PartitionSpec as P
+
+    c = small(data__shift=0)
+    dataset = data.load(c.data)
+    m = model.build_for(c, dataset)
+    params = m.init(jax.random.key(0))
+    # A loss without noise: shards draw their own, and the comparison must not see it.
+    terms = lambda params, batch, key, at: _deterministic(m, params, batch)  # noqa: E731
+    import optax
+
+    tx = optax.sgd(0.1)
+    state = step.TrainState(jnp.int32(0), params, tx.init(params), ())
+    index = np.arange(32)
+    batch = {"image": dataset.train.image[index], "label": dataset.train.label[index], "id": index}
+    want, _ = step.train_step(state, batch, jax.random.key(1), terms=terms, tx=tx)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.shard_map(
+        lambda s, b, k: step.train_step(s, b, k, terms=terms, tx=tx, axis="data"),
+        mesh=mesh,
+        in_specs=(P(), P("data"), P()),
+        out_specs=P(),
+    )
+    got, _ = jax.jit(sharded)(state, batch, jax.random.key(1))
+    assert largest_difference(want.params, got.params) < 1e-5
+
+
+def _deterministic(m, params, batch):
+    from vae_jax.objectives import Terms
+
+    x = batch["image"].astype(jnp.float32) / 16
+    return Terms(loss=-m.log_px(params, x, m.encode(params, x).mu))
+
+
+def test_warmup_weights():
+    c = config.default().warmup
+    assert step.weight_at(c, 7) == 1.0
+    c.steps = 100
+    np.testing.assert_allclose([step.weight_at(c, t) for t in (0, 50, 100, 500)], [0, 0.5, 1, 1])
+    c.cycles = 2
+    got = [float(step.weight_at(c, t)) for t in (0, 12.5, 25, 49, 50, 75, 99, 100)]
+    np.testing.assert_allclose(got, [0, 0.5, 1, 1, 0, 1, 1, 1], atol=1e-6)
+
+
+def test_ema_and_schedule():
+    a = optim.ema({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, jnp.int32(0), 0.9)
+    assert float(a["w"][0]) == pytest.approx(0.9)  # d = min(0.9, 1/10)
+    a = optim.ema({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, jnp.int32(10**6), 0.9)
+    assert float(a["w"][0]) == pytest.approx(0.1)
+    c = config.default().optim
+    c.lr, c.warmup = 0.1, 10
+    lr = optim.learning_rate(c, 100)
+    np.testing.assert_allclose([lr(0), lr(10), lr(55), lr(100)], [0, 0.1, 0.05, 0], atol=1e-7)
+
+
+def test_weight_decay_spares_vectors():
+    c = config.default().optim
+    c.lr, c.weight_decay, c.schedule = 0.1, 0.5, "constant"
+    tx = optim.optimizer(c, 10)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.05)
+    np.testing.assert_allclose(updates["bias"], 0.0)

@@ -1,0 +1,36 @@
+"""Train a VAE, then evaluate it and write its report.
+
+    python train.py --config=configs/digits.py --workdir=runs/digits [--config.optim.lr=3e-4 ...]
+
+The same command goes on with a run that was stopped.
+"""
+
+from absl import flags
+
+from vae_jax import flags as flags_lib
+
+
+def define(values):
+    flags.DEFINE_string("config", "configs/digits.py", "a page of configs/", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run; one that holds it goes on", flag_values=values)
+    flags.DEFINE_string("data_dir", "", "where TFDS data is (same as --config.data.dir)", flag_values=values)
+
+
+def run(argv):
+    values, pairs = flags_lib.parse(argv, define)
+    from vae_jax import assess, compile, config, loop
+
+    if not values.workdir:
+        raise config.UserError("workdir: want --workdir=FOLDER")
+    c = flags_lib.apply(config.load(values.config), pairs)
+    if values.data_dir:
+        c.data.dir = values.data_dir
+    compile.use_cache()
+    if loop.train(c, values.workdir) is None:
+        return loop.STOPPED
+    assess.assess(values.workdir)
+    return 0
+
+
+if __name__ == "__main__":
+    flags_lib.main(run)

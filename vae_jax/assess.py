@@ -1,0 +1,78 @@
+"""From a workdir to metrics.json, pictures and the report: what eval.py does, and train.py at its end."""
+
+import datetime
+import os
+import shlex
+import sys
+import time
+
+import jax
+
+from vae_jax import checkpoint, loop, report, results, step
+from vae_jax import compile as compile_lib
+from vae_jax import config as config_lib
+from vae_jax.config import UserError
+from vae_jax.evaluate import evaluate
+
+
+def assess(workdir, *, which="best", iw_k=None, data_dir="", say=print):
+    """Evaluate a checkpoint of a workdir on the exact test set; write metrics.json and report/index.html.
+
+    Args:
+      which: 'best' (by validation), 'latest' or a step.
+      iw_k: importance samples per image; None takes the config's.
+    Returns:
+      metrics, a flat dict with units in its names.
+    Raises:
+      UserError: there is no run, or no good checkpoint in it.
+    """
+    c = loop.read_config(workdir)
+    if data_dir:
+        c.data.dir = data_dir
+    s = loop.setup(c)
+    shapes, places = compile_lib.shapes(c, s.model, s.tx, s.mesh)
+    if not checkpoint.steps(workdir):
+        raise UserError(f"workdir={workdir}: no checkpoint in it; run train.py first")
+    saved = checkpoint.Checkpoints(workdir, say)
+    found = saved.restore(checkpoint.abstract(shapes, places), which)
+    saved.close()
+    if found is None:
+        raise UserError(f"workdir={workdir}: no good checkpoint in it")
+    state, meta = found
+    began = time.perf_counter()
+    metrics, why, pictures = evaluate(
+        c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=iw_k or c.eval.iw_k
+    )
+    seconds = time.perf_counter() - began
+    checkpoint.write_json(os.path.join(workdir, "metrics.json"), metrics)
+    clock = meta["clock"]
+    trained = clock["seconds"]
+    run = {
+        "dataset": c.data.name,
+        "objective": c.objective.name,
+        "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
+        "checkpoint": f"step {meta['step']} ({which})",
+        "training_seconds": round(trained, 1),
+        "compile_seconds": round(clock["compile_seconds"], 1),
+        "evaluation_seconds": round(seconds, 1),
+        "images_per_s": round(meta["step"] * c.batch / trained) if trained else None,
+        "seed": c.seed,
+        "device": results.device(),
+        "versions": results.versions(),
+        "commit": results.commit(),
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "why": why,
+    }
+    path = report.write(
+        os.path.join(workdir, "report"),
+        title=f"{c.objective.name} on {c.data.name}",
+        metrics=metrics,
+        pictures=report.Pictures(**pictures),
+        history=report.read_history(workdir),
+        config=config_lib.to_json(c),
+        run=run,
+        classes=s.dataset.classes,
+    )
+    report.print_summary(metrics, path)
+    return metrics

@@ -1,0 +1,192 @@
+"""Orbax checkpoints with a checksum manifest: latest and best kept apart, damage named, never restored.
+
+A workdir holds ``checkpoints/STEP/`` (Orbax: the state and its meta) and ``manifests/STEP.json`` (the
+SHA-256 of every file of that step, written after Orbax has committed it). A step is good if it has a
+manifest and every file matches. Anything else is named in one line and passed over.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from vae_jax.config import UserError
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save at INFO and WARNING
+
+
+def write_json(path, value):
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w") as f:
+            json.dump(value, f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise UserError(f"{path}: cannot write: {error.strerror}") from None
+
+
+def digests(folder):
+    """{relative path: SHA-256} of every file under a folder."""
+    found = {}
+    for root, _, names in sorted(os.walk(folder)):
+        for name in sorted(names):
+            path = os.path.join(root, name)
+            with open(path, "rb") as f:
+                found[os.path.relpath(path, folder)] = hashlib.file_digest(f, "sha256").hexdigest()
+    return found
+
+
+def steps(workdir):
+    """The steps on disk in rising order, good or not."""
+    folder = os.path.join(workdir, "checkpoints")
+    return sorted(int(n) for n in os.listdir(folder) if n.isdigit()) if os.path.isdir(folder) else []
+
+
+def fault(workdir, step):
+    """None for a good step, else what is wrong with it."""
+    manifest = os.path.join(workdir, "manifests", f"{step}.json")
+    if not os.path.isfile(manifest):
+        return "was not finished (no manifest)"
+    try:
+        with open(manifest) as f:
+            wanted = json.load(f)
+    except ValueError:
+        return f"{manifest} is damaged"
+    found = digests(os.path.join(workdir, "checkpoints", str(step)))
+    for name, digest in wanted.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != digest:
+            return f"{name} is damaged (checksum differs)"
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    ``say`` is called with one line for each step that is passed over.
+    """
+
+    def __init__(self, workdir, say=print):
+        self.workdir, self.say = os.path.abspath(workdir), say
+        best = lambda m: m["select"]  # noqa: E731
+        keep = [
+            policies.LatestN(2),
+            policies.BestN(get_metric_fn=lambda m: (m or {}).get("select", math.inf), reverse=True, n=1),
+        ]
+        self._set_aside()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            best_fn=best,
+            best_mode="min",
+            create=True,
+        )
+        try:
+            os.makedirs(os.path.join(self.workdir, "manifests"), exist_ok=True)
+            self._manager = ocp.CheckpointManager(os.path.join(self.workdir, "checkpoints"), options=options)
+        except OSError as error:
+            raise UserError(f"workdir={workdir}: cannot write: {error.strerror}") from None
+        self._unsealed = []
+
+    def _set_aside(self):
+        """Move steps that are not good out of Orbax's way; nothing is deleted."""
+        for step in steps(self.workdir):
+            why = fault(self.workdir, step)
+            if why is None:
+                continue
+            self.say(f"checkpoint {step}: {why}; set aside")
+            aside = os.path.join(self.workdir, "damaged")
+            os.makedirs(aside, exist_ok=True)
+            target = os.path.join(aside, str(step))
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(os.path.join(self.workdir, "checkpoints", str(step)), target)
+
+    def save(self, step, state, meta, select=None):
+        """Start saving; ``select`` (lower is better) makes the step a candidate for the best."""
+        self.seal()
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        metrics = None if select is None else {"select": float(select)}
+        with self._disk():
+            self._manager.save(step, args=args, metrics=metrics, force=True)
+        self._unsealed.append(step)
+
+    def seal(self):
+        """Wait for saves under way and write their manifests."""
+        with self._disk():
+            self._manager.wait_until_finished()
+        there = set(steps(self.workdir))
+        for step in self._unsealed:
+            if step in there:
+                folder = os.path.join(self.workdir, "checkpoints", str(step))
+                write_json(os.path.join(self.workdir, "manifests", f"{step}.json"), digests(folder))
+        self._unsealed = []
+        for name in os.listdir(os.path.join(self.workdir, "manifests")):
+            if name.split(".")[0].isdigit() and int(name.split(".")[0]) not in there:
+                os.unlink(os.path.join(self.workdir, "manifests", name))
+
+    @contextlib.contextmanager
+    def _disk(self):
+        try:
+            yield
+        except OSError as error:
+            self._unsealed = []
+            raise UserError(
+                f"workdir={self.workdir}: checkpoint not written: {error.strerror}; older ones are intact"
+            ) from None
+        except Exception as error:  # tensorstore says it in a ValueError of many lines
+            if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+                raise UserError(
+                    f"workdir={self.workdir}: checkpoint not written: No space left on device; older ones are intact"
+                ) from None
+            raise
+
+    def latest(self):
+        return self._manager.latest_step()
+
+    def best(self):
+        return self._manager.best_step()
+
+    def restore(self, abstract, which="latest"):
+        """(state, meta) of the 'latest' or 'best' good step or of a number; None where there is none.
+
+        ``abstract``: ShapeDtypeStructs with shardings. A step that fails to restore is named, and the
+        one before it is tried.
+        """
+        there = sorted(self._manager.all_steps(), reverse=True)
+        if which == "best":
+            wanted = [self.best(), *there] if self.best() is not None else there
+        elif which == "latest":
+            wanted = there
+        else:
+            if which not in there:
+                raise UserError(f"checkpoint={which}: no such step; there are {sorted(there)}")
+            wanted = [which]
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+        for step in wanted:
+            try:
+                found = self._manager.restore(step, args=args)
+                return found["state"], found["meta"]
+            except Exception as error:
+                self.say(f"checkpoint {step}: cannot be restored ({str(error).splitlines()[0]}); trying another")
+        return None
+
+    def close(self):
+        self.seal()
+        self._manager.close()
+
+
+def abstract(state, places):
+    """Shapes, dtypes and shardings of a state, for :meth:`Checkpoints.restore`."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places)

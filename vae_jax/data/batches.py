@@ -1,0 +1,136 @@
+"""Which examples make batch ``step``, and what the device does to them before the model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax.config import UserError
+
+STATIC_SEED = 20160211  # of the static binarisation: part of the data set, so no config field
+
+
+def _mix(h):
+    """Murmur3's 32-bit finaliser (Appleby 2011): a bijection on uint32 that spreads every bit."""
+    h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
+    return h ^ (h >> 16)
+
+
+def _swap_or_not(x, key, n):
+    """One round: x and K - x (mod n) change places where a coin, the same for both, says so."""
+    s = key % n + (n - x)  # in 1 .. 2n - 1
+    partner = _min(s, s - n)  # s mod n: below n the difference wraps round to a huge number
+    coin = _mix(_max(x, partner) ^ key) >> 31
+    return x ^ ((x ^ partner) * coin)
+
+
+def _min(a, b):
+    return np.minimum(a, b) if isinstance(a, np.ndarray) else jnp.minimum(a, b)
+
+
+def _max(a, b):
+    return np.maximum(a, b) if isinstance(a, np.ndarray) else jnp.maximum(a, b)
+
+
+def shuffle(x, epoch, *, n, seed, xp=np):
+    """The image of x under a random-looking permutation of 0 .. n - 1 that (seed, epoch) names.
+
+    Swap-or-not (Hoang, Morris & Rogaway 2012, fig. 1) with 4 ceil(log2 n) rounds, at least 16:
+    O(log n) work and memory for each element. ``x``, ``epoch`` and the result are uint32 of one
+    shape.
+    """
+    rounds = 4 * max(int(n - 1).bit_length(), 4)
+    n = np.uint32(n)
+    stream = _mix(_mix(xp.full(x.shape, seed, xp.uint32)) + epoch)
+    golden = np.arange(1, rounds + 1, dtype=np.uint32) * np.uint32(0x9E3779B9)
+    keys_RxB = _mix(stream[None] + golden.reshape(-1, *[1] * x.ndim))
+    if xp is np:
+        for key in keys_RxB:
+            x = _swap_or_not(x, key, n)
+        return x
+    return jax.lax.scan(lambda x, key: (_swap_or_not(x, key, n), None), x, keys_RxB)[0]
+
+
+def batch_indices(step, *, n, batch, seed, xp=np):
+    """Global indices I_B (int32) of training batch ``step``: a pure function of (seed, step).
+
+    .. math:: I_b = \\pi_{seed, e}(o), \\quad (e, o) = divmod(step \\cdot B + b, n)
+
+    with \\pi of :func:`shuffle`. Epochs abut: no example is dropped, or repeated within an epoch.
+    ``step`` may be an array [S], which gives [S, B]. ``xp=np`` computes on the host, ``xp=jnp``
+    inside jit (``step`` may be traced); both give the same values. Want (step + 1) * batch <= 2**32
+    and n <= 2**31.
+    """
+    step = xp.asarray(step).astype(xp.uint32)
+    position = step[..., None] * np.uint32(batch) + np.arange(batch, dtype=np.uint32)
+    epoch, offset = position // np.uint32(n), position % np.uint32(n)
+    return shuffle(offset, epoch, n=n, seed=seed, xp=xp).astype(xp.int32)
+
+
+def eval_batches(n, batch):
+    """Yield (indices int32 [batch], mask bool [batch]): every example once, padding masked."""
+    for start in range(0, n, batch):
+        mask = np.arange(start, start + batch) < n
+        yield np.where(mask, np.arange(start, start + batch), 0).astype(np.int32), mask
+
+
+def host_batches(split, *, start, steps, batch, seed, prefetch=4):
+    """Training batches start .. start + steps - 1, prepared in threads ahead of their use.
+
+    Each is {'image': uint8 [B, H, W, C], 'label': int32 [B] (zeros where there are none),
+    'id': int32 [B]}.
+    The order is :func:`batch_indices`', so any start is exact and there is no state to save.
+    """
+    import grain
+
+    n = len(split.image)
+
+    def gather(step):
+        ids = batch_indices(step, n=n, batch=batch, seed=seed)
+        label = np.zeros(batch, np.int32) if split.label is None else split.label[ids]
+        return {"image": np.asarray(split.image[ids]), "label": label, "id": ids}
+
+    options = grain.ReadOptions(num_threads=2 if prefetch else 0, prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.range(start, start + steps).map(gather).to_iter_dataset(options))
+
+
+def to_input(image, ids_B, key, *, levels, binarize, shift=0, flip=False):
+    """uint8 [B, H, W, C] -> float32 in [0, 1], binarised and augmented; runs inside jit.
+
+    ``binarize``: 'none'; 'threshold', x > 1/2; 'static', x ~ Bernoulli(value), the same whenever
+    an example (its id) is met; 'dynamic', drawn anew from the step's ``key`` (Burda et al. 2015,
+    arXiv:1509.00519). Training images are then moved by up to ``shift`` pixels each way, zeros
+    coming in, and mirrored with probability 1/2 if ``flip``. ``key=None`` is evaluation: no
+    augmentation, and 'dynamic' draws as 'static', so that no pass resamples the data. Every
+    example has its own key, so the values do not depend on the number of devices.
+    """
+    x = image.astype(jnp.float32) / (levels - 1)
+    if binarize == "threshold":
+        x = (x > 0.5).astype(jnp.float32)
+    elif binarize != "none" and levels > 2:
+        if binarize == "dynamic" and key is not None:
+            keys_B = _keys(jax.random.fold_in(key, 0), jnp.arange(len(x)))
+        elif binarize in ("static", "dynamic"):
+            keys_B = _keys(jax.random.key(STATIC_SEED, impl="threefry2x32"), ids_B)
+        else:
+            raise UserError(f"data.binarize={binarize}: want none, threshold, static or dynamic")
+        x = jax.vmap(lambda k, p: jax.random.uniform(k, p.shape) < p)(keys_B, x).astype(jnp.float32)
+    if key is None or not (shift or flip):
+        return x
+    keys_B = _keys(jax.random.fold_in(key, 1), jnp.arange(len(x)))
+    return jax.vmap(lambda k, x: _augment(k, x, shift, flip))(keys_B, x)
+
+
+def _keys(key, ids_B):
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids_B)
+
+
+def _augment(key, x_HxWxC, shift, flip):
+    key_shift, key_flip = jax.random.split(key)
+    if shift:
+        dy, dx = jax.random.randint(key_shift, (2,), 0, 2 * shift + 1)
+        padded = jnp.pad(x_HxWxC, ((shift, shift), (shift, shift), (0, 0)))
+        x_HxWxC = jax.lax.dynamic_slice(padded, (dy, dx, 0), x_HxWxC.shape)
+    if flip:
+        x_HxWxC = jnp.where(jax.random.bernoulli(key_flip), x_HxWxC[:, ::-1], x_HxWxC)
+    return x_HxWxC

@@ -1,0 +1,60 @@
+"""Densities, divergences, likelihoods, priors and flows: nats, summed over event dimensions."""
+
+from vae_jax.densities.flows import (
+    Flow,
+    autoregressive,
+    autoregressive_flow,
+    coupling,
+    coupling_flow,
+    made_masks,
+)
+from vae_jax.densities.gaussian import (
+    FullNormal,
+    Normal,
+    entropy_normal,
+    kl,
+    kl_full_normal,
+    kl_normal,
+    kl_std_normal,
+    log_normal,
+    real,
+    scale_tril,
+    soft_clip,
+    stop,
+)
+from vae_jax.densities.likelihoods import (
+    LIKELIHOODS,
+    Likelihood,
+    bits_per_dim,
+    check,
+    log_discretized_logistic,
+)
+from vae_jax.densities.priors import MixtureOfNormals, label_normal
+
+__all__ = [
+    "LIKELIHOODS",
+    "Flow",
+    "FullNormal",
+    "Likelihood",
+    "MixtureOfNormals",
+    "Normal",
+    "autoregressive",
+    "autoregressive_flow",
+    "bits_per_dim",
+    "check",
+    "coupling",
+    "coupling_flow",
+    "entropy_normal",
+    "kl",
+    "kl_full_normal",
+    "kl_normal",
+    "kl_std_normal",
+    "label_normal",
+    "log_discretized_logistic",
+    "log_normal",
+    "made_masks",
+    "real",
+    "scale_tril",
+    "soft_clip",
+    "stop",
+]

@@ -1,0 +1,27 @@
+"""Pictures: reconstructions, samples from the prior, interpolations; as arrays in [0, 1]."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax import compile as compile_lib
+
+
+def pictures(model, params, x_NxHxWxC, key, *, samples=64, rows=6, columns=10):
+    """Means of p(x|z) for z the posterior means of x, for prior samples, and on straight lines between
+    the posterior means of pairs; a dict of arrays."""
+
+    def program(params, x, key):
+        mean = lambda z: model.likelihood.mean(model.decode(params, z))  # noqa: E731
+        mu = model.encode(params, x).mu
+        z = model.prior(params).sample(key, (samples,))
+        t = jnp.linspace(0, 1, columns)[None, :, None]
+        line = (1 - t) * mu[:rows, None] + t * mu[rows : 2 * rows, None]
+        return {
+            "reconstructions": mean(mu),
+            "samples": mean(z),
+            "interpolations": mean(line.reshape(-1, mu.shape[1])).reshape(rows, columns, *model.shape),
+        }
+
+    out = compile_lib.simple(program)(params, x_NxHxWxC, key)
+    return {"originals": np.asarray(x_NxHxWxC)} | jax.tree.map(np.asarray, out)

@@ -1,0 +1,78 @@
+"""One evaluation of a model on the exact test set: metrics.json's figures and the report's pictures."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax import compile as compile_lib
+from vae_jax import data, densities
+from vae_jax.evaluate import classification, generation, likelihood, recognition
+from vae_jax.step import stream
+
+
+def forward(c, model, params, split, levels, mesh):
+    """Posterior means and logits at them over a whole split: {'mu': NxD, 'logits': NxY}."""
+    to_x = likelihood.inputs(c, levels)
+
+    def program(params, batch):
+        mu = model.encode(params, to_x(batch)).mu
+        return {"mu": mu} | ({} if model.classify is None else {"logits": model.classify(params, mu)})
+
+    run = compile_lib.over_batches(program, mesh)
+    rows = [(run(params, batch), real) for batch, real in likelihood.batches(split, c.eval.batch, mesh)]
+    return likelihood.gather(rows)
+
+
+def evaluate(c, model, params, dataset, mesh, *, iw_k):
+    """(metrics, why, pictures, latents): all that eval.py writes.
+
+    metrics is flat with units in its names; a figure without a meaning is None, and ``why`` says why.
+    Noise is keyed by example id, so the figures depend on neither the batch size nor the devices.
+    """
+    test, levels = dataset.test, dataset.levels
+    names = (
+        "accuracy cross_entropy_nats ece elbo_nats kl_nats reconstruction_nats iw_nats iw_nats_se iw_k "
+        "bits_per_dim knn_accuracy active_units"
+    ).split()
+    metrics, why = {"n": len(test.image)} | dict.fromkeys(names), {}
+    out = forward(c, model, params, test, levels, mesh)
+    metrics["active_units"] = recognition.active_units(out["mu"])
+    confusion = None
+    if test.label is None:
+        why |= dict.fromkeys(("accuracy", "cross_entropy_nats", "ece", "knn_accuracy"), "the data has no labels")
+    else:
+        train = forward(c, model, params, dataset.train, levels, mesh)
+        metrics["knn_accuracy"] = recognition.knn_accuracy(
+            train["mu"], dataset.train.label, out["mu"], test.label
+        )
+        if model.classify is None:
+            why |= dict.fromkeys(("accuracy", "cross_entropy_nats", "ece"), "the model has no classifier")
+        else:
+            figures, confusion = classification.figures(out["logits"], test.label)
+            metrics |= figures
+
+    pictures = {"latents": out["mu"], "latent_labels": test.label, "confusion": confusion}
+    if model.decode is None:
+        missing = "elbo_nats kl_nats reconstruction_nats iw_nats iw_nats_se iw_k bits_per_dim".split()
+        why |= dict.fromkeys(missing, "the model has no decoder")
+        return metrics, why, pictures
+    rows = likelihood.log_likelihood(
+        c, model, params, test, levels, mesh, stream(c.seed, "test"), k=iw_k
+    )
+    iw = rows["iw"]
+    metrics |= {
+        "elbo_nats": rows["elbo"].mean(),
+        "kl_nats": rows["kl"].mean(),
+        "reconstruction_nats": -rows["log_px"].mean(),
+        "iw_nats": iw.mean(),
+        "iw_nats_se": iw.std(ddof=1) / np.sqrt(len(iw)),
+        "iw_k": iw_k,
+    }
+    if model.likelihood.discrete:
+        metrics["bits_per_dim"] = densities.bits_per_dim(-metrics["iw_nats"], dataset.shape)
+    else:
+        why["bits_per_dim"] = f"{c.likelihood.name} is a density, not a likelihood of discrete data"
+    x = data.to_input(
+        jnp.asarray(test.image[:100]), jnp.arange(min(100, len(test.image))), None, levels=levels, binarize=c.data.binarize
+    )
+    pictures |= generation.pictures(model, params, x, stream(c.seed, "pictures"))
+    return {k: v if v is None else float(v) if isinstance(v, float | np.floating) else int(v) for k, v in metrics.items()}, why, pictures

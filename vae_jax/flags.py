@@ -1,0 +1,87 @@
+"""The command line: absl flags, a config page and its overrides; errors are one line, exit code 2."""
+
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from vae_jax import config as config_lib
+from vae_jax.config import UserError
+
+PREFIX = "--config."
+
+
+def overrides(argv):
+    """The words ``--config.field=value`` of a command line, as [(field, value)]."""
+    found = []
+    for word in argv:
+        if word.startswith(PREFIX):
+            field, equals, value = word[len(PREFIX) :].partition("=")
+            if not equals:
+                raise UserError(f"{field}: want {PREFIX}{field}=VALUE")
+            found.append((field, value))
+    return found
+
+
+def apply(c, pairs):
+    """Apply overrides in order; ``SECTION.name`` first, since it changes which fields there are."""
+    for section in config_lib.CALLS:
+        names = [v for f, v in pairs if f == f"{section}.name"]
+        if names and names[-1] != c[section].name:
+            new = config_lib.call(section, names[-1])
+            # What the page set and the new one also takes stays as the page has it.
+            new.update({k: v for k, v in c[section].items() if k in new and k != "name"})
+            c[section] = new
+    for field, value in pairs:
+        _check_known(c, field, value)
+    values = flags.FlagValues()
+    argv = ["", *(f"{PREFIX}{field}={value}" for field, value in pairs)]
+    config_flags.DEFINE_config_dict("config", c, flag_values=values, sys_argv=argv)
+    for word in argv[1:]:
+        try:
+            values(["", word])
+        except (flags.Error, TypeError, ValueError):
+            field, _, value = word[len(PREFIX) :].partition("=")
+            old = config_lib.flatten(c)[field]
+            raise UserError(f"{field}={value}: want {type(old).__name__}, such as {old!r}") from None
+    return values.config if pairs else c
+
+
+def _check_known(c, field, value):
+    flat = config_lib.flatten(c)
+    if field not in flat:
+        inside = [f for f in flat if f.startswith(field + ".")]
+        if inside:
+            raise UserError(f"{field}={value}: a section; set one of its fields, such as {inside[0]}")
+        raise UserError(f"{field}={value}: unknown field; {config_lib.nearest(field, flat)}")
+
+
+def parse(argv, define):
+    """Parse a script's flags. ``define(flag_values)`` declares them; returns (flags, overrides).
+
+    Wrong flags raise :class:`UserError`; ``--help`` prints and exits as absl does.
+    """
+    values = flags.FlagValues()
+    define(values)
+    flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
+    pairs = overrides(argv[1:])
+    try:
+        rest = values([a for a in argv if not a.startswith(PREFIX)])
+    except flags.Error as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    if values.help:
+        print(sys.modules["__main__"].__doc__ or "")
+        print(values.main_module_help() or values.get_help())
+        raise SystemExit(0)
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]}: want flags only, as in --workdir={rest[1]}")
+    return values, pairs
+
+
+def main(run):
+    """Run a script's ``run(argv)``: a :class:`UserError` is one line on stderr and exit code 2."""
+    try:
+        sys.exit(run(sys.argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,143 @@
+"""A VAE as plain functions of its parameters, built from the nets that a config names."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax import config as config_lib
+from vae_jax import densities, nets
+from vae_jax.config import UserError
+
+
+class Draw(NamedTuple):
+    """One stochastic pass x → z → p(x|z) for each example; nats.
+
+    L is the number of stochastic levels: 1 for a one-layer VAE. Objectives see only these, so they
+    serve a hierarchy as they are.
+    """
+
+    log_px: jax.Array  # B      log p(x|z)
+    log_pz: jax.Array  # BxL    log p(z), level by level
+    log_qz: jax.Array  # BxL    log q(z|x)
+    kl: jax.Array  # BxL        analytic where it is known, else log q − log p
+    z: Any  # what a classifier may look at: BxD
+
+    @property
+    def log_w(self):
+        """log p(x, z) − log q(z|x), shape B: the importance weight of this draw."""
+        return self.log_px + jnp.sum(self.log_pz - self.log_qz, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Functions of (params, ...); every density is float32 and has shape B."""
+
+    shape: tuple[int, int, int]
+    classes: int  # Y; 0 where the data has no labels
+    latent: int  # D
+    likelihood: Any
+    init: Callable  # key → params
+    encode: Callable  # params, x_BxHxWxC → q(z|x), a distribution of densities
+    prior: Callable  # params → p(z)
+    decode: Callable | None  # params, z_BxD → out_BxHxWxO, the parameters of p(x|z)
+    classify: Callable | None  # params, z_BxD → logits_BxY
+
+    def log_px(self, params, x_BxHxWxC, z_BxD):
+        """log p(x|z), shape B."""
+        return self.likelihood.log_prob(self.decode(params, z_BxD), x_BxHxWxC)
+
+    def draw(self, params, x_BxHxWxC, key, *, stop=False):
+        """One :class:`Draw` with z ~ q(z|x).
+
+        ``stop``: the *parameters* inside log q are constants, the path through z is not (sticking the
+        landing; Roeder et al. 2017, arXiv:1703.09194, eq. 7), and the KL is the sampled one.
+        """
+        q, p = self.encode(params, x_BxHxWxC), self.prior(params)
+        z, log_qz = q.sample_and_log_prob(key)
+        if stop:
+            log_qz = densities.stop(q).log_prob(z)
+        log_pz = p.log_prob(z)
+        kl = None if stop else densities.kl(q, p)
+        kl = log_qz - log_pz if kl is None else kl
+        log_px = self.log_px(params, x_BxHxWxC, z)
+        return Draw(log_px, log_pz[:, None], log_qz[:, None], kl[:, None], z)
+
+
+def build(c, *, shape, levels, classes, binary):
+    """The model of a config for images of this shape and number of grey levels.
+
+    ``binary``: the nets see images of {0, 1} (two-level data, or binarised).
+
+    Raises:
+      UserError: the likelihood is not one of this data, or a part that another one needs is missing.
+    """
+    levels = 2 if binary else levels
+    likelihood = config_lib.build("likelihood", c.likelihood, levels=levels)
+    densities.check(likelihood, levels_of_data=levels, binarized=binary)
+    if c.classifier.name != "none" and not classes:
+        raise UserError(f"classifier.name={c.classifier.name}: data.name={c.data.name} has no labels; want none")
+    dtype = jnp.dtype(c.dtype)
+    height, width, channels = shape
+    modules = {
+        "encoder": config_lib.build("encoder", c.encoder, dtype=dtype),
+        "posterior": config_lib.build("posterior", c.posterior, shape=c.latent, dtype=dtype),
+        "prior": config_lib.build("prior", c.prior, shape=c.latent, dtype=dtype),
+    }
+    if c.decoder.name != "none":
+        out = (height, width, likelihood.outputs(channels))
+        modules["decoder"] = config_lib.build("decoder", c.decoder, shape=out, dtype=dtype)
+    if c.classifier.name != "none":
+        modules["classifier"] = config_lib.build("classifier", c.classifier, outputs=classes, dtype=dtype)
+
+    def apply(part, params, *args):
+        return modules[part].apply({"params": params[part]}, *args)
+
+    def encode(params, x):
+        return apply("posterior", params, apply("encoder", params, x.astype(dtype)))
+
+    def prior(params):
+        return apply("prior", params)
+
+    def decode(params, z):
+        return apply("decoder", params, z.astype(dtype)).astype(jnp.float32)
+
+    def classify(params, z):
+        return apply("classifier", params, z.astype(dtype)).astype(jnp.float32)
+
+    def init(key):
+        x, z = jnp.zeros((1, *shape), dtype), jnp.zeros((1, c.latent), dtype)
+        keys = {part: jax.random.fold_in(key, i) for i, part in enumerate(sorted(nets.PARTS))}
+        features, encoder = modules["encoder"].init_with_output(keys["encoder"], x)
+        inputs = {"posterior": (features,), "prior": (), "decoder": (z,), "classifier": (z,)}
+        variables = {"encoder": encoder}
+        for part in modules:
+            if part != "encoder":
+                variables[part] = modules[part].init(keys[part], *inputs[part])
+        return {part: v.get("params", {}) for part, v in variables.items()}
+
+    return Model(
+        shape=shape,
+        classes=classes,
+        latent=c.latent,
+        likelihood=likelihood,
+        init=init,
+        encode=encode,
+        prior=prior,
+        decode=decode if "decoder" in modules else None,
+        classify=classify if "classifier" in modules else None,
+    )
+
+
+def build_for(c, dataset):
+    """:func:`build` for a data set of ``data.load``."""
+    binary = dataset.levels == 2 or c.data.binarize != "none"
+    return build(
+        c,
+        shape=dataset.shape,
+        levels=dataset.levels,
+        classes=len(dataset.classes),
+        binary=binary,
+    )

@@ -1,0 +1,19 @@
+"""Pure linen modules: image → features, z → p(x|z)'s parameters, z → logits. No losses, no sampling.
+
+An encoder maps x_BxHxWxC to features_BxF; a decoder has ``shape = (H, W, O)`` and maps z_BxD to
+out_BxHxWxO; a classifier has ``outputs`` and maps z_BxD to logits_BxY. Their other fields are the
+fields of the config's section of that name.
+"""
+
+from vae_jax.nets.conv import ConvDecoder, ConvEncoder
+from vae_jax.nets.heads import FixedNormal, Gaussian
+from vae_jax.nets.mlp import MLPClassifier, MLPDecoder, MLPEncoder
+
+ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder}
+DECODERS = {"none": None, "mlp": MLPDecoder, "conv": ConvDecoder}
+CLASSIFIERS = {"none": None, "mlp": MLPClassifier}
+# The parts of a model in a fixed order: each has its own key of initialisation.
+PARTS = ("classifier", "decoder", "encoder", "posterior", "prior")
+
+POSTERIORS = {"gaussian": Gaussian}
+PRIORS = {"normal": FixedNormal}

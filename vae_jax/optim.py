@@ -1,0 +1,41 @@
+"""Optimisers from optax, the learning rate as f(step), and the moving average of parameters."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def learning_rate(c, steps):
+    """f(step): linear warm-up over ``c.warmup`` steps, then constant or cosine to 0 at ``steps``."""
+    if c.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0 if c.warmup else c.lr, c.lr, c.warmup, steps)
+    if c.warmup:
+        return optax.linear_schedule(0.0, c.lr, c.warmup)
+    return optax.constant_schedule(c.lr)
+
+
+def optimizer(c, steps):
+    """The optax chain of ``config.optim``: clip by global norm, then Adam or AdamW.
+
+    Weight decay (AdamW; Loshchilov & Hutter 2019) is kept off biases, norms and all other vectors and
+    scalars: it shrinks weights, not offsets.
+    """
+    lr = learning_rate(c, steps)
+    if c.name == "adam":
+        tx = optax.adam(lr, c.b1, c.b2, c.eps)
+    else:
+        tx = optax.adamw(lr, c.b1, c.b2, c.eps, weight_decay=c.weight_decay, mask=is_weight)
+    return optax.chain(optax.clip_by_global_norm(c.clip), tx) if c.clip else tx
+
+
+def is_weight(params):
+    """True for each leaf of two or more dimensions."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def ema(average, params, step, decay):
+    """a ← d·a + (1 − d)·p with d = min(decay, (1 + step)/(10 + step)): short runs are not held back
+    by their first steps."""
+    step = step.astype(jnp.float32)
+    d = jnp.minimum(decay, (1 + step) / (10 + step))
+    return optax.incremental_update(params, average, 1 - d)
