@@ -45,8 +45,11 @@ def test_entropy_is_scipys():
 def test_kl_keeps_its_digits_as_a_dimension_collapses(logvar):
     want = 0.5 * (special.expm1(logvar) - logvar)  # float64
     zero = np.zeros((1, 1), np.float32)
-    for got in (de.kl_std_normal(zero, zero + logvar), de.kl_normal(zero, zero + logvar, zero, zero)):
-        np.testing.assert_allclose(got[0], want, rtol=5e-3 if abs(logvar) < 1e-3 else 1e-4)
+    for got in (
+        de.kl_std_normal(zero, zero + logvar),
+        de.kl_normal(zero, zero + logvar, zero, zero),
+    ):
+        np.testing.assert_allclose(got[0], want, rtol=5e-3 if abs(logvar) < 0.1 else 1e-5)
 
 
 def test_kl_of_bfloat16_parameters_is_computed_in_float32():
@@ -60,7 +63,7 @@ def test_kl_of_bfloat16_parameters_is_computed_in_float32():
     got = de.kl_std_normal(*rounded)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, exact(*rounded), rtol=1e-6)  # the sum adds no error
-    np.testing.assert_allclose(got, exact(mu, logvar), rtol=2e-3)  # the inputs' rounding
+    np.testing.assert_allclose(got, exact(mu, logvar), rtol=4e-3)  # the inputs' rounding, 2^-8
 
 
 def test_kl_is_numpyros():
@@ -96,7 +99,10 @@ PAIRS = {
         de.Normal(random(3, 4), random(3, 4, seed=1)),
         de.Normal(random(3, 4, seed=2), random(3, 4, seed=3)),
     ),
-    "diagonal-standard": (de.Normal(random(3, 4), random(3, 4, seed=1)), de.Normal(*np.zeros((2, 4)))),
+    "diagonal-standard": (
+        de.Normal(random(3, 4), random(3, 4, seed=1)),
+        de.Normal(*np.zeros((2, 4))),
+    ),
     "full-diagonal": (
         de.FullNormal(random(3, 4), tril(3, d=4)),
         de.Normal(random(3, 4, seed=2), random(3, 4, seed=3)),
@@ -137,8 +143,8 @@ def test_scale_tril_of_no_correlation_is_the_diagonal_normal():
     mu, logvar, z = random(5, 4), random(5, 4, seed=1), random(5, 4, seed=2)
     q = de.FullNormal(mu, de.scale_tril(logvar, np.zeros((5, 6))))
     np.testing.assert_allclose(q.log_prob(z), de.log_normal(z, mu, logvar), rtol=1e-5)
-    l_3x3 = de.scale_tril(jnp.zeros(3), jnp.array([1.0, 2.0, 3.0]))
-    np.testing.assert_array_equal(l_3x3, [[1, 0, 0], [1, 1, 0], [2, 3, 1]])
+    l_3x3 = de.scale_tril(2 * jnp.log(jnp.array([1.0, 2.0, 3.0])), jnp.array([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(l_3x3, [[1, 0, 0], [2, 2, 0], [6, 9, 3]], rtol=1e-6)
 
 
 DISTRIBUTIONS = {
@@ -191,7 +197,9 @@ def test_soft_clip_is_the_identity_in_the_middle_and_bounded_outside():
     got = de.soft_clip(far, -14.0, 14.0)
     assert (np.abs(got) <= 14).all() and (np.sign(got) == np.sign(far)).all()
     np.testing.assert_allclose(de.soft_clip(np.float32(14), -14.0, 14.0), 13.5)
-    np.testing.assert_array_equal(de.soft_clip(np.linspace(-0.25, 0.25, 9), -0.5, 0.5), np.linspace(-0.25, 0.25, 9))
+    np.testing.assert_array_equal(
+        de.soft_clip(np.linspace(-0.25, 0.25, 9), -0.5, 0.5), np.linspace(-0.25, 0.25, 9)
+    )
 
 
 def test_soft_clip_never_loses_the_gradient():
@@ -201,7 +209,9 @@ def test_soft_clip_never_loses_the_gradient():
     gradient = f(v)
     assert (gradient > 0).all() and (gradient <= 1).all()
     np.testing.assert_allclose(gradient, (1 + u) ** -2.0, rtol=1e-5)
-    assert (np.diff(de.soft_clip(np.linspace(-200, 200, 4001, dtype=np.float32), -14, 14)) > 0).all()
+    assert (
+        np.diff(de.soft_clip(np.linspace(-200, 200, 4001, dtype=np.float32), -14, 14)) > 0
+    ).all()
 
 
 def test_stop_leaves_the_path_through_z_only():
@@ -240,7 +250,9 @@ def test_mixture_density_is_the_direct_form_however_narrow(offset):
     )
     z = random(4, 8, 20, seed=2)
     z[0] = mixture.mu[:8] + 1e-3  # where a narrow component's square is a small difference
-    np.testing.assert_allclose(mixture.log_prob(z), direct_mixture(mixture, z), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(
+        mixture.log_prob(z), direct_mixture(mixture, z), rtol=1e-5, atol=1e-3
+    )
 
 
 def test_mixture_of_one_is_a_normal_and_logits_need_not_be_normalised():
@@ -268,35 +280,35 @@ def test_label_normal_takes_the_labels_row():
     np.testing.assert_allclose(got, de.log_normal(z, mu[y], logvar[y]), rtol=1e-6)
 
 
+def everything(z, mu, lv, mu2, lv2, lower):
+    """Every density and divergence once, of parameters BxD (lower BxT)."""
+    full = de.FullNormal(mu, de.scale_tril(lv, lower))
+    return (
+        de.log_normal(z, mu, lv),
+        de.kl_std_normal(mu, lv),
+        de.kl_normal(mu, lv, mu2, lv2),
+        de.kl(full, de.Normal(mu2, lv2)),
+        full.log_prob(z),
+        de.MixtureOfNormals(mu2[:, 0], mu, lv).log_prob(z),
+        de.soft_clip(lv, -1.0, 1.5),
+    )
+
+
 def test_gradients_are_those_of_finite_differences_in_float64():
     with jax.enable_x64(True):
-        f64 = lambda *a: tuple(np.asarray(v, np.float64) for v in a)  # noqa: E731
-        z, mu, lv, mu2, lv2 = f64(*(random(2, 3, seed=s) for s in range(5)))
-        lower = np.asarray(random(2, 3, seed=9), np.float64)
-        functions = {
-            de.log_normal: (z, mu, lv),
-            de.kl_std_normal: (mu, lv),
-            de.kl_normal: (mu, lv, mu2, lv2),
-            lambda z, mu, lv, t: de.FullNormal(mu, de.scale_tril(lv, t)).log_prob(z): (z, mu, lv, lower),
-            lambda mu, lv, t, *p: de.kl_full_normal(mu, de.scale_tril(lv, t), *p): (mu, lv, lower, mu2, lv2),
-            lambda z, *p: de.MixtureOfNormals(*p).log_prob(z): (z, z[:, 0], mu, lv),
-            lambda v: de.soft_clip(v, -1.0, 1.5): (np.linspace(-9, 9, 50),),
-        }
-        for f, arguments in functions.items():
-            assert f(*arguments).dtype == jnp.float64
-            check_grads(jax.jit(f), arguments, order=1, modes=["rev"], atol=1e-6, rtol=1e-6, eps=1e-6)
+        arguments = tuple(np.asarray(random(2, 3, seed=s), np.float64) for s in range(6))
+        assert all(v.dtype == jnp.float64 for v in jax.eval_shape(everything, *arguments))
+        check_grads(
+            jax.jit(everything), arguments, order=1, modes=["rev"], atol=1e-6, rtol=1e-6, eps=1e-6
+        )
 
 
-@pytest.mark.parametrize("logvar", [-30.0, 0.0, 30.0])
-def test_gradients_are_finite_at_extremes(logvar):
-    mu, z = random(4, 3, scale=3), random(4, 3, seed=1, scale=3)
-    lv = jnp.full((4, 3), logvar)
-    functions = (
-        lambda mu, lv, z: de.log_normal(z, mu, lv),
-        lambda mu, lv, z: de.kl_std_normal(mu, lv) + de.kl_normal(z, 0 * lv, mu, lv),
-        lambda mu, lv, z: de.FullNormal(mu, de.scale_tril(lv, z)).log_prob(z),
-        lambda mu, lv, z: de.MixtureOfNormals(mu[:, 0], mu, lv).log_prob(z),
+def test_values_and_gradients_are_finite_at_extremes():
+    arguments = [random(2, 3, seed=s, scale=3) for s in range(6)]
+    scalar = jax.jit(
+        jax.value_and_grad(lambda *a: sum(v.sum() for v in everything(*a)), argnums=range(6))
     )
-    for f in functions:
-        gradients = jax.grad(lambda *a, f=f: f(*a).sum(), argnums=(0, 1, 2))(mu, lv, z)
-        assert all(np.isfinite(g).all() for g in gradients)
+    for logvar in (-30.0, 0.0, 30.0):
+        arguments[2] = np.full((2, 3), logvar, np.float32)
+        value, gradients = scalar(*arguments)
+        assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)

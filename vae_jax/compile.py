@@ -84,7 +84,15 @@ def training(c, model, tx, mesh, dataset, state, places):
             return state, jnp.stack(list(metrics.values()))
 
         batches = None if resident else source
-        return jax.lax.scan(body, state, batches, length=steps, unroll=steps if c.unroll else 1)
+        if not c.unroll:
+            return jax.lax.scan(body, state, batches, length=steps)
+        # Written out here: even a scan of one unrolled step leaves a loop around the convolutions,
+        # and XLA on CPU then runs them about ten times slower.
+        rows = []
+        for i in range(steps):
+            state, row = body(state, jax.tree.map(lambda a, i=i: a[i], batches))
+            rows.append(row)
+        return state, jnp.stack(rows)
 
     whole = sharding.replicated(mesh)
     if resident:

@@ -19,7 +19,7 @@ from vae_jax.config import UserError
 
 
 def folder(name, *key):
-    """The cache folder of what ``name`` and ``key`` describe: VAE_JAX_CACHE, else ~/.cache/vae_jax."""
+    """The cache folder of what ``name`` and ``key`` say: VAE_JAX_CACHE, else ~/.cache/vae_jax."""
     root = pathlib.Path(os.environ.get("VAE_JAX_CACHE") or "~/.cache/vae_jax").expanduser()
     label = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[-40:]
     return root / f"{label}-{hashlib.sha256(repr((name, *key)).encode()).hexdigest()[:16]}"
@@ -35,7 +35,7 @@ def fingerprint(path):
 
 
 def load(path, shape, dtype, chunks):
-    """The array at ``path``, memory-mapped; built from ``chunks()`` (arrays along axis 0) if need be.
+    """The array at ``path``, memory-mapped; if need be built from ``chunks()``, along axis 0.
 
     Raises :class:`UserError` where the disk is full or cannot be written.
     """

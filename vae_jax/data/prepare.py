@@ -13,6 +13,7 @@ import io
 import lzma
 import os
 import pathlib
+import re
 import tarfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -44,7 +45,7 @@ class Original(NamedTuple):
 
 
 def read_idx(data):
-    """The array in a gzipped idx file (LeCun): two zero bytes, type 8 = uint8, rank, sizes, values."""
+    """The array in a gzipped idx file (LeCun): 0, 0, type 8 = uint8, rank, sizes, values."""
     raw = gzip.decompress(data)
     if raw[:3] != b"\0\0\x08":
         raise ValueError("not an idx file of bytes")
@@ -58,7 +59,7 @@ def read_amat(data):
 
 
 def read_cifar(data):
-    """(images [N, 32, 32, 3], labels [N]) from records of 1 label byte and 3 planes of 1,024 bytes."""
+    """(images [N, 32, 32, 3], labels [N]) from records of a label and 3 planes of 1,024 bytes."""
     records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0]
 
@@ -180,15 +181,16 @@ def prepare(name, data_dir="", manual_dir=""):
         root.mkdir(parents=True, exist_ok=True)
         builder = builder_class(data_dir=root, **arguments)
         builder.download_and_prepare(file_format="array_record", download_config=config)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # array_record raises RuntimeError("...: write() failed: No space left on device; ...").
+        failed = re.search(r"\w+\(\) failed: ([^;]*)", str(error))
+        if isinstance(error, RuntimeError) and not failed:
+            raise
+        why = failed[1] if failed else error.strerror or str(error).splitlines()[0]
         raise UserError(
-            f"--data_dir={root}: cannot write there ({_why(error)}); want a folder with free space"
+            f"--data_dir={root}: cannot write there ({why}); want a folder with free space"
         ) from None
     return pathlib.Path(builder.data_dir)
-
-
-def _why(error):
-    return error.strerror or str(error).splitlines()[0]
 
 
 def _builder_class(name, manual_dir):

@@ -58,7 +58,7 @@ def tfds(name, data_dir):
             stored = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         except NotImplementedError:
             raise UserError(
-                f"data.name={name}: {path} holds {builder.info.file_format.value} files, which need "
+                f"data.name={name}: {path} has {builder.info.file_format.value} files, which need "
                 f"TensorFlow; want array_record, as python -m vae_jax.data prepare {name} writes"
             ) from None
         return Source(

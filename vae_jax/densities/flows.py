@@ -1,6 +1,6 @@
 """Normalising flows: invertible steps, given conditioner *functions*, and their densities.
 
-A step is ``step(params, u_BxD, inverse=False) -> (z_BxD, log_det_B)`` with log_det = log |det dz/du|
+A step is ``step(params, u_BxD, inverse=False) -> (z_BxD, log_det_B)`` with log_det = log|det dz/du|
 of the map that was applied (nats). Leading axes broadcast, as in ``z_KxBxD``.
 """
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -100,13 +101,16 @@ def kl_full_normal(mu_q_BxD, scale_tril_BxDxD, mu_p_BxD, logvar_p_BxD):
 
 
 def scale_tril(logvar_BxD, lower_BxT):
-    """L_BxDxD with diagonal exp(logvar / 2) and ``lower``, T = D (D - 1) / 2 numbers, row by row
-    below it: what a net gives, made into the parameter of :class:`FullNormal`."""
+    """L_BxDxD = diag(exp(logvar / 2)) (I + T), where T is ``lower``, D (D - 1) / 2 numbers row by
+    row below the diagonal: what a net gives, made into the parameter of :class:`FullNormal`.
+
+    T is in units of the row's own scale, so L is as well conditioned as I + T whatever logvar is.
+    """
     logvar, lower = real(logvar_BxD), real(lower_BxT)
     d = logvar.shape[-1]
-    rows, columns = jnp.tril_indices(d, -1)
-    l_BxDxD = jnp.exp(0.5 * logvar)[..., None] * jnp.eye(d, dtype=logvar.dtype)
-    return l_BxDxD.at[..., rows, columns].set(lower)
+    rows, columns = np.tril_indices(d, -1)
+    unit = jnp.broadcast_to(jnp.eye(d, dtype=logvar.dtype), (*logvar.shape, d))
+    return jnp.exp(0.5 * logvar)[..., None] * unit.at[..., rows, columns].set(lower)
 
 
 def _diagonal(l_BxDxD):

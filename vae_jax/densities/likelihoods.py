@@ -280,7 +280,7 @@ def discretized_logistic(*, levels):
         levels,
         lambda c: 2 * c,
         lambda out, x: _sum(log_discretized_logistic(_bins(x, levels), *split(out), levels)),
-        lambda out: (_mean_logistic(*split(out)) + 1) / 2,
+        lambda out: jnp.clip((_mean_logistic(*split(out)) + 1) / 2, 0, 1),
         lambda key, out: (_sample_logistic(key, *split(out), levels) + 1) / 2,
     )
 
@@ -331,7 +331,8 @@ def discretized_mix_logistic(*, levels, components=10):
             mu += sum(g * before for g, before in zip(gammas, v, strict=True))
             v.append(_mean_logistic(mu, log_scale))
         pi = jax.nn.softmax(logits)
-        return jnp.stack([(jnp.sum(pi * v_M, axis=-1) + 1) / 2 for v_M in v], axis=-1)
+        mean = jnp.stack([(jnp.sum(pi * v_M, axis=-1) + 1) / 2 for v_M in v], axis=-1)
+        return jnp.clip(mean, 0, 1)  # against rounding
 
     def sample(key, out):
         logits, channels = split(out)
@@ -361,7 +362,8 @@ def categorical(*, levels):
         k = _bins(x, levels).astype(jnp.int32)[..., None]
         logits = split(out)
         shape = jnp.broadcast_shapes(k.shape[:-1], logits.shape[:-1])
-        chosen = jnp.take_along_axis(logits, jnp.broadcast_to(k, (*shape, 1)), axis=-1)[..., 0]
+        k, logits = jnp.broadcast_to(k, (*shape, 1)), jnp.broadcast_to(logits, (*shape, levels))
+        chosen = jnp.take_along_axis(logits, k, axis=-1)[..., 0]
         return _sum(chosen - jax.nn.logsumexp(logits, axis=-1))
 
     def mean(out):

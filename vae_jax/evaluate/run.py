@@ -72,7 +72,7 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
     else:
         why["bits_per_dim"] = f"{c.likelihood.name} is a density, not a likelihood of discrete data"
     x = data.to_input(
-        jnp.asarray(test.image[:100]), jnp.arange(min(100, len(test.image))), None, levels=levels, binarize=c.data.binarize
+        jnp.asarray(test.image[:40]), jnp.arange(min(40, len(test.image))), None, levels=levels, binarize=c.data.binarize
     )
     pictures |= generation.pictures(model, params, x, stream(c.seed, "pictures"))
     return {k: v if v is None else float(v) if isinstance(v, float | np.floating) else int(v) for k, v in metrics.items()}, why, pictures

@@ -1,4 +1,4 @@
-"""Conditioners of normalising flows. Their last layer starts at zero: a fresh flow is the identity."""
+"""Conditioners of flows. Their last layer starts at zero: a fresh flow is the identity."""
 
 from collections.abc import Sequence
 
