@@ -1,6 +1,6 @@
 """Evaluate a run on the exact test set: metrics.json, pictures and the report.
 
-    python eval.py --workdir=runs/digits [--iw_k=1000] [--checkpoint=best]
+python eval.py --workdir=runs/digits [--iw_k=1000] [--checkpoint=best]
 """
 
 from absl import flags

@@ -1,6 +1,6 @@
 """scikit-learn's 8x8 digits: a VAE that also classifies. The default; embedded, no download.
 
-    python train.py --config=configs/digits.py --workdir=runs/digits
+python train.py --config=configs/digits.py --workdir=runs/digits
 """
 
 from vae_jax import config

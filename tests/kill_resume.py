@@ -73,7 +73,9 @@ def trial(reference, folder, rng, kills=2):
     hits = sum(kill_once(workdir, rng) for _ in range(kills))
     finish(workdir)
     want, got = final_leaves(reference), final_leaves(workdir)
-    different = [k for k in want if k not in got or want[k].dtype != got[k].dtype or want[k].tobytes() != got[k].tobytes()]
+    different = [
+        k for k in want if k not in got or want[k].dtype != got[k].dtype or want[k].tobytes() != got[k].tobytes()
+    ]
     different += [k for k in got if k not in want]
     return hits, different, losses(reference) == losses(workdir)
 

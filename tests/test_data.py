@@ -44,9 +44,7 @@ def python(code, *arguments, **kwargs):
 
 
 def order(n, epoch, seed=0):
-    return batches.shuffle(
-        np.arange(n, dtype=np.uint32), np.full(n, epoch, np.uint32), n=n, seed=seed
-    )
+    return batches.shuffle(np.arange(n, dtype=np.uint32), np.full(n, epoch, np.uint32), n=n, seed=seed)
 
 
 def over_epochs(n, offset, epochs, seed=0):
@@ -135,9 +133,7 @@ def test_host_batches_are_exact_from_any_start(stream):
     split = data.load(config()).train
     if stream:
         image = split.image
-        split = split._replace(
-            image=data.Stream(lambda i: list(image[i]), np.arange(len(image)), (8, 8, 1))
-        )
+        split = split._replace(image=data.Stream(lambda i: list(image[i]), np.arange(len(image)), (8, 8, 1)))
     run = dict(batch=50, seed=3)
     straight = list(data.host_batches(split, start=0, steps=60, **run))
     resumed = list(data.host_batches(split, start=41, steps=19, prefetch=0, **run))
@@ -161,9 +157,7 @@ OFF = dict(levels=256, binarize="none", shift=0, flip=False)
 
 
 def to_input(image, ids, key, **changes):
-    return np.asarray(
-        jax.jit(lambda i, n, k: data.to_input(i, n, k, **{**OFF, **changes}))(image, ids, key)
-    )
+    return np.asarray(jax.jit(lambda i, n, k: data.to_input(i, n, k, **{**OFF, **changes}))(image, ids, key))
 
 
 def test_scaling_and_threshold():
@@ -175,9 +169,7 @@ def test_scaling_and_threshold():
         assert x.min() == 0 and to_input(255 - IMAGE, IDS, k).max() == 1
         np.testing.assert_array_equal(to_input(IMAGE, IDS, k, binarize="threshold"), IMAGE > 127)
     digits = np.array([[0, 8, 9, 16]], np.uint8).reshape(1, 2, 2, 1)
-    np.testing.assert_allclose(
-        to_input(digits, IDS[:1], None, levels=17).ravel(), [0, 0.5, 0.5625, 1]
-    )
+    np.testing.assert_allclose(to_input(digits, IDS[:1], None, levels=17).ravel(), [0, 0.5, 0.5625, 1])
     got = to_input(digits, IDS[:1], None, levels=17, binarize="threshold").ravel()
     np.testing.assert_array_equal(got, [0, 0, 1, 1])
 
@@ -197,14 +189,10 @@ def test_dynamic_binarisation_is_drawn_per_step_and_fixed_in_evaluation():
     grey = np.broadcast_to(value[:, None, None, None], (5, 100, 100, 1))
     x = to_input(grey, IDS[:5], a, binarize="dynamic")
     p = value / 255
-    assert (
-        np.abs(x.mean((1, 2, 3)) - p) <= 4 * np.sqrt(p * (1 - p) / 1e4)
-    ).all()  # 0 and 1 exactly
+    assert (np.abs(x.mean((1, 2, 3)) - p) <= 4 * np.sqrt(p * (1 - p) / 1e4)).all()  # 0 and 1 exactly
     y = to_input(grey, IDS[:5], b, binarize="dynamic")
     agree = p**2 + (1 - p) ** 2  # of two independent draws
-    assert (
-        np.abs((x == y).mean((1, 2, 3)) - agree) <= 4 * np.sqrt(agree * (1 - agree) / 1e4)
-    ).all()
+    assert (np.abs((x == y).mean((1, 2, 3)) - agree) <= 4 * np.sqrt(agree * (1 - agree) / 1e4)).all()
     fixed = to_input(grey, IDS[:5], None, binarize="dynamic")
     np.testing.assert_array_equal(fixed, to_input(grey, IDS[:5], None, binarize="static"))
 
@@ -243,9 +231,7 @@ def test_draws_do_not_depend_on_the_number_of_devices():
     seen = []
     for devices in (1, 8):
         auto = (jax.sharding.AxisType.Auto,)
-        mesh = jax.make_mesh(
-            (devices,), ("data",), axis_types=auto, devices=jax.devices()[:devices]
-        )
+        mesh = jax.make_mesh((devices,), ("data",), axis_types=auto, devices=jax.devices()[:devices])
         rows = jax.sharding.NamedSharding(mesh, jax.P("data"))
         x = f(*jax.device_put((image, np.arange(16)), rows), jax.random.key(5))
         assert len(x.sharding.device_set) == devices
@@ -449,15 +435,11 @@ def test_images_of_every_mode_and_size(tmp_path):
     assert read(PIL.Image.new("1", (1, 30), 1), channels=1).tolist() == [[[255]] * 4] * 4
     assert read(PIL.Image.new("CMYK", (31, 7)), "jpg").min() > 250
     bands = np.repeat(np.uint8([0, 120, 240]), 4)[None].repeat(4, 0)  # centre crop: the middle
-    np.testing.assert_array_equal(
-        read(PIL.Image.fromarray(bands), channels=1), np.full((4, 4, 1), 120)
-    )
+    np.testing.assert_array_equal(read(PIL.Image.fromarray(bands), channels=1), np.full((4, 4, 1), 120))
     upright = np.uint8([[0, 0, 0, 0], [0, 0, 0, 0], [255, 255, 255, 255], [255, 255, 255, 255]])
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # stored turned by a quarter
-    np.testing.assert_array_equal(
-        read(PIL.Image.fromarray(np.rot90(upright)), channels=1, exif=exif)[..., 0], upright
-    )
+    np.testing.assert_array_equal(read(PIL.Image.fromarray(np.rot90(upright)), channels=1, exif=exif)[..., 0], upright)
 
 
 def _empty(root):
@@ -596,9 +578,7 @@ def test_altered_or_missing_originals_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=rf"^{packed}: cannot be read"):
         prepare.prepare("tiny", tmp_path / "data", tmp_path / "manual")
     packed.unlink()
-    with pytest.raises(
-        UserError, match=r"^prepare=tiny: want --manual_dir=DIR that holds t10k-labels"
-    ):
+    with pytest.raises(UserError, match=r"^prepare=tiny: want --manual_dir=DIR that holds t10k-labels"):
         prepare.prepare("tiny", tmp_path / "data", tmp_path / "manual")
     with pytest.raises(UserError, match=r"^--manual_dir=.*nowhere: no such folder"):
         prepare.prepare("tiny", tmp_path / "data", tmp_path / "nowhere")
@@ -745,9 +725,7 @@ def test_real_sets_are_prepared_and_read(data_dir, tmp_path, name, folder, sizes
         return lzma.decompress(value) if path.suffix == ".xz" else value
 
     def summary(pairs):
-        return sorted(
-            hashlib.md5(bytes(x) + bytes([0 if y is None else y])).digest() for x, y in pairs
-        )
+        return sorted(hashlib.md5(bytes(x) + bytes([0 if y is None else y])).digest() for x, y in pairs)
 
     labels = [None] * sizes[2] if d.test.label is None else d.test.label.tolist()
     pairs = [(np.ascontiguousarray(x), y) for x, y in prepare.ORIGINALS[name].read(get)["test"]]

@@ -44,12 +44,20 @@ FLAGS = [
     ("negative beta", ["--config.objective.beta=-2"], r"objective\.beta=-2\.0: want numbers >= 0"),
     ("unknown activation", ["--config.encoder.activation=rely"], r"encoder\.activation=rely: .*nearest: relu"),
     ("huge run", ["--config.steps=100000000"], r"steps=100000000: want steps \* batch < 2\*\*32"),
-    ("steps not in calls", ["--config.steps=1010"], r"steps=1010: want a multiple of steps_per_call=20, such as 10[02]0"),
+    (
+        "steps not in calls",
+        ["--config.steps=1010"],
+        r"steps=1010: want a multiple of steps_per_call=20, such as 10[02]0",
+    ),
     ("dtype", ["--config.dtype=float16"], r"dtype=float16: want float32 or bfloat16"),
     ("unknown net", ["--config.encoder.name=con"], r"encoder\.name=con: unknown; nearest: conv"),
     ("unknown objective", ["--config.objective.name=elbow"], r"objective\.name=elbow: unknown; nearest: elbo"),
     ("own loss, no file", ["--config.objective.name=no_file:f"], r"objective\.name=no_file:f: no file no_file\.py"),
-    ("field of another objective", ["--config.objective.name=elbo", "--config.objective.gamma=1"], r"objective\.gamma=1: unknown"),
+    (
+        "field of another objective",
+        ["--config.objective.name=elbo", "--config.objective.gamma=1"],
+        r"objective\.gamma=1: unknown",
+    ),
     ("unknown data", ["--config.data.name=digit"], r"data\.name=digit: .*digits"),
     ("unprepared data", ["--config.data.name=mnist", "--data_dir=/nonexistent"], r"mnist.*prepare mnist"),
     ("no such folder", ["--config.data.name=folder:/nonexistent", "--config.data.size=8"], r"/nonexistent"),
@@ -57,14 +65,34 @@ FLAGS = [
     ("binarize", ["--config.data.binarize=maybe"], r"data\.binarize=maybe: want none, threshold, static, dynamic"),
     ("shift beyond the image", ["--config.data.shift=9"], r"data\.shift=9: .*8"),
     ("Bernoulli on grey", ["--config.likelihood.name=bernoulli"], r"likelihood\.name=bernoulli: .*17 levels"),
-    ("density of binary data", ["--config.likelihood.name=gaussian", "--config.data.binarize=dynamic"], r"likelihood\.name=gaussian: .*binary"),
-    ("labels wanted, no classifier", ["--config.classifier.name=none"], r"classifier\.name=none: .*want classifier\.name=mlp"),
-    ("batch over devices", ["--config.batch=20"], r"batch=20: does not divide over 8 devices.*nearest that does: (16|24)"),
-    ("mesh that does not divide", ["--config.mesh.model=3"], r"mesh\.model=3: does not divide 8 devices; nearest that does: 2"),
+    (
+        "density of binary data",
+        ["--config.likelihood.name=gaussian", "--config.data.binarize=dynamic"],
+        r"likelihood\.name=gaussian: .*binary",
+    ),
+    (
+        "labels wanted, no classifier",
+        ["--config.classifier.name=none"],
+        r"classifier\.name=none: .*want classifier\.name=mlp",
+    ),
+    (
+        "batch over devices",
+        ["--config.batch=20"],
+        r"batch=20: does not divide over 8 devices.*nearest that does: (16|24)",
+    ),
+    (
+        "mesh that does not divide",
+        ["--config.mesh.model=3"],
+        r"mesh\.model=3: does not divide 8 devices; nearest that does: 2",
+    ),
     ("too many devices", ["--config.mesh.data=16"], r"mesh\.data=16: .*8 are there"),
     ("two free axes", ["--config.mesh.model=-1"], r"mesh\.model=-1: want at most one -1"),
     ("select", ["--config.eval.select=speed"], r"eval\.select=speed: want loss, elbo"),
-    ("warm-up of nothing", ["--config.warmup.steps=10", "--config.warmup.of=alpha"], r"warmup\.of=alpha: objective joint has beta, gamma"),
+    (
+        "warm-up of nothing",
+        ["--config.warmup.steps=10", "--config.warmup.of=alpha"],
+        r"warmup\.of=alpha: objective joint has beta, gamma",
+    ),
     ("decay for adam", ["--config.optim.name=adam"], r"optim\.weight_decay=0\.01: adam has none"),
     ("unknown flag", ["--wrkdir=x"], r"Unknown command line flag 'wrkdir'"),
     ("a word", ["extra"], r"extra: want flags only"),
@@ -92,7 +120,10 @@ def test_config_pages(tmp_path):
         ("def get_config(:\n", r"page\.py: line 1"),
         ("x = 1\n", r"no function get_config"),
         ("from vae_jax import config\ndef get_config():\n c = config.default()\n c.optim.lrr = 1\n return c\n", r"lrr"),
-        ("from vae_jax import config\ndef get_config():\n c = config.default()\n c.batch = 'x'\n return c\n", r"batch|int"),
+        (
+            "from vae_jax import config\ndef get_config():\n c = config.default()\n c.batch = 'x'\n return c\n",
+            r"batch|int",
+        ),
         (
             "from vae_jax import config\ndef get_config():\n c = config.default()\n"
             " c.objective = config.call('objective', 'elbo', betta=1.0)\n return c\n",
@@ -102,7 +133,11 @@ def test_config_pages(tmp_path):
     for text, pattern in cases:
         page.write_text(text)
         says(train.run, ["train.py", f"--config={page}", f"--workdir={tmp_path / 'run'}"], pattern)
-    says(train.run, ["train.py", "--config=configs/digit.py", "--workdir=x"], r"configs/digit\.py: no such file; nearest: digits\.py")
+    says(
+        train.run,
+        ["train.py", "--config=configs/digit.py", "--workdir=x"],
+        r"configs/digit\.py: no such file; nearest: digits\.py",
+    )
     says(train.run, ["train.py", DIGITS], r"workdir: want --workdir=FOLDER")
 
 
@@ -113,7 +148,9 @@ def test_workdirs(tmp_path):
     says(evaluate.run, ["eval.py", f"--workdir={file}"], r"is a file")
     says(evaluate.run, ["eval.py", f"--workdir={tmp_path / 'none'}"], r"no run in it")
     says(evaluate.run, ["eval.py"], r"workdir: want")
-    says(evaluate.run, ["eval.py", "--workdir=x", "--checkpoint=first"], r"checkpoint=first: want best, latest or a step")
+    says(
+        evaluate.run, ["eval.py", "--workdir=x", "--checkpoint=first"], r"checkpoint=first: want best, latest or a step"
+    )
     says(evaluate.run, ["eval.py", "--workdir=x", "--iw_k=0"], r"iw_k")
     says(evaluate.run, ["eval.py", "--workdir=x", "--config.batch=3"], r"batch: the run's config is fixed")
     broken = tmp_path / "broken"
@@ -174,4 +211,8 @@ def test_a_disk_that_takes_no_more(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() == 0 and not os.path.isdir("/proc/sys"), reason="needs a folder that refuses writes")
 def test_a_disk_that_cannot_be_written():
-    says(train.run, ["train.py", DIGITS, "--workdir=/proc/sys/vae_jax_run"], r"workdir=/proc/sys/vae_jax_run: cannot write")
+    says(
+        train.run,
+        ["train.py", DIGITS, "--workdir=/proc/sys/vae_jax_run"],
+        r"workdir=/proc/sys/vae_jax_run: cannot write",
+    )

@@ -26,9 +26,7 @@ def coupling_flow(d, scale=None):
     net = CouplingNet(hidden=(16,), out=d)
     params = [net.init(jax.random.key(i), jnp.zeros(d))["params"] for i in range(STEPS)]
     params = params if scale is None else perturb(params, scale)
-    return de.coupling_flow(
-        de.Normal(jnp.zeros(d), jnp.zeros(d)), lambda p, z: net.apply({"params": p}, z), params
-    )
+    return de.coupling_flow(de.Normal(jnp.zeros(d), jnp.zeros(d)), lambda p, z: net.apply({"params": p}, z), params)
 
 
 def iaf(b, d, scale=None):
@@ -36,14 +34,10 @@ def iaf(b, d, scale=None):
     net = MADE(hidden=(12, 16), dim=d)
     draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)  # noqa: E731
     context = draw(7, b, 5)
-    params = [
-        net.init(jax.random.key(i), jnp.zeros((b, d)), context)["params"] for i in range(STEPS)
-    ]
+    params = [net.init(jax.random.key(i), jnp.zeros((b, d)), context)["params"] for i in range(STEPS)]
     params = params if scale is None else perturb(params, scale)
     base = de.Normal(draw(8, b, d), 0.3 * draw(9, b, d))
-    return de.autoregressive_flow(
-        base, lambda p, z, c: net.apply({"params": p}, z, c), params, context
-    )
+    return de.autoregressive_flow(base, lambda p, z, c: net.apply({"params": p}, z, c), params, context)
 
 
 def flow_of(kind, b, d, scale=None):
@@ -59,9 +53,7 @@ def test_made_sees_earlier_dimensions_and_all_of_the_context(dim, hidden):
     z, context = jax.random.normal(KEY, (dim,)), jnp.ones(3)
     params = perturb(net.init(KEY, z, context), 1.0)
     for output in (0, 1):
-        by_z, by_context = jax.jacobian(lambda *a, o=output: net.apply(params, *a)[o], (0, 1))(
-            z, context
-        )
+        by_z, by_context = jax.jacobian(lambda *a, o=output: net.apply(params, *a)[o], (0, 1))(z, context)
         below = np.tri(dim, k=-1, dtype=bool)
         assert (by_z[~below] == 0).all()
         assert (by_z[below] != 0).all()
@@ -152,9 +144,7 @@ def test_a_flows_density_integrates_to_one_and_is_that_of_its_samples(kind):
     for moment in (lambda v: v, np.abs, lambda v: v[:, :1] * v[:, 1:]):
         values = moment(z)
         error = values.std(0) / np.sqrt(len(values))
-        assert (
-            np.abs(values.mean(0) - p @ moment(np.asarray(grid_GxD)[:, 0])) < 4 * error + 2e-3
-        ).all()
+        assert (np.abs(values.mean(0) - p @ moment(np.asarray(grid_GxD)[:, 0])) < 4 * error + 2e-3).all()
 
 
 @KINDS
@@ -194,6 +184,4 @@ def test_gradients_are_those_of_finite_differences_in_float64(kind):
         flow = jax.tree.map(lambda v: v.astype(jnp.float64), flow_of(kind, 2, 3, 0.4))
         z = jax.random.normal(KEY, (2, 3), jnp.float64)
         for f in (lambda f, z: f.log_prob(z), lambda f, z: f.sample_and_log_prob(KEY)):
-            check_grads(
-                jax.jit(f), (flow, z), order=1, modes=["rev"], atol=1e-5, rtol=1e-5, eps=1e-6
-            )
+            check_grads(jax.jit(f), (flow, z), order=1, modes=["rev"], atol=1e-5, rtol=1e-5, eps=1e-6)

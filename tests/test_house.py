@@ -256,11 +256,7 @@ def test_every_figure_in_the_readme_comes_from_results():
     assert results.render(text, ROOT / "results") == text, "run python -m vae_jax.results README.md"
     text = results.SPAN.sub("", results.BLOCK.sub("", text))
     text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
-    loose = [
-        line
-        for line in text.splitlines()
-        if FIGURE.search(line) and not re.search("arxiv|published", line, re.I)
-    ]
+    loose = [line for line in text.splitlines() if FIGURE.search(line) and not re.search("arxiv|published", line, re.I)]
     assert not loose, f"figures outside results marks: {loose}"
 
 

@@ -43,9 +43,7 @@ def test_the_table_says_what_each_is():
         assert likelihood.name == name
         kind = "binary" if name in BINARY else "levels" if name in LEVELS else "unit"
         assert likelihood.data == kind and likelihood.discrete == (kind != "unit")
-    outputs = {
-        name: (make(name, 17).outputs(1), make(name, 17).outputs(3)) for name in de.LIKELIHOODS
-    }
+    outputs = {name: (make(name, 17).outputs(1), make(name, 17).outputs(3)) for name in de.LIKELIHOODS}
     assert outputs == {
         "bernoulli": (1, 3),
         "continuous_bernoulli": (1, 3),
@@ -63,16 +61,12 @@ def test_the_table_says_what_each_is():
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0, 200.0])
-@pytest.mark.parametrize(
-    "name, levels", [("bernoulli", 2), *itertools.product(LEVELS, (2, 17, 256))]
-)
+@pytest.mark.parametrize("name, levels", [("bernoulli", 2), *itertools.product(LEVELS, (2, 17, 256))])
 def test_probabilities_of_all_levels_sum_to_one(name, levels, scale):
     likelihood = make(name, levels)
     log_p = likelihood.log_prob(random_out(likelihood, 50, 1, scale), all_images(levels, 1))
     assert log_p.shape == (levels, 50)
-    np.testing.assert_allclose(
-        special.logsumexp(np.float64(log_p), 0), 0, atol=2e-5 * max(scale, 1)
-    )
+    np.testing.assert_allclose(special.logsumexp(np.float64(log_p), 0), 0, atol=2e-5 * max(scale, 1))
 
 
 @pytest.mark.parametrize("name", LEVELS)
@@ -82,9 +76,7 @@ def test_probabilities_of_all_colours_sum_to_one(name):
     np.testing.assert_allclose(special.logsumexp(np.float64(log_p), 0), 0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "mu, log_scale", itertools.product((-200.0, -1.0, 0.1, 1.0, 200.0), (-30, -12, 0, 12))
-)
+@pytest.mark.parametrize("mu, log_scale", itertools.product((-200.0, -1.0, 0.1, 1.0, 200.0), (-30, -12, 0, 12)))
 def test_logistic_bins_sum_to_one_however_narrow(mu, log_scale):
     log_p = de.log_discretized_logistic(np.arange(256.0, dtype=np.float32), mu, log_scale, 256)
     assert np.isfinite(log_p).all()
@@ -170,14 +162,10 @@ def test_gaussians_are_scipys(c):
     def scipys(logvar):
         return stats.norm(np.float64(mu), np.exp(np.float64(logvar) / 2)).logpdf(x).sum((1, 2, 3))
 
-    np.testing.assert_allclose(
-        make("gaussian", logvar=-3.0).log_prob(mu, x), scipys(-3.0), rtol=1e-5
-    )
+    np.testing.assert_allclose(make("gaussian", logvar=-3.0).log_prob(mu, x), scipys(-3.0), rtol=1e-5)
     per_pixel = make("gaussian_learned").log_prob(np.concatenate([mu, lv], -1), x)
     np.testing.assert_allclose(per_pixel, scipys(lv), rtol=1e-5)
-    per_image = make("gaussian_learned", per="image").log_prob(
-        np.concatenate([mu, lv[..., :1]], -1), x
-    )
+    per_image = make("gaussian_learned", per="image").log_prob(np.concatenate([mu, lv[..., :1]], -1), x)
     mean = lv[..., :1].mean((1, 2), keepdims=True)
     np.testing.assert_allclose(per_image, scipys(mean), rtol=1e-5)
 
@@ -206,19 +194,13 @@ def logistic_bin(k, mu, s, levels):
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_discretized_logistic_is_scipys(levels):
-    k, mu, log_scale = np.meshgrid(
-        np.arange(levels), [-3.0, -1.0, 0.2, 1.0], [-4.0, -1.0, 3.0], indexing="ij"
-    )
+    k, mu, log_scale = np.meshgrid(np.arange(levels), [-3.0, -1.0, 0.2, 1.0], [-4.0, -1.0, 3.0], indexing="ij")
     got = de.log_discretized_logistic(*(np.float32(v) for v in (k, mu, log_scale)), levels)
-    np.testing.assert_allclose(
-        got, logistic_bin(k, mu, np.exp(log_scale), levels), rtol=2e-5, atol=2e-5
-    )
+    np.testing.assert_allclose(got, logistic_bin(k, mu, np.exp(log_scale), levels), rtol=2e-5, atol=2e-5)
     likelihood = make("discretized_logistic", levels)
     out = np.stack([mu, log_scale], -1).reshape(-1, 1, 1, 2).astype(np.float32)
     image = np.float32(k.reshape(-1, 1, 1, 1) / (levels - 1))
-    np.testing.assert_allclose(
-        likelihood.log_prob(out, image), got.reshape(-1), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(likelihood.log_prob(out, image), got.reshape(-1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("c", [1, 3])
@@ -226,11 +208,7 @@ def test_mixture_of_logistics_written_out(c):
     """Loops over pixels, components and channels in float64, as PixelCNN++ defines it."""
     levels, m = 17, 3
     likelihood = make("discretized_mix_logistic", levels, components=m)
-    out = (
-        np.random.default_rng(0)
-        .standard_normal((2, 2, 1, likelihood.outputs(c)))
-        .astype(np.float32)
-    )
+    out = np.random.default_rng(0).standard_normal((2, 2, 1, likelihood.outputs(c))).astype(np.float32)
     k = np.random.default_rng(1).integers(0, levels, (2, 2, 1, c))
     want = np.zeros(2)
     for b, h in np.ndindex(2, 2):
@@ -243,15 +221,10 @@ def test_mixture_of_logistics_written_out(c):
             means = [mu[0, i]]
             if c == 3:
                 means += [mu[1, i] + g[0] * v[0], mu[2, i] + g[1] * v[0] + g[2] * v[1]]
-            parts = [
-                logistic_bin(k[b, h, 0, j], means[j], np.exp(log_scale[j, i]), levels)
-                for j in range(c)
-            ]
+            parts = [logistic_bin(k[b, h, 0, j], means[j], np.exp(log_scale[j, i]), levels) for j in range(c)]
             terms.append(special.log_softmax(logits[0])[i] + sum(parts))
         want[b] += special.logsumexp(terms)
-    np.testing.assert_allclose(
-        likelihood.log_prob(out, np.float32(k / (levels - 1))), want, rtol=1e-5
-    )
+    np.testing.assert_allclose(likelihood.log_prob(out, np.float32(k / (levels - 1))), want, rtol=1e-5)
 
 
 def test_categorical_is_numpyros():
@@ -300,9 +273,7 @@ def test_values_and_gradients_are_finite_at_extremes(name):
         value, gradient = f(out, np.full((1, 1, 1), x, np.float32))
         assert np.isfinite(value) and np.isfinite(gradient).all()
     assert (likelihood.mean(out) >= 0).all() or name in UNIT
-    assert (
-        np.isfinite(likelihood.mean(out)).all() and np.isfinite(likelihood.sample(KEY, out)).all()
-    )
+    assert np.isfinite(likelihood.mean(out)).all() and np.isfinite(likelihood.sample(KEY, out)).all()
 
 
 @pytest.mark.parametrize("log_scale", [-30.0, -12.0, 12.0])

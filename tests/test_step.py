@@ -30,7 +30,7 @@ def program(c, devices):
     dataset = data.load(c.data)
     mesh = sharding.make_mesh(c.mesh, devices)
     m, tx = model.build_for(c, dataset), optim.optimizer(c.optim, c.steps)
-    state, places = compile_lib.init(c, m, tx, mesh)
+    state, places = compile_lib.init(c, m, tx, mesh, dataset)
     return state, compile_lib.training(c, m, tx, mesh, dataset, state, places), dataset
 
 
@@ -66,7 +66,7 @@ def test_a_tensor_parallel_mesh_has_the_same_trace(one_device):
     c = small(mesh__data=4, mesh__model=2)
     losses, state = trace(c, jax.devices()[:8], 20)
     np.testing.assert_allclose(losses, one_device[0], rtol=TOLERANCE)
-    kernel = state.params["encoder"]["Dense_0"]["kernel"]
+    kernel = state.params["encoder"]["Layer_0"]["dense"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (kernel.shape[0], kernel.shape[1] // 2)
 
 
@@ -84,7 +84,7 @@ def test_batches_from_the_host_are_the_batches_of_the_device(one_device):
 def test_nothing_recompiles_and_nothing_crosses_from_the_host():
     c = small()
     state, run, _ = program(c, jax.devices()[:8])
-    state, values = run.run(state, run.source, run.key)
+    state, _ = run.run(state, run.source, run.key)
     compilations = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **kw: compilations.append(event) if "compile" in event else None
@@ -92,7 +92,7 @@ def test_nothing_recompiles_and_nothing_crosses_from_the_host():
     before = len(compilations)
     with jax.transfer_guard("disallow"):
         for _ in range(5):
-            state, values = run.run(state, run.source, run.key)
+            state, _ = run.run(state, run.source, run.key)
     assert len(compilations) == before
     assert int(state.step) == 6
     with pytest.raises(Exception, match="transfer"), jax.transfer_guard("disallow"):
@@ -101,7 +101,7 @@ def test_nothing_recompiles_and_nothing_crosses_from_the_host():
 
 def test_the_state_is_donated():
     state, run, _ = program(small(), jax.devices()[:1])
-    leaf = state.params["encoder"]["Dense_0"]["kernel"]
+    leaf = state.params["encoder"]["Layer_0"]["dense"]["kernel"]
     run.run(state, run.source, run.key)
     assert leaf.is_deleted()
 

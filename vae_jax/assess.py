@@ -40,9 +40,7 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", say=print):
         raise UserError(f"workdir={workdir}: no good checkpoint in it")
     state, meta = found
     began = time.perf_counter()
-    metrics, why, pictures = evaluate(
-        c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=iw_k or c.eval.iw_k
-    )
+    metrics, why, pictures = evaluate(c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=iw_k or c.eval.iw_k)
     seconds = time.perf_counter() - began
     checkpoint.write_json(os.path.join(workdir, "metrics.json"), metrics)
     clock = meta["clock"]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae_jax import config as config_lib
 from vae_jax import data, sharding, step
 
 
@@ -30,20 +31,25 @@ class Training(NamedTuple):
 
 
 def _make_state(c, model, tx):
-    return lambda key: step.init_state(key, model=model, tx=tx, decay=c.optim.ema)
+    objective = config_lib.resolve("objective", c.objective.name)
+    return lambda key, mean: step.init_state(key, mean, model=model, objective=objective, tx=tx, decay=c.optim.ema)
 
 
 def shapes(c, model, tx, mesh):
     """A TrainState's shapes and its shardings; nothing is computed."""
-    tree = jax.eval_shape(_make_state(c, model, tx), step.stream(c.seed, "init"))
+    tree = jax.eval_shape(_make_state(c, model, tx), step.stream(c.seed, "init"), None)
     return tree, sharding.shardings(tree, mesh)
 
 
-def init(c, model, tx, mesh):
+def init(c, model, tx, mesh, dataset):
     """A fresh TrainState, born with its shardings, and those shardings."""
     _, places = shapes(c, model, tx, mesh)
+    mean = None
+    if c.bias_from_data:
+        sample = np.asarray(dataset.train.image[:60_000], np.float64)
+        mean = jnp.asarray(sample.mean(0) / (dataset.levels - 1), jnp.float32)
     make = jax.jit(_make_state(c, model, tx), out_shardings=places)
-    return make(step.stream(c.seed, "init")), places
+    return make(step.stream(c.seed, "init"), mean), places
 
 
 def on_device(split, mesh, limit_mb):
@@ -62,7 +68,7 @@ def training(c, model, tx, mesh, dataset, state, places):
     """
     n, size, steps = len(dataset.train.image), c.batch, c.steps_per_call
     sharding.check_batch(size, mesh)
-    terms = step.make_terms(c, model, dataset.levels)
+    terms = step.make_terms(c, model, dataset)
     source = on_device(dataset.train, mesh, c.data.on_device_mb)
     resident = source is not None
     split_batch = sharding.over_batch(mesh)

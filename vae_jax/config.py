@@ -14,7 +14,6 @@ import inspect
 import json
 import math
 import os
-import sys
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FrozenConfigDict
@@ -30,7 +29,7 @@ CALLS = {
     "objective": ("vae_jax.objectives", "OBJECTIVES"),
 }
 # Arguments that the model gives; never a field of the config.
-GIVEN = {"parent", "name", "dtype", "shape", "levels", "outputs", "model", "params", "batch", "key"}
+GIVEN = {"image", "parent", "name", "dtype", "shape", "levels", "outputs", "model", "params", "batch", "key"}
 BINARIZE = ("none", "threshold", "static", "dynamic")
 SELECT = ("loss", "elbo", "cross_entropy", "accuracy")
 
@@ -74,9 +73,7 @@ def arguments(function):
         fields = {f.name: f.default for f in dataclasses.fields(function) if f.init}
     else:
         fields = {
-            p.name: p.default
-            for p in inspect.signature(function).parameters.values()
-            if p.kind is p.KEYWORD_ONLY
+            p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
         }
     return {k: v for k, v in fields.items() if k not in GIVEN}
 
@@ -129,6 +126,7 @@ def default():
     c.prior = call("prior", "normal")
     c.likelihood = call("likelihood", "discretized_logistic")
     c.objective = call("objective", "elbo")
+    c.bias_from_data = False  # the decoder's output bias begins at the logit of the mean training image
 
     c.warmup = ConfigDict()  # objective.<of> goes from 0 to its value over these steps
     c.warmup.of = "beta"
@@ -138,7 +136,7 @@ def default():
     c.optim = ConfigDict()
     c.optim.name = "adamw"  # adam or adamw
     c.optim.lr = 1e-3
-    c.optim.schedule = "cosine"  # constant or cosine (to 0 at the last step)
+    c.optim.schedule = "cosine"  # constant, cosine (to 0 at the last step) or stages (Burda et al. 2016)
     c.optim.warmup = 0  # steps of linear warm-up
     c.optim.weight_decay = 0.0  # adamw only; never on biases, norms and other vectors
     c.optim.clip = 0.0  # global norm; 0 = off
@@ -180,7 +178,7 @@ LIMITS = {
     "warmup.cycles": _positive,
     "optim.name": (lambda v: v in ("adam", "adamw"), "adam or adamw"),
     "optim.lr": _positive,
-    "optim.schedule": (lambda v: v in ("constant", "cosine"), "constant or cosine"),
+    "optim.schedule": (lambda v: v in ("constant", "cosine", "stages"), "constant, cosine or stages"),
     "optim.warmup": _natural,
     "optim.weight_decay": _natural,
     "optim.clip": _natural,
@@ -218,8 +216,8 @@ def validate(c):
         if not test(flat[field]):
             raise UserError(f"{field}={flat[field]}: want {right}")
     for section in CALLS:
-        function = resolve(section, c[section].name)
-        _validate_call(section, c[section], arguments(function))
+        resolve(section, c[section].name)
+        _validate_call(section, c[section])
     for field in ("steps", "log_every", "eval.every"):
         if flat[field] % c.steps_per_call:
             s = c.steps_per_call
@@ -233,21 +231,19 @@ def validate(c):
         raise UserError(f"optim.warmup={c.optim.warmup}: want at most steps={c.steps}")
     if c.warmup.steps and c.warmup.of not in c.objective:
         numbers = [k for k, v in c.objective.items() if isinstance(v, float)]
-        raise UserError(f"warmup.of={c.warmup.of}: objective {c.objective.name} has {', '.join(numbers) or 'no weights'}")
+        raise UserError(
+            f"warmup.of={c.warmup.of}: objective {c.objective.name} has {', '.join(numbers) or 'no weights'}"
+        )
 
 
-def _validate_call(section, c, defaults):
+def _validate_call(section, c):
+    """Sizes of nets are numbers >= 1, all other numbers of a call >= 0 (a log-variance may be negative)."""
+    least = 1 if section in ("encoder", "decoder", "classifier") else 0
     for key, value in c.items():
-        if key == "name":
-            continue
-        if isinstance(value, bool) or isinstance(value, str):
-            continue
         items = value if isinstance(value, list | tuple) else (value,)
-        for v in items:
-            # Every size of a net is a positive number; weights of a loss may be 0, never negative.
-            least = 1 if isinstance(v, int) and section in ("encoder", "decoder", "classifier") else 0
-            if isinstance(v, int | float) and v < least and section not in ("likelihood",):
-                raise UserError(f"{section}.{key}={value}: want numbers >= {least}")
+        numbers = [v for v in items if isinstance(v, int | float) and not isinstance(v, bool)]
+        if key != "logvar" and any(v < least for v in numbers):
+            raise UserError(f"{section}.{key}={value}: want numbers >= {least}")
 
 
 def to_json(c):
@@ -260,7 +256,9 @@ def from_json(tree):
     c = default()
     for section in CALLS:
         if isinstance(tree.get(section), dict) and "name" in tree[section]:
-            c[section] = call(section, tree[section]["name"]) if ":" not in tree[section]["name"] else ConfigDict(tree[section])
+            c[section] = (
+                call(section, tree[section]["name"]) if ":" not in tree[section]["name"] else ConfigDict(tree[section])
+            )
     for field, value in flatten(tree).items():
         set_field(c, field, value)
     missing = sorted(set(flatten(c)) - set(flatten(tree)))
@@ -294,7 +292,8 @@ def load(path):
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "configs"
         pages = [p for p in sorted(os.listdir(folder)) if p.endswith(".py")] if os.path.isdir(folder) else []
-        raise UserError(f"config={path}: no such file; {nearest(os.path.basename(path), pages) if pages else 'want configs/NAME.py'}")
+        near = nearest(os.path.basename(path), pages) if pages else "want configs/NAME.py"
+        raise UserError(f"config={path}: no such file; {near}")
     if not path.endswith(".py"):
         raise UserError(f"config={path}: want a Python file with get_config()")
     spec = importlib.util.spec_from_file_location("vae_jax_config", path)

@@ -19,7 +19,16 @@ from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
 
 # Fields that may differ when a run goes on: they change no number of it.
-FREE = ("log_every", "mesh.", "data.dir", "data.memory_mb", "data.on_device_mb", "steps_per_call", "unroll", "eval.iw_k")
+FREE = (
+    "log_every",
+    "mesh.",
+    "data.dir",
+    "data.memory_mb",
+    "data.on_device_mb",
+    "steps_per_call",
+    "unroll",
+    "eval.iw_k",
+)
 STOPPED = 75  # exit code: stopped on request, the same command goes on (EX_TEMPFAIL)
 
 
@@ -43,7 +52,7 @@ def setup(c):
 
 
 def claim(workdir, c):
-    """Make or reopen a workdir for this config, and hold its lock until the process ends.
+    """Make or reopen a workdir for this config; the lock's descriptor, to be closed at the end.
 
     Raises:
       UserError: it is a file, cannot be written, is in use, or holds a run of another config.
@@ -52,8 +61,8 @@ def claim(workdir, c):
         raise UserError(f"workdir={workdir}: is a file; want a folder")
     try:
         os.makedirs(workdir, exist_ok=True)
-        lock = open(os.path.join(workdir, "lock"), "w")  # noqa: SIM115: held until exit
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = os.open(os.path.join(workdir, "lock"), os.O_CREAT | os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system when the process ends
     except BlockingIOError:
         raise UserError(f"workdir={workdir}: another run is using it") from None
     except OSError as error:
@@ -62,7 +71,9 @@ def claim(workdir, c):
     if os.path.exists(path):
         changed = config_lib.differences(read_config(workdir), c, FREE)
         if changed:
-            raise UserError(f"workdir={workdir}: holds a run of another config ({'; '.join(changed)}); want another workdir")
+            raise UserError(
+                f"workdir={workdir}: holds a run of another config ({'; '.join(changed)}); want another workdir"
+            )
     else:
         checkpoint.write_json(path, config_lib.to_json(c))
     return lock
@@ -120,7 +131,9 @@ class Progress:
 
     def row(self, at, split, values, steps):
         shown = [k for k in ("loss", "elbo", "kl", "cross_entropy", "accuracy", "images_per_s") if k in values]
-        text = "  ".join(f"{k} {values[k]:,.4g}" if k != "images_per_s" else f"{values[k]:,.0f} images/s" for k in shown)
+        text = "  ".join(
+            f"{k} {values[k]:,.4g}" if k != "images_per_s" else f"{values[k]:,.0f} images/s" for k in shown
+        )
         if self._bar is None:
             print(f"step {at:>6}/{steps}  {split:<10}  {text}", flush=True)
         elif split == "train":
@@ -146,8 +159,8 @@ def train(c, workdir, say=print):
       UserError: bad input; or a loss that is not finite, with its step and guilty term.
     """
     s = setup(c)
-    lock = claim(workdir, c)  # noqa: F841: held
-    state, places = compile_lib.init(c, s.model, s.tx, s.mesh)
+    lock = claim(workdir, c)
+    state, places = compile_lib.init(c, s.model, s.tx, s.mesh, s.dataset)
     saved = checkpoint.Checkpoints(workdir, say)
     clock = {"seconds": 0.0, "compile_seconds": 0.0}
     found = saved.restore(checkpoint.abstract(state, places))
@@ -166,6 +179,7 @@ def train(c, workdir, say=print):
         log.close()
         saved.close()
         stop.restore()
+        os.close(lock)
     if not finished:
         say(f"stopped at step {int(state.step)} and saved; the same command goes on from there")
         return None
@@ -241,10 +255,8 @@ def _stack(batches):
 def _validator(s):
     """validate(state) → figures over the validation split, averaged parameters, fixed noise."""
     c = s.c
-    terms = step.make_terms(c, s.model, s.dataset.levels)
-    run = compile_lib.over_batches(
-        lambda params, batch, key: step.eval_step(params, batch, key, terms=terms), s.mesh
-    )
+    terms = step.make_terms(c, s.model, s.dataset)
+    run = compile_lib.over_batches(lambda params, batch, key: step.eval_step(params, batch, key, terms=terms), s.mesh)
     key = step.stream(c.seed, "validation")
 
     def validate(state):

@@ -1,6 +1,7 @@
 """A VAE as plain functions of its parameters, built from the nets that a config names."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,6 +32,12 @@ class Draw(NamedTuple):
         return self.log_px + jnp.sum(self.log_pz - self.log_qz, axis=-1)
 
 
+def scale_gradient(z, scale):
+    """z to the last bit, with gradients multiplied by ``scale`` (a constant) on their way back."""
+    constant = jax.lax.stop_gradient(z)
+    return constant + jax.lax.stop_gradient(scale) * (z - constant)
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """Functions of (params, ...); every density is float32 and has shape B."""
@@ -39,7 +46,7 @@ class Model:
     classes: int  # Y; 0 where the data has no labels
     latent: int  # D
     likelihood: Any
-    init: Callable  # key → params
+    init: Callable  # key, mean training image or None → params
     encode: Callable  # params, x_BxHxWxC → q(z|x), a distribution of densities
     prior: Callable  # params → p(z)
     decode: Callable | None  # params, z_BxD → out_BxHxWxO, the parameters of p(x|z)
@@ -49,21 +56,32 @@ class Model:
         """log p(x|z), shape B."""
         return self.likelihood.log_prob(self.decode(params, z_BxD), x_BxHxWxC)
 
-    def draw(self, params, x_BxHxWxC, key, *, stop=False):
+    def draw(self, params, x_BxHxWxC, key, *, stop=False, scale_B=None):
         """One :class:`Draw` with z ~ q(z|x).
 
         ``stop``: the *parameters* inside log q are constants, the path through z is not (sticking the
         landing; Roeder et al. 2017, arXiv:1703.09194, eq. 7), and the KL is the sampled one.
+        ``scale_B``: gradients through z are multiplied by this, values are not: the weights of a
+        doubly reparameterised estimator; 0 makes z a constant, for score-function estimators.
         """
         q, p = self.encode(params, x_BxHxWxC), self.prior(params)
         z, log_qz = q.sample_and_log_prob(key)
-        if stop:
-            log_qz = densities.stop(q).log_prob(z)
+        if scale_B is not None:
+            z = scale_gradient(z, scale_B[:, None])
+        if stop or scale_B is not None:
+            log_qz = (densities.stop(q) if stop else q).log_prob(z)
         log_pz = p.log_prob(z)
-        kl = None if stop else densities.kl(q, p)
+        kl = None if stop or scale_B is not None else densities.kl(q, p)
         kl = log_qz - log_pz if kl is None else kl
         log_px = self.log_px(params, x_BxHxWxC, z)
         return Draw(log_px, log_pz[:, None], log_qz[:, None], kl[:, None], z)
+
+
+def _logit_bias(mean_HxWxC, shape):
+    """The output bias with which a Bernoulli decoder that ignores z gives the training mean."""
+    mean = jnp.clip(mean_HxWxC, 1e-3, 1 - 1e-3)
+    pixels = jnp.log(mean) - jnp.log1p(-mean)
+    return pixels.reshape(shape) if pixels.size == math.prod(shape) else pixels.mean((0, 1))
 
 
 def build(c, *, shape, levels, classes, binary):
@@ -79,12 +97,16 @@ def build(c, *, shape, levels, classes, binary):
     densities.check(likelihood, levels_of_data=levels, binarized=binary)
     if c.classifier.name != "none" and not classes:
         raise UserError(f"classifier.name={c.classifier.name}: data.name={c.data.name} has no labels; want none")
+    if c.bias_from_data and (c.likelihood.name != "bernoulli" or c.decoder.name == "none"):
+        raise UserError("bias_from_data=True: only for likelihood.name=bernoulli and a decoder; want False")
+    if c.prior.name == "vamp" and c.posterior.name != "gaussian":
+        raise UserError(f"posterior.name={c.posterior.name}: a VampPrior mixes diagonal posteriors; want gaussian")
     dtype = jnp.dtype(c.dtype)
     height, width, channels = shape
     modules = {
         "encoder": config_lib.build("encoder", c.encoder, dtype=dtype),
         "posterior": config_lib.build("posterior", c.posterior, shape=c.latent, dtype=dtype),
-        "prior": config_lib.build("prior", c.prior, shape=c.latent, dtype=dtype),
+        "prior": config_lib.build("prior", c.prior, shape=c.latent, image=shape, dtype=dtype),
     }
     if c.decoder.name != "none":
         out = (height, width, likelihood.outputs(channels))
@@ -99,7 +121,11 @@ def build(c, *, shape, levels, classes, binary):
         return apply("posterior", params, apply("encoder", params, x.astype(dtype)))
 
     def prior(params):
-        return apply("prior", params)
+        found = apply("prior", params)
+        if isinstance(found, jax.Array):  # pseudo-inputs of a VampPrior
+            q = encode(params, found)
+            return densities.MixtureOfNormals(jnp.zeros(len(found)), q.mu, q.logvar)
+        return found
 
     def decode(params, z):
         return apply("decoder", params, z.astype(dtype)).astype(jnp.float32)
@@ -107,7 +133,7 @@ def build(c, *, shape, levels, classes, binary):
     def classify(params, z):
         return apply("classifier", params, z.astype(dtype)).astype(jnp.float32)
 
-    def init(key):
+    def init(key, mean_HxWxC=None):
         x, z = jnp.zeros((1, *shape), dtype), jnp.zeros((1, c.latent), dtype)
         keys = {part: jax.random.fold_in(key, i) for i, part in enumerate(sorted(nets.PARTS))}
         features, encoder = modules["encoder"].init_with_output(keys["encoder"], x)
@@ -116,7 +142,10 @@ def build(c, *, shape, levels, classes, binary):
         for part in modules:
             if part != "encoder":
                 variables[part] = modules[part].init(keys[part], *inputs[part])
-        return {part: v.get("params", {}) for part, v in variables.items()}
+        params = {part: v.get("params", {}) for part, v in variables.items()}
+        if mean_HxWxC is not None:
+            params["decoder"]["out"]["bias"] = _logit_bias(mean_HxWxC, params["decoder"]["out"]["bias"].shape)
+        return params
 
     return Model(
         shape=shape,

@@ -6,7 +6,15 @@ import optax
 
 
 def learning_rate(c, steps):
-    """f(step): linear warm-up over ``c.warmup`` steps, then constant or cosine to 0 at ``steps``."""
+    """f(step): linear warm-up over ``c.warmup`` steps, then one of
+
+    - constant; cosine, to 0 at ``steps``;
+    - stages: lr · 10^(−i/7) in stage i = 0 … 7, of 3^i parts each, 3,280 parts in all (Burda et al. 2016,
+      arXiv:1509.00519, section 5, where a part is an epoch; here ``steps`` / 3,280 steps). No warm-up.
+    """
+    if c.schedule == "stages":
+        ends = {round(steps * (3 ** (i + 1) - 1) / 2 / 3280): 10 ** (-1 / 7) for i in range(7)}
+        return optax.piecewise_constant_schedule(c.lr, ends)
     if c.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0 if c.warmup else c.lr, c.lr, c.warmup, steps)
     if c.warmup:

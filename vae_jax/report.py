@@ -7,6 +7,7 @@ there whole, so a reader never sees half of one.
 """
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -84,7 +85,7 @@ METRICS = {
     "iw_k": ("… its samples K", "", "{:,}", "", "Importance samples per image."),
     "bits_per_dim": (
         "Bits per dimension",
-        "bits",
+        "bits / dimension",
         "{:.3f}",
         "lower",
         "Code length per pixel and channel; 8-bit images of pure noise need 8.",
@@ -369,6 +370,10 @@ def _both(draw):
     return {name: _uri(_svg(draw(t)), "svg+xml") for name, t in (("light", LIGHT), ("dark", DARK))}
 
 
+def _has(array, least=1):
+    return array is not None and len(array) >= least
+
+
 def _number(value):
     """A number or NaN from what a JSON row may hold."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -443,6 +448,8 @@ def _curve_panel(key, series):
 
 def _draw_curves(panels):
     """Every curve in one figure: ``curves.png``."""
+    from matplotlib.lines import Line2D
+
     figure = _figure(12, 3 * -(-len(panels) // 3))
     axes = figure.subplots(-(-len(panels) // 3), 3, squeeze=False).ravel()
     for ax in axes[len(panels) :]:
@@ -454,8 +461,6 @@ def _draw_curves(panels):
             f"{name}, {unit}" if unit else name, fontsize=10, color=LIGHT["ink"], loc="left"
         )
     splits = dict.fromkeys(split for series in panels.values() for split in series)
-    from matplotlib.lines import Line2D
-
     lines = [Line2D([], [], color=LIGHT.get(s, LIGHT["muted"]), label=s) for s in splits]
     figure.legend(
         handles=lines, loc="outside lower left", ncols=len(lines), frameon=False, fontsize=9
@@ -558,7 +563,7 @@ def _draw_confusion(theme, confusion_YxY, classes):
         for i, j in np.ndindex(y, y):
             ink = (
                 theme["surface"]
-                if shade[i, j] > 0.55
+                if shade[i, j] > 0.85
                 else theme["ink"]
                 if confusion_YxY[i, j]
                 else theme["line"]
@@ -749,11 +754,11 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
     files, page = {}, {}
     p = pictures
     grids = {}
-    if p.originals is not None and p.reconstructions is not None:
+    if _has(p.originals) and _has(p.reconstructions):
         grids["reconstructions"] = ([p.originals, p.reconstructions], _columns(len(p.originals)))
-    if p.samples is not None:
+    if _has(p.samples):
         grids["samples"] = ([p.samples], _columns(len(p.samples)))
-    if p.interpolations is not None:
+    if _has(p.interpolations):
         walks = np.asarray(p.interpolations)
         grids["interpolations"] = ([walks.reshape(-1, *walks.shape[2:])], walks.shape[1])
     for name, (stacks, columns) in grids.items():
@@ -766,14 +771,14 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
             "height": height // 2,
             "n": len(stacks[0]),
         }
-    if p.latents is not None and len(p.latents):
+    if _has(p.latents, 2):
 
         def draw(theme):
             return _draw_latents(theme, p.latents, p.latent_labels, classes)
 
         files["latents"] = _figure_png(draw(LIGHT))
         page["latents"] = _both(draw) | {"n": len(p.latents), "dims": np.shape(p.latents)[1]}
-    if p.confusion is not None and np.sum(p.confusion):
+    if _has(p.confusion) and np.sum(p.confusion):
         confusion = np.asarray(p.confusion)
 
         def draw_confusion(theme):
@@ -822,12 +827,11 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
         light=LIGHT,
         dark=DARK,
     )
-    for name in PICTURES:
-        path = os.path.join(folder, f"{name}.png")
-        if name in files:
-            _replace(path, files[name])
-        elif os.path.exists(path):
-            os.unlink(path)
+    for name, data in files.items():
+        _replace(os.path.join(folder, f"{name}.png"), data)
     index = os.path.join(folder, "index.html")
     _replace(index, html.encode())
+    for name in set(PICTURES) - set(files):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, f"{name}.png"))
     return index

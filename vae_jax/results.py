@@ -56,9 +56,7 @@ def commit():
     git = ("git", "-C", os.path.dirname(__file__))
     head = _output(*git, "rev-parse", "HEAD")
     # What this module itself writes does not count.
-    changed = _output(
-        *git, "status", "--porcelain", "-uno", "--", ":/", ":!/results", ":!/README.md"
-    )
+    changed = _output(*git, "status", "--porcelain", "-uno", "--", ":/", ":!/results", ":!/README.md")
     return f"{head}+changes" if head and changed else head
 
 
@@ -177,9 +175,7 @@ def _get(result, key):
 
 def _labelled(text):
     """'a b="A label"' → [('a', None), ('b', 'A label')]."""
-    return [
-        (word, label or None) for word, _, label in (w.partition("=") for w in shlex.split(text))
-    ]
+    return [(word, label or None) for word, _, label in (w.partition("=") for w in shlex.split(text))]
 
 
 def render(text, folder):
@@ -193,9 +189,7 @@ def render(text, folder):
             cells = [_get(result, key) for result, _ in files]
             units = {one["unit"] for one in cells}
             if len(units) > 1:
-                raise UserError(
-                    f"{key}: want one unit in {match[2]}, found {', '.join(sorted(units))}"
-                )
+                raise UserError(f"{key}: want one unit in {match[2]}, found {', '.join(sorted(units))}")
             head = ", ".join(filter(None, (label or key, *units)))
             columns.append([head, *(show(one, spec) for one in cells)])
         rows = columns if len(files) == 1 else list(zip(*columns, strict=True))

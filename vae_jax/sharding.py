@@ -11,7 +11,7 @@ from vae_jax.config import UserError
 # First match wins; paths look like 'params/decoder/Dense_0/kernel'. A dimension that its axis does not
 # divide stays whole.
 RULES = (
-    (r"Dense_\d+/kernel$", P(None, "model")),
+    (r"(Dense_\d+|dense|gated)/kernel$", P(None, "model")),
     (r".*", P()),
 )
 BATCH = P("data")

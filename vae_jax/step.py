@@ -54,14 +54,14 @@ def weight_at(c, step):
     return jnp.where(t < 1.0, rising, 1.0)
 
 
-def make_terms(c, model, levels):
+def make_terms(c, model, dataset):
     """terms(params, batch, key, step=None) → Terms for a batch of raw uint8 images.
 
     step=None is evaluation: no augmentation, binarisation by example id, weights at their final values.
     """
     objective = config_lib.resolve("objective", c.objective.name)
     numbers = {k: v for k, v in c.objective.items() if k != "name"}
-    d = c.data
+    d, n = c.data, len(dataset.train.image)
 
     def terms(params, batch, key, step=None):
         kwargs = dict(numbers)
@@ -69,9 +69,9 @@ def make_terms(c, model, levels):
             kwargs[c.warmup.of] = numbers[c.warmup.of] * weight_at(c.warmup, step)
         inputs, draws = (None, key) if step is None else jax.random.split(key)
         image = data.to_input(
-            batch["image"], batch["id"], inputs, levels=levels, binarize=d.binarize, shift=d.shift, flip=d.flip
+            batch["image"], batch["id"], inputs, levels=dataset.levels, binarize=d.binarize, shift=d.shift, flip=d.flip
         )
-        return objective(model, params, {**batch, "image": image}, draws, **kwargs)
+        return objective(model, params, {**batch, "image": image, "n": n}, draws, **kwargs)
 
     return terms
 
@@ -82,9 +82,14 @@ def figures(terms):
     return {k: v for k, v in named.items() if v is not None}
 
 
-def init_state(key, *, model, tx, decay):
-    """A new TrainState; jit it with the shardings as out_shardings, so that it is born sharded."""
-    params = model.init(key)
+def init_state(key, mean, *, model, objective, tx, decay):
+    """A new TrainState; jit it with the shardings as out_shardings, so that it is born sharded.
+
+    ``mean``: the mean training image for ``config.bias_from_data``, else None.
+    """
+    params = model.init(key, mean)
+    if hasattr(objective, "init"):
+        params["objective"] = objective.init(jax.random.fold_in(key, zlib.crc32(b"objective")), model)
     average = jax.tree.map(jnp.copy, params) if decay else ()
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
 

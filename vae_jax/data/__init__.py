@@ -143,9 +143,7 @@ def _decode(source, shape, path, limit):
     parts = [range(start, min(start + chunk, source.n)) for start in range(0, source.n, chunk)]
     label = None
     if source.labels:
-        label = cache.load(
-            path.with_suffix(".label.npy"), (source.n,), np.int32, lambda: map(source.labels, parts)
-        )
+        label = cache.load(path.with_suffix(".label.npy"), (source.n,), np.int32, lambda: map(source.labels, parts))
     if source.n * math.prod(shape) > limit:
         return Split(stream, label)
     chunks = (stream[part] for part in parts)

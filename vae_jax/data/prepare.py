@@ -108,16 +108,12 @@ def _cifar_splits(get, train, test):
 _DIGITS = tuple("0123456789")
 ORIGINALS = {
     "mnist": Original("3.0.1", (28, 28, 1), _DIGITS, _mnist, "Handwritten digits."),
-    "fashion_mnist": Original(
-        "3.0.1", (28, 28, 1), FASHION_CLASSES, _mnist, "Articles of clothing."
-    ),
+    "fashion_mnist": Original("3.0.1", (28, 28, 1), FASHION_CLASSES, _mnist, "Articles of clothing."),
     "kmnist": Original("3.0.1", (28, 28, 1), KMNIST_CLASSES, _mnist, "Handwritten Kuzushiji."),
     "binarized_mnist": Original(
         "1.0.0", (28, 28, 1), (), _binarized_mnist, "MNIST in Larochelle's fixed binarisation."
     ),
-    "cifar10": Original(
-        "3.0.2", (32, 32, 3), CIFAR10_CLASSES, _cifar10, "Small colour photographs."
-    ),
+    "cifar10": Original("3.0.2", (32, 32, 3), CIFAR10_CLASSES, _cifar10, "Small colour photographs."),
     "cifar10_20k": Original(
         "1.0.0",
         (32, 32, 3),
@@ -187,9 +183,7 @@ def prepare(name, data_dir="", manual_dir=""):
         if isinstance(error, RuntimeError) and not failed:
             raise
         why = failed[1] if failed else error.strerror or str(error).splitlines()[0]
-        raise UserError(
-            f"--data_dir={root}: cannot write there ({why}); want a folder with free space"
-        ) from None
+        raise UserError(f"--data_dir={root}: cannot write there ({why}); want a folder with free space") from None
     return pathlib.Path(builder.data_dir)
 
 
@@ -306,6 +300,4 @@ def _download(dl_manager, name, file, url):
     except Exception as error:  # every library on the way has its own
         why = error
     why = str(why).splitlines()[0][:120]
-    raise UserError(
-        f"prepare={name}: no download of {url} ({why}); fetch it by hand and give --manual_dir"
-    ) from None
+    raise UserError(f"prepare={name}: no download of {url} ({why}); fetch it by hand and give --manual_dir") from None

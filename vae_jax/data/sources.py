@@ -64,9 +64,7 @@ def tfds(name, data_dir):
         return Source(
             builder.info.splits[split].num_examples,
             lambda index: _parallel(decode, [row["image"] for row in stored.__getitems__(index)]),
-            (lambda index: [row["label"] for row in stored.__getitems__(index)])
-            if labelled
-            else None,
+            (lambda index: [row["label"] for row in stored.__getitems__(index)]) if labelled else None,
         )
 
     def decode(data):
@@ -99,8 +97,7 @@ def _prepared(name, data_dir):
         raise UserError(f"data.name={name}: want one of its configs, {configs}")
     prepare.check_known(name, "data.name")
     raise UserError(
-        f"data.name={name}: not prepared in {root}; "
-        f"run: python -m vae_jax.data prepare {name} --data_dir={root}"
+        f"data.name={name}: not prepared in {root}; run: python -m vae_jax.data prepare {name} --data_dir={root}"
     )
 
 

@@ -68,13 +68,10 @@ def check(likelihood, *, levels_of_data, binarized):
             f"or one of {', '.join(k for k in LIKELIHOODS if k != likelihood.name)}"
         )
     if likelihood.data == "unit" and levels == 2:
-        raise UserError(
-            f"{name}: is a density of grey or colour data, the images are binary; want bernoulli"
-        )
+        raise UserError(f"{name}: is a density of grey or colour data, the images are binary; want bernoulli")
     if likelihood.data == "levels" and likelihood.levels != levels:
         raise UserError(
-            f"{name}: was made for {likelihood.levels} levels, the images have {levels}; "
-            f"want levels={levels}"
+            f"{name}: was made for {likelihood.levels} levels, the images have {levels}; want levels={levels}"
         )
 
 
@@ -101,9 +98,7 @@ def bernoulli(*, levels=None):
         logits = real(out)
         return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
 
-    return Likelihood(
-        "bernoulli", "binary", 2, lambda c: c, log_prob, lambda o: jax.nn.sigmoid(real(o)), sample
-    )
+    return Likelihood("bernoulli", "binary", 2, lambda c: c, log_prob, lambda o: jax.nn.sigmoid(real(o)), sample)
 
 
 # Densities on [0, 1] or on all real numbers
@@ -217,9 +212,7 @@ def gaussian_optimal(*, levels=None):
         error = jnp.mean((real(x) - mu) ** 2, axis=(-3, -2, -1), keepdims=True)
         return _log_normal(x, mu, jnp.log(error + math.exp(LOGVAR[0])))
 
-    return Likelihood(
-        "gaussian_optimal", "unit", None, lambda c: c, log_prob, real, lambda key, out: real(out)
-    )
+    return Likelihood("gaussian_optimal", "unit", None, lambda c: c, log_prob, real, lambda key, out: real(out))
 
 
 # Grey levels k = 0 … levels - 1, at x = k / (levels - 1)
@@ -310,8 +303,7 @@ def discretized_mix_logistic(*, levels, components=10):
         logits, *rest = jnp.split(out, 1 + 2 * c + c * (c - 1) // 2, axis=-1)
         gamma = iter(rest[2 * c :])
         return logits, [
-            (rest[i], soft_clip(rest[c + i], *LOG_SCALE), [jnp.tanh(next(gamma)) for _ in range(i)])
-            for i in range(c)
+            (rest[i], soft_clip(rest[c + i], *LOG_SCALE), [jnp.tanh(next(gamma)) for _ in range(i)]) for i in range(c)
         ]
 
     def log_prob(out, x):

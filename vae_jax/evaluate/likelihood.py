@@ -55,9 +55,7 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
         return add_log_weights(carry, d.log_w), parts
 
     sizes = [chunk] * (k // chunk) + ([k % chunk] if k % chunk else [])
-    programs = {
-        s: compile_lib.over_batches(lambda p, b, f, cr, s=s: program(p, b, f, cr, s), mesh) for s in set(sizes)
-    }
+    programs = {s: compile_lib.over_batches(lambda p, b, f, cr, s=s: program(p, b, f, cr, s), mesh) for s in set(sizes)}
     rows = []
     for batch, real in batches(split, c.eval.batch, mesh):
         empty = jnp.full(len(batch["id"]), -jnp.inf)
@@ -87,4 +85,6 @@ def batches(split, size, mesh):
 def gather(rows):
     """Concatenate per-example device arrays of batches, padding dropped; float64 on the host."""
     names = rows[0][0].keys()
-    return {n: np.concatenate([np.asarray(values[n])[:real] for values, real in rows]).astype(np.float64) for n in names}
+    return {
+        n: np.concatenate([np.asarray(values[n])[:real] for values, real in rows]).astype(np.float64) for n in names
+    }

@@ -8,6 +8,10 @@ from vae_jax import data, densities
 from vae_jax.evaluate import classification, generation, likelihood, recognition
 from vae_jax.step import stream
 
+CLASSIFIED = ("accuracy", "cross_entropy_nats", "ece")
+BOUNDS = ("elbo_nats", "kl_nats", "reconstruction_nats", "iw_nats", "iw_nats_se", "iw_k", "bits_per_dim")
+FIGURES = (*CLASSIFIED, *BOUNDS, "knn_accuracy", "active_units")
+
 
 def forward(c, model, params, split, levels, mesh):
     """Posterior means and logits at them over a whole split: {'mu': NxD, 'logits': NxY}."""
@@ -29,35 +33,26 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
     Noise is keyed by example id, so the figures depend on neither the batch size nor the devices.
     """
     test, levels = dataset.test, dataset.levels
-    names = (
-        "accuracy cross_entropy_nats ece elbo_nats kl_nats reconstruction_nats iw_nats iw_nats_se iw_k "
-        "bits_per_dim knn_accuracy active_units"
-    ).split()
-    metrics, why = {"n": len(test.image)} | dict.fromkeys(names), {}
+    metrics, why = {"n": len(test.image)} | dict.fromkeys(FIGURES), {}
     out = forward(c, model, params, test, levels, mesh)
     metrics["active_units"] = recognition.active_units(out["mu"])
     confusion = None
     if test.label is None:
-        why |= dict.fromkeys(("accuracy", "cross_entropy_nats", "ece", "knn_accuracy"), "the data has no labels")
+        why |= dict.fromkeys((*CLASSIFIED, "knn_accuracy"), "the data has no labels")
     else:
         train = forward(c, model, params, dataset.train, levels, mesh)
-        metrics["knn_accuracy"] = recognition.knn_accuracy(
-            train["mu"], dataset.train.label, out["mu"], test.label
-        )
+        metrics["knn_accuracy"] = recognition.knn_accuracy(train["mu"], dataset.train.label, out["mu"], test.label)
         if model.classify is None:
-            why |= dict.fromkeys(("accuracy", "cross_entropy_nats", "ece"), "the model has no classifier")
+            why |= dict.fromkeys(CLASSIFIED, "the model has no classifier")
         else:
             figures, confusion = classification.figures(out["logits"], test.label)
             metrics |= figures
 
     pictures = {"latents": out["mu"], "latent_labels": test.label, "confusion": confusion}
     if model.decode is None:
-        missing = "elbo_nats kl_nats reconstruction_nats iw_nats iw_nats_se iw_k bits_per_dim".split()
-        why |= dict.fromkeys(missing, "the model has no decoder")
+        why |= dict.fromkeys(BOUNDS, "the model has no decoder")
         return metrics, why, pictures
-    rows = likelihood.log_likelihood(
-        c, model, params, test, levels, mesh, stream(c.seed, "test"), k=iw_k
-    )
+    rows = likelihood.log_likelihood(c, model, params, test, levels, mesh, stream(c.seed, "test"), k=iw_k)
     iw = rows["iw"]
     metrics |= {
         "elbo_nats": rows["elbo"].mean(),
@@ -72,7 +67,15 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
     else:
         why["bits_per_dim"] = f"{c.likelihood.name} is a density, not a likelihood of discrete data"
     x = data.to_input(
-        jnp.asarray(test.image[:40]), jnp.arange(min(40, len(test.image))), None, levels=levels, binarize=c.data.binarize
+        jnp.asarray(test.image[:40]),
+        jnp.arange(min(40, len(test.image))),
+        None,
+        levels=levels,
+        binarize=c.data.binarize,
     )
     pictures |= generation.pictures(model, params, x, stream(c.seed, "pictures"))
-    return {k: v if v is None else float(v) if isinstance(v, float | np.floating) else int(v) for k, v in metrics.items()}, why, pictures
+    return (
+        {k: v if v is None else float(v) if isinstance(v, float | np.floating) else int(v) for k, v in metrics.items()},
+        why,
+        pictures,
+    )

@@ -6,7 +6,7 @@ fields of the config's section of that name.
 """
 
 from vae_jax.nets.conv import ConvDecoder, ConvEncoder
-from vae_jax.nets.heads import FixedNormal, Gaussian
+from vae_jax.nets.heads import FixedNormal, FullGaussian, Gaussian, InverseAutoregressive, Mixture, RealNVP, Vamp
 from vae_jax.nets.mlp import MLPClassifier, MLPDecoder, MLPEncoder
 
 ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder}
@@ -15,5 +15,5 @@ CLASSIFIERS = {"none": None, "mlp": MLPClassifier}
 # The parts of a model in a fixed order: each has its own key of initialisation.
 PARTS = ("classifier", "decoder", "encoder", "posterior", "prior")
 
-POSTERIORS = {"gaussian": Gaussian}
-PRIORS = {"normal": FixedNormal}
+POSTERIORS = {"gaussian": Gaussian, "full": FullGaussian, "iaf": InverseAutoregressive}
+PRIORS = {"normal": FixedNormal, "mixture": Mixture, "vamp": Vamp, "realnvp": RealNVP}

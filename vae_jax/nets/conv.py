@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from vae_jax.nets.mlp import ACTIVATIONS
+from vae_jax.nets.mlp import act
 
 
 def _down2(y, w):
@@ -86,11 +86,11 @@ class ConvEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        act = ACTIVATIONS[self.activation]
+        nonlinear = act(self.activation)
         for width, stride in zip(self.widths, self.strides, strict=True):
             conv = nn.Conv(width, (self.kernel,) * 2, (stride,) * 2, padding="SAME", dtype=self.dtype)
-            x = act(conv(x))
-        return act(nn.Dense(self.dense, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
+            x = nonlinear(conv(x))
+        return nonlinear(nn.Dense(self.dense, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
 
 
 class ConvDecoder(nn.Module):
@@ -109,15 +109,15 @@ class ConvDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z):
-        act = ACTIVATIONS[self.activation]
+        nonlinear = act(self.activation)
         height, width, outputs = self.shape
         n = len(self.widths)
         rows, columns = -(-height // 2**n), -(-width // 2**n)
         dense = functools.partial(nn.Dense, dtype=self.dtype)
-        h = act(dense(self.dense)(z))
-        h = act(dense(rows * columns * self.widths[0])(h))
+        h = nonlinear(dense(self.dense)(z))
+        h = nonlinear(dense(rows * columns * self.widths[0])(h))
         h = h.reshape(z.shape[0], rows, columns, self.widths[0])
         for features in self.widths[1:]:
-            h = act(UpConv(features, self.kernel, dtype=self.dtype)(h))
+            h = nonlinear(UpConv(features, self.kernel, dtype=self.dtype)(h))
         out = UpConv(outputs, self.kernel, dtype=self.dtype, name="out")(h)
         return out[:, :height, :width]

@@ -1,15 +1,19 @@
 """From features to q(z|x), and the prior p(z): modules that return a distribution of ``densities``."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vae_jax.densities import Normal, soft_clip
+from vae_jax import densities
+from vae_jax.nets.flows import MADE, CouplingNet
+
+LOGVAR = (-20.0, 20.0)  # smooth bounds, so that exp never overflows
 
 
 class Gaussian(nn.Module):
-    """q(z|x) = N(μ(x), diag σ²(x)); log σ² is bounded smoothly so that exp never overflows."""
+    """q(z|x) = N(μ(x), diag σ²(x))."""
 
     shape: int  # D
     dtype: Any = jnp.float32
@@ -18,7 +22,40 @@ class Gaussian(nn.Module):
     def __call__(self, h):
         out = nn.Dense(2 * self.shape, dtype=self.dtype)(h).astype(jnp.float32)
         mu, logvar = jnp.split(out, 2, axis=-1)
-        return Normal(mu, soft_clip(logvar, -20.0, 20.0))
+        return densities.Normal(mu, densities.soft_clip(logvar, *LOGVAR))
+
+
+class FullGaussian(nn.Module):
+    """q(z|x) = N(μ(x), L(x) L(x)ᵀ); begins as a diagonal one."""
+
+    shape: int  # D
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h):
+        mu, logvar = Gaussian(self.shape, dtype=self.dtype, name="diagonal")(h)
+        size = self.shape * (self.shape - 1) // 2
+        lower = nn.Dense(size, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="lower")(h)
+        return densities.FullNormal(mu, densities.scale_tril(logvar, lower.astype(jnp.float32)))
+
+
+class InverseAutoregressive(nn.Module):
+    """q(z|x): a diagonal Gaussian through inverse autoregressive steps (Kingma et al. 2016, arXiv:1606.04934)."""
+
+    shape: int  # D
+    steps: int = 2
+    hidden: Sequence[int] = (256,)
+    context: int = 64
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h):
+        base = Gaussian(self.shape, dtype=self.dtype, name="base")(h)
+        context = nn.silu(nn.Dense(self.context, dtype=self.dtype, name="context")(h)).astype(jnp.float32)
+        made = MADE(self.hidden, self.shape, parent=None)
+        init = lambda key: made.init(key, base.mu, context)["params"]  # noqa: E731
+        params = [self.param(f"step_{i}", init) for i in range(self.steps)]
+        return densities.autoregressive_flow(base, lambda p, z, c: made.apply({"params": p}, z, c), params, context)
 
 
 class FixedNormal(nn.Module):
@@ -29,5 +66,56 @@ class FixedNormal(nn.Module):
 
     @nn.compact
     def __call__(self):
-        zeros = jnp.zeros(self.shape, jnp.float32)
-        return Normal(zeros, zeros)
+        return _standard(self.shape)
+
+
+class Mixture(nn.Module):
+    """p(z): a learned mixture of diagonal Gaussians."""
+
+    shape: int  # D
+    components: int = 100
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self):
+        size = (self.components, self.shape)
+        logits = self.param("logits", nn.initializers.zeros, (self.components,))
+        mu = self.param("mu", nn.initializers.normal(1.0), size)
+        logvar = self.param("logvar", nn.initializers.zeros, size)
+        return densities.MixtureOfNormals(logits, mu, densities.soft_clip(logvar, *LOGVAR))
+
+
+class Vamp(nn.Module):
+    """Pseudo-inputs u_KxHxWxC in (0, 1) of a VampPrior p(z) = (1/K) Σ_k q(z|u_k).
+
+    The model encodes them: the prior's parameters are these and the encoder's. Tomczak & Welling 2018
+    (arXiv:1705.07120), eq. 9; a sigmoid keeps u in range, where the paper clips.
+    """
+
+    image: tuple[int, int, int]
+    components: int = 500
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self):
+        return nn.sigmoid(self.param("pseudo", nn.initializers.normal(1.0), (self.components, *self.image)))
+
+
+class RealNVP(nn.Module):
+    """p(z): N(0, I) through affine coupling steps (Dinh et al. 2017, arXiv:1605.08803)."""
+
+    shape: int  # D
+    steps: int = 4
+    hidden: Sequence[int] = (128, 128)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self):
+        net = CouplingNet(self.hidden, self.shape, parent=None)
+        init = lambda key: net.init(key, jnp.zeros((1, self.shape)))["params"]  # noqa: E731
+        params = [self.param(f"step_{i}", init) for i in range(self.steps)]
+        return densities.coupling_flow(_standard(self.shape), lambda p, z: net.apply({"params": p}, z), params)
+
+
+def _standard(d):
+    return densities.Normal(jnp.zeros(d, jnp.float32), jnp.zeros(d, jnp.float32))

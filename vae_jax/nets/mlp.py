@@ -7,7 +7,31 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vae_jax.config import UserError, nearest
+
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "gelu": nn.gelu, "silu": nn.silu}
+
+
+class Layer(nn.Module):
+    """Dense and activation; 'gated' is a ⊙ sigmoid(b) of two halves (Dauphin et al. 2017, eq. 1)."""
+
+    width: int
+    activation: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h):
+        if self.activation == "gated":
+            a, b = jnp.split(nn.Dense(2 * self.width, dtype=self.dtype, name="gated")(h), 2, axis=-1)
+            return a * nn.sigmoid(b)
+        return act(self.activation)(nn.Dense(self.width, dtype=self.dtype, name="dense")(h))
+
+
+def act(name):
+    """The activation of a config's ``activation`` field."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"activation={name}: unknown; {nearest(name, [*ACTIVATIONS, 'gated'])}")
+    return ACTIVATIONS[name]
 
 
 class MLPEncoder(nn.Module):
@@ -21,7 +45,7 @@ class MLPEncoder(nn.Module):
     def __call__(self, x):
         h = x.reshape(x.shape[0], -1)
         for width in self.widths:
-            h = ACTIVATIONS[self.activation](nn.Dense(width, dtype=self.dtype)(h))
+            h = Layer(width, self.activation, dtype=self.dtype)(h)
         return h
 
 
@@ -37,7 +61,7 @@ class MLPDecoder(nn.Module):
     def __call__(self, z):
         h = z
         for width in self.widths:
-            h = ACTIVATIONS[self.activation](nn.Dense(width, dtype=self.dtype)(h))
+            h = Layer(width, self.activation, dtype=self.dtype)(h)
         out = nn.Dense(math.prod(self.shape), dtype=self.dtype, name="out")(h)
         return out.reshape(z.shape[0], *self.shape)
 
@@ -54,5 +78,5 @@ class MLPClassifier(nn.Module):
     def __call__(self, z):
         h = z
         for width in self.widths:
-            h = ACTIVATIONS[self.activation](nn.Dense(width, dtype=self.dtype)(h))
+            h = Layer(width, self.activation, dtype=self.dtype)(h)
         return nn.Dense(self.outputs, dtype=self.dtype, name="out")(h)

@@ -1,0 +1,33 @@
+"""Objectives: (model, params, batch, key, *, its own numbers) → Terms, one number per example.
+
+``batch`` holds image_BxHxWxC in [0, 1]; label_B where the data has labels; n, the size of the training
+set; and, in evaluation, mask_B. Everything is in nats, summed over pixels and latent dimensions, one
+number per example: the mean over the batch is :func:`vae_jax.step.masked_mean`'s, once. (Objectives on the
+*aggregate* posterior also need statistics over the batch inside their equation, and say so.)
+
+The loss and the bound are two things: ``loss`` is what is minimised; ``elbo`` is always the bound with
+beta = 1 and every other weight at its neutral value.
+
+A new objective is a function like these and its line in ``OBJECTIVES``; or, with no line at all,
+``--config.objective.name=my_file:my_loss``. Its keyword arguments are the fields of
+``config.objective``. One that learns something of its own (a multiplier, a discriminator) has an attribute
+``init(key, model) → params``, found in ``params["objective"]``.
+"""
+
+from vae_jax.objectives.aggregate import beta_tcvae, dip_vae, factor_vae, info_vae
+from vae_jax.objectives.evidence import capacity, elbo, free_bits, geco
+from vae_jax.objectives.labels import cross_entropy, joint, supervised
+from vae_jax.objectives.multisample import ciwae, iwae, miwae, piwae, renyi, tvo, vr_max
+from vae_jax.objectives.terms import Terms, many
+
+__all__ = ["OBJECTIVES", "Terms", "cross_entropy", "many"]
+
+OBJECTIVES = {
+    f.__name__: f
+    for f in (
+        *(elbo, free_bits, capacity, geco),
+        *(iwae, miwae, ciwae, piwae, renyi, vr_max, tvo),
+        *(beta_tcvae, factor_vae, dip_vae, info_vae),
+        *(joint, supervised),
+    )
+}

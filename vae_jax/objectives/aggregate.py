@@ -1,0 +1,137 @@
+"""Losses on the aggregate posterior q(z) = E_x q(z|x): they need the whole batch inside their equation.
+
+A penalty on the batch is one number; it is added to every example's loss, so the mean over the batch adds
+it once. Under ``shard_map`` the statistics are those of a shard; under jit they are global.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax import densities, nets
+from vae_jax.config import UserError
+from vae_jax.objectives.terms import Terms, bound, many
+
+
+def beta_tcvae(model, params, batch, key, *, alpha=1.0, beta=6.0, gamma=1.0):
+    r"""The KL in three parts, each with its weight.
+
+    .. math:: E\,KL = \underbrace{I(x; z)}_{\alpha} + \underbrace{KL(q(z) ‖ \textstyle\prod_d q(z_d))}_{\beta}
+              + \underbrace{\textstyle\sum_d KL(q(z_d) ‖ p(z_d))}_{\gamma}
+
+    log q(z) by minibatch-weighted sampling: log (1/(N B)) Σ_b q(z|x_b), N the size of the training set. The
+    parts telescope: their sum is log q(z|x) − log p(z) of the sample, whatever the estimate of q(z).
+
+    Chen et al. 2018 (arXiv:1802.04942), eq. 2, 4 and appendix C.1.
+    """
+    q, p = _diagonal(model, params, batch)
+    d = many(model, params, batch["image"], key, 1)
+    value, log_px, kl = bound(d)
+    z_BxD, log_nb = d.z[0], math.log(batch["n"] * len(kl))
+    each_BxBxD = _log_normal_each(z_BxD[:, None], q.mu[None], q.logvar[None])
+    log_qz = jax.nn.logsumexp(each_BxBxD.sum(-1), axis=1) - log_nb
+    log_qz_product = (jax.nn.logsumexp(each_BxBxD, axis=1) - log_nb).sum(-1)
+    log_qzx, log_pz = q.log_prob(z_BxD), p.log_prob(z_BxD)
+    parts = {"mi": log_qzx - log_qz, "tc": log_qz - log_qz_product, "dimension_kl": log_qz_product - log_pz}
+    loss = alpha * parts["mi"] + beta * parts["tc"] + gamma * parts["dimension_kl"] - log_px
+    return Terms(loss, value, log_px, kl, parts)
+
+
+def _log_normal_each(z, mu, logvar):
+    return -0.5 * (math.log(2 * math.pi) + logvar + (z - mu) ** 2 * jnp.exp(-logvar))
+
+
+def _diagonal(model, params, batch):
+    q, p = model.encode(params, batch["image"]), model.prior(params)
+    if not isinstance(q, densities.Normal):
+        raise UserError("posterior.name: this objective needs diagonal Gaussians; want posterior.name=gaussian")
+    return q, p
+
+
+def factor_vae(model, params, batch, key, *, gamma=10.0):
+    r"""Total correlation by a discriminator between z ~ q(z) and z with each dimension permuted.
+
+    .. math:: -\mathrm{loss} = \mathrm{ELBO} - \gamma\, E_{q(z)} [\log D(z) - \log (1 - D(z))]
+
+    D, three layers of 256, is ``params["objective"]`` and minimises its own cross-entropy in the same step;
+    neither net sees the other's gradient. (The paper permutes a second batch; here it is the same one.)
+
+    Kim & Mnih 2018 (arXiv:1802.05983), eq. 3 and algorithm 1, 2.
+    """
+    draw_key, permute_key = jax.random.split(key)
+    d = many(model, params, batch["image"], draw_key, 1)
+    value, log_px, kl = bound(d)
+    z_BxD = d.z[0]
+    keys_D = jax.random.split(permute_key, z_BxD.shape[1])
+    permuted_BxD = jax.vmap(jax.random.permutation, in_axes=(0, 1), out_axes=1)(keys_D, z_BxD)
+    discriminate = lambda p, z: _discriminator().apply({"params": p}, z)  # noqa: E731
+    stop, net = jax.lax.stop_gradient, params["objective"]
+    logits_Bx2 = discriminate(stop(net), z_BxD)
+    tc = logits_Bx2[:, 0] - logits_Bx2[:, 1]
+    joint_Bx2 = jax.nn.log_softmax(discriminate(net, stop(z_BxD)))
+    product_Bx2 = jax.nn.log_softmax(discriminate(net, stop(permuted_BxD)))
+    discriminator = -0.5 * (joint_Bx2[:, 0] + product_Bx2[:, 1])
+    loss = kl - log_px + gamma * tc
+    extra = {"tc": tc, "discriminator": discriminator}
+    return Terms(loss + discriminator - stop(discriminator), value, log_px, kl, extra)
+
+
+def _discriminator():
+    return nets.MLPClassifier(outputs=2, widths=(256, 256, 256))
+
+
+factor_vae.init = lambda key, model: _discriminator().init(key, jnp.zeros((1, model.latent)))["params"]
+
+
+def dip_vae(model, params, batch, key, *, kind=1, off_diagonal=10.0, diagonal=10.0):
+    r"""The covariance of q(z) is pulled to the identity.
+
+    .. math:: \mathrm{loss} = -\mathrm{ELBO} + \lambda_{od} \sum_{i \ne j} C_{ij}^2 + \lambda_d \sum_i (C_{ii} - 1)^2
+
+    ``kind`` 1: C = Cov_x(μ); 2: C = Cov_x(μ) + E_x[diag σ²], both over the batch. Kumar et al. 2018
+    (arXiv:1711.00848), eq. 6 and 7.
+    """
+    if kind not in (1, 2):
+        raise UserError(f"objective.kind={kind}: want 1 or 2")
+    q, _ = _diagonal(model, params, batch)
+    value, log_px, kl = bound(many(model, params, batch["image"], key, 1))
+    centred = q.mu - q.mu.mean(0)
+    covariance_DxD = centred.T @ centred / len(centred)
+    if kind == 2:
+        covariance_DxD += jnp.diag(jnp.exp(q.logvar).mean(0))
+    variance_D = jnp.diag(covariance_DxD)
+    off = jnp.sum(covariance_DxD**2) - jnp.sum(variance_D**2)
+    penalty = off_diagonal * off + diagonal * jnp.sum((variance_D - 1) ** 2)
+    return Terms(kl - log_px + penalty, value, log_px, kl, {"penalty": jnp.broadcast_to(penalty, kl.shape)})
+
+
+def info_vae(model, params, batch, key, *, alpha=0.0, weight=100.0):
+    r"""q(z) is matched to p(z) by the maximum mean discrepancy instead of, or beside, the KL.
+
+    .. math:: \mathrm{loss} = -E_q \log p(x|z) + (1 - \alpha)\,KL + (\alpha + \lambda - 1)\,\mathrm{MMD}(q(z), p(z))
+
+    λ = ``weight``. MMD is the unbiased estimate over the batch with the Gaussian kernel of width D;
+    alpha = 1 leaves out the KL. Zhao et al. 2019 (arXiv:1706.02262), eq. 6 and section 3.2.
+    """
+    draw_key, prior_key = jax.random.split(key)
+    d = many(model, params, batch["image"], draw_key, 1)
+    value, log_px, kl = bound(d)
+    discrepancy = mmd(d.z[0], model.prior(params).sample(prior_key, (len(kl),)))
+    loss = (1 - alpha) * kl - log_px + (alpha + weight - 1) * discrepancy
+    return Terms(loss, value, log_px, kl, {"mmd": jnp.broadcast_to(discrepancy, kl.shape)})
+
+
+def mmd(a_BxD, b_BxD):
+    r"""Unbiased squared maximum mean discrepancy with k(a, b) = exp(−‖a − b‖² / 2D).
+
+    Gretton et al. 2012 (JMLR 13), eq. 3.
+    """
+    n, d = a_BxD.shape
+
+    def kernel(a, b):
+        squares = (a**2).sum(-1)[:, None] + (b**2).sum(-1)[None] - 2 * jnp.matmul(a, b.T, precision="highest")
+        return jnp.exp(-jnp.maximum(squares, 0) / (2 * d))
+
+    within = sum((kernel(a, a).sum() - n) / (n * (n - 1)) for a in (a_BxD, b_BxD))
+    return within - 2 * kernel(a_BxD, b_BxD).mean()

@@ -1,0 +1,153 @@
+"""Bounds from K importance samples. In each, ``elbo`` is the plain ELBO of the same draws and
+``extra["iw"]`` the bound log (1/K) Σ w, whatever is being minimised.
+
+The gradient is an estimator's choice, the value is not: ``estimator`` is
+
+- ``pathwise``: the derivative of the bound as it stands;
+- ``stl``: the score of q left out: biased for K > 1 (Roeder et al. 2017, arXiv:1703.09194);
+- ``dreg``: doubly reparameterised: unbiased, and its signal-to-noise ratio does not fall with K
+  (Tucker et al. 2019, arXiv:1810.04152, eq. 8).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.config import UserError
+from vae_jax.objectives.terms import Terms, bound, many, with_gradient_of
+
+INFERENCE = ("encoder", "posterior")  # the parts of params that are q(z|x)
+
+
+def log_mean_exp(log_w, axis=0):
+    """log (1/K) Σ_k w_k."""
+    return jax.nn.logsumexp(log_w, axis=axis) - jnp.log(log_w.shape[axis])
+
+
+def iw_bound(model, params, x, key, samples, estimator):
+    r"""(log (1/K) Σ_k w_k with the estimator's gradient, the K draws).
+
+    With w̃ the normalised weights, taken as constants, and ∂z the gradient through the sample alone:
+    pathwise and stl differentiate Σ w̃ log w; dreg multiplies ∂z by w̃ once more, so that the inference
+    net gets Σ w̃² ∂log w/∂z · ∂z/∂φ and the generative net Σ w̃ ∂log p(x, z)/∂θ.
+    """
+    if estimator == "pathwise":
+        d = many(model, params, x, key, samples)
+        return log_mean_exp(d.log_w), d
+    if estimator not in ("stl", "dreg"):
+        raise UserError(f"objective.estimator={estimator}: want pathwise, stl or dreg")
+    d = many(model, params, x, key, samples, stop=True)
+    weight_KxB = jax.lax.stop_gradient(jax.nn.softmax(d.log_w, axis=0))
+    scored = d
+    if estimator == "dreg":
+        keys = jax.random.split(key, samples)  # the same draws again: XLA computes them once
+        scored = jax.vmap(lambda k, w: model.draw(params, x, k, stop=True, scale_B=w))(keys, weight_KxB)
+    return with_gradient_of(log_mean_exp(d.log_w), jnp.sum(weight_KxB * scored.log_w, axis=0)), d
+
+
+def iwae(model, params, batch, key, *, samples=5, estimator="pathwise"):
+    r"""The importance-weighted bound.
+
+    .. math:: -\mathrm{loss} = \log \tfrac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
+
+    Burda et al. 2016 (arXiv:1509.00519), eq. 8. K = 1 is the ELBO with a sampled KL.
+    """
+    iw, d = iw_bound(model, params, batch["image"], key, samples, estimator)
+    return Terms(-iw, *bound(d), {"iw": iw})
+
+
+def miwae(model, params, batch, key, *, groups=8, samples=8, estimator="pathwise"):
+    r"""The mean of M independent K-sample bounds: a better signal for q than one of M·K samples.
+
+    .. math:: -\mathrm{loss} = \tfrac1M \sum_{m=1}^M \log \tfrac1K \sum_{k=1}^K w_{mk}
+
+    Rainforth et al. 2018 (arXiv:1802.04537), eq. 7 (MIWAE).
+    """
+    one = lambda k: iw_bound(model, params, batch["image"], k, samples, estimator)  # noqa: E731
+    iw_MxB, d = jax.vmap(one)(jax.random.split(key, groups))
+    d = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), d)  # M·K draws
+    return Terms(-iw_MxB.mean(0), *bound(d), {"iw": log_mean_exp(d.log_w)})
+
+
+def ciwae(model, params, batch, key, *, beta=0.5, samples=8, estimator="pathwise"):
+    r"""A convex combination of the ELBO and the IWAE bound of the same draws.
+
+    .. math:: -\mathrm{loss} = \beta\, \tfrac1K\sum_k \log w_k + (1 - \beta) \log \tfrac1K \sum_k w_k
+
+    Rainforth et al. 2018 (arXiv:1802.04537), eq. 8 (CIWAE); their β.
+    """
+    iw, d = iw_bound(model, params, batch["image"], key, samples, estimator)
+    value, log_px, kl = bound(d)
+    return Terms(-(beta * value + (1 - beta) * iw), value, log_px, kl, {"iw": iw})
+
+
+def piwae(model, params, batch, key, *, groups=8, samples=8):
+    r"""Partial IWAE: the generative net learns from IWAE with M·K samples, q from MIWAE(M, K).
+
+    .. math:: \partial_\theta \log \tfrac{1}{MK} \sum_{mk} w_{mk}, \qquad
+              \partial_\phi\, \tfrac1M \sum_m \log \tfrac1K \sum_k w_{mk}
+
+    Rainforth et al. 2018 (arXiv:1802.04537), eq. 9 and 10 (PIWAE). The loss's value is the IWAE bound's.
+    """
+    freeze = lambda parts: {k: jax.lax.stop_gradient(v) if k in parts else v for k, v in params.items()}  # noqa: E731
+    generative = [k for k in params if k not in INFERENCE]
+    shape = (groups, samples, -1)
+    theta = many(model, freeze(INFERENCE), batch["image"], key, groups * samples)
+    phi = many(model, freeze(generative), batch["image"], key, groups * samples)
+    iw = log_mean_exp(theta.log_w)
+    grouped = log_mean_exp(phi.log_w.reshape(shape), axis=1).mean(0)
+    return Terms(-with_gradient_of(iw, iw + grouped), *bound(theta), {"iw": iw})
+
+
+def renyi(model, params, batch, key, *, alpha=0.5, samples=8):
+    r"""The variational Rényi bound.
+
+    .. math:: -\mathrm{loss} = \tfrac{1}{1-\alpha} \log \tfrac1K \sum_k w_k^{1-\alpha}
+
+    alpha = 0 is IWAE; alpha → 1 the ELBO, which is used within 1e-3 of it, where the quotient would lose
+    its digits. Li & Turner 2016 (arXiv:1602.02311), eq. 6 and 13.
+    """
+    d = many(model, params, batch["image"], key, samples)
+    value, log_px, kl = bound(d)
+    order = 1 - jnp.asarray(alpha, jnp.float32)
+    near = jnp.abs(order) < 1e-3
+    safe = jnp.where(near, 1.0, order)
+    vr = jnp.where(near, d.log_w.mean(0), log_mean_exp(safe * d.log_w) / safe)
+    return Terms(-vr, value, log_px, kl, {"iw": log_mean_exp(d.log_w)})
+
+
+def vr_max(model, params, batch, key, *, samples=8):
+    r"""The Rényi bound at alpha → −∞: only the largest weight counts; −loss = max_k log w_k.
+
+    Li & Turner 2016 (arXiv:1602.02311), section 4.2. Not a lower bound on log p(x).
+    """
+    d = many(model, params, batch["image"], key, samples)
+    return Terms(-d.log_w.max(0), *bound(d), {"iw": log_mean_exp(d.log_w)})
+
+
+def tvo(model, params, batch, key, *, samples=10, partitions=5, beta1=0.025):
+    r"""The thermodynamic variational objective, a left Riemann sum (a lower bound on log p(x)).
+
+    .. math:: -\mathrm{loss} = \sum_{j} (\beta_{j+1} - \beta_j)\, E_{\pi_{\beta_j}}[\log w], \quad
+              \pi_\beta \propto q^{1-\beta} p(x, z)^\beta, \quad 0 = \beta_0 < \dots < \beta_J = 1
+
+    Expectations by self-normalised weights w^β of K shared draws; β_1 = ``beta1``, the rest spaced evenly
+    in log. The gradient is the covariance form, which does not need reparameterised draws:
+    ∂E[f] = E[∂f] + Cov(∂ log π̃_β, f) with log π̃_β = log q + β log w.
+
+    Masrani et al. 2019 (arXiv:1907.00031), eq. 9, 11 and 12. J = 1 is the ELBO.
+    """
+    x = batch["image"]
+    zero = jnp.zeros(len(x))
+    d = many(model, params, x, key, samples, scale_B=zero)  # z is a constant
+    inner = jnp.geomspace(beta1, 1.0, partitions)[:-1] if partitions > 1 else jnp.zeros(0)
+    edges_J1 = jnp.concatenate([jnp.zeros(1), inner, jnp.ones(1)])
+    log_w_1xKxB, beta_Jx1x1 = d.log_w[None], edges_J1[:-1, None, None]
+    weight_JxKxB = jax.lax.stop_gradient(jax.nn.softmax(beta_Jx1x1 * log_w_1xKxB, axis=1))
+    mean_JxB = jnp.sum(weight_JxKxB * log_w_1xKxB, axis=1)
+    centred_JxKxB = jax.lax.stop_gradient(log_w_1xKxB - mean_JxB[:, None])
+    log_pi_JxKxB = d.log_qz.sum(-1)[None] + beta_Jx1x1 * log_w_1xKxB
+    covariance_JxB = jnp.sum(weight_JxKxB * centred_JxKxB * log_pi_JxKxB, axis=1)
+    width_Jx1 = jnp.diff(edges_J1)[:, None]
+    value = jnp.sum(width_Jx1 * mean_JxB, axis=0)
+    surrogate = jnp.sum(width_Jx1 * (mean_JxB + covariance_JxB), axis=0)
+    return Terms(-with_gradient_of(value, surrogate), *bound(d), {"iw": log_mean_exp(d.log_w)})

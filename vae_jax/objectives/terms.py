@@ -1,0 +1,35 @@
+"""What an objective returns, and the draws that most begin with."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Terms(NamedTuple):
+    """What an objective says of each example, shape B each; None where a figure has no meaning."""
+
+    loss: jax.Array
+    elbo: jax.Array | None = None  # the beta = 1 bound on log p(x)
+    log_px: jax.Array | None = None  # E log p(x|z): minus the distortion
+    kl: jax.Array | None = None  # the rate
+    extra: dict[str, Any] = {}  # further figures, shape B; never changed  # noqa: RUF012
+
+
+def many(model, params, x_BxHxWxC, key, samples, **kwargs):
+    """K independent draws, each leaf with a leading axis K.
+
+    The encoder runs once: vmap maps only what depends on the key.
+    """
+    keys = jax.random.split(key, samples)
+    return jax.vmap(lambda k: model.draw(params, x_BxHxWxC, k, **kwargs))(keys)
+
+
+def bound(draws):
+    """(elbo, log_px, kl), each of shape B: the mean over K draws, KL summed over levels."""
+    log_px, kl = draws.log_px.mean(0), draws.kl.sum(-1).mean(0)
+    return log_px - kl, log_px, kl
+
+
+def with_gradient_of(value, surrogate):
+    """``value``, with the gradient of ``surrogate``."""
+    return surrogate + jax.lax.stop_gradient(value - surrogate)
