@@ -12,6 +12,7 @@ def define(values):
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
     flags.DEFINE_integer("iw_k", None, "importance samples per image", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("results", "", "also write the figures to this file, results/NAME.json", flag_values=values)
     flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
 
 
@@ -29,7 +30,7 @@ def run(argv):
             raise config.UserError(f"checkpoint={which}: want best, latest or a step")
         which = int(which)
     compile.use_cache()
-    assess.assess(values.workdir, which=which, iw_k=values.iw_k, data_dir=values.data_dir)
+    assess.assess(values.workdir, which=which, iw_k=values.iw_k, data_dir=values.data_dir, publish=values.results)
     return 0
 
 

@@ -13,22 +13,27 @@ from vae_jax import flags as flags_lib
 def define(values):
     flags.DEFINE_string("config", "configs/digits.py", "a page of configs/", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run; one that holds it goes on", flag_values=values)
+    flags.DEFINE_bool("explain", False, "print what the objective is, and train nothing", flag_values=values)
+    flags.DEFINE_string("results", "", "also write the figures to this file, results/NAME.json", flag_values=values)
     flags.DEFINE_string("data_dir", "", "where TFDS data is (same as --config.data.dir)", flag_values=values)
 
 
 def run(argv):
     values, pairs = flags_lib.parse(argv, define)
-    from vae_jax import assess, compile, config, loop
+    from vae_jax import assess, compile, config, explain, loop
 
-    if not values.workdir:
+    if not values.workdir and not values.explain:
         raise config.UserError("workdir: want --workdir=FOLDER")
     c = flags_lib.apply(config.load(values.config), pairs)
+    if values.explain:
+        print(explain.card(c))
+        return 0
     if values.data_dir:
         c.data.dir = values.data_dir
     compile.use_cache()
     if loop.train(c, values.workdir) is None:
         return loop.STOPPED
-    assess.assess(values.workdir)
+    assess.assess(values.workdir, publish=values.results)
     return 0
 
 

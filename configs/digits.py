@@ -8,13 +8,13 @@ from vae_jax import config
 
 def get_config():
     c = config.default()
-    c.steps, c.batch, c.steps_per_call = 6000, 128, 20
+    c.steps, c.batch, c.steps_per_call = 3000, 128, 20
     c.unroll = False
     c.latent = 16
     c.encoder = config.call("encoder", "mlp", widths=(256, 256))
     c.decoder = config.call("decoder", "mlp", widths=(256, 256))
     c.classifier = config.call("classifier", "mlp", widths=(128,))
-    c.objective = config.call("objective", "joint", gamma=20.0)
+    c.objective = config.call("objective", "joint", gamma=50.0)
     c.data.shift = 1
     c.optim.lr, c.optim.warmup, c.optim.ema = 2e-3, 200, 0.995
     c.optim.weight_decay = 0.01

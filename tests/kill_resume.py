@@ -107,14 +107,13 @@ def main():
             print(f"trial {trials}: {n} kills, {len(different)} leaves differ, log rows equal: {rows}", flush=True)
     results.write(
         args.out,
-        name="resume",
         command=f"python -m tests.kill_resume --times={args.times}",
-        config="configs/digits.py",
+        config=" ".join(COMMAND[1:]),
         seed=args.seed,
         seconds=time.time() - began,
         figures={
-            "kills": {"value": hits, "unit": "kill -9", "sd": None, "n": trials},
-            "bit_exact": {"value": exact, "unit": "kills resumed bit for bit", "sd": None, "n": hits},
+            "kills": results.figure(hits, "kill -9", n=trials),
+            "bit_exact": results.figure(exact, "resumed bit for bit", n=hits),
         },
     )
     return 0 if exact == hits else 1

@@ -1,6 +1,7 @@
 """From a workdir to metrics.json, pictures and the report: what eval.py does, and train.py at its end."""
 
 import datetime
+import math
 import os
 import shlex
 import sys
@@ -15,12 +16,13 @@ from vae_jax.config import UserError
 from vae_jax.evaluate import evaluate
 
 
-def assess(workdir, *, which="best", iw_k=None, data_dir="", say=print):
+def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=print):
     """Evaluate a checkpoint of a workdir on the exact test set; write metrics.json and report/index.html.
 
     Args:
       which: 'best' (by validation), 'latest' or a step.
       iw_k: importance samples per image; None takes the config's.
+      publish: also write the figures to this file of ``results/``.
     Returns:
       metrics, a flat dict with units in its names.
     Raises:
@@ -39,6 +41,7 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", say=print):
     if found is None:
         raise UserError(f"workdir={workdir}: no good checkpoint in it")
     state, meta = found
+    say(f"evaluating checkpoint {meta['step']} ({which}) on {len(s.dataset.test.image):,} test images")
     began = time.perf_counter()
     metrics, why, pictures = evaluate(c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=iw_k or c.eval.iw_k)
     seconds = time.perf_counter() - began
@@ -73,4 +76,26 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", say=print):
         classes=s.dataset.classes,
     )
     report.print_summary(metrics, path)
+    if publish:
+        _publish(publish, c, metrics, run)
     return metrics
+
+
+UNITS = {"nats": "nats / image", "nats_se": "nats / image", "dim": "bits / dim"}
+
+
+def _publish(path, c, metrics, run):
+    n = metrics["n"]
+    figures = {}
+    for key, value in metrics.items():
+        unit = next((u for end, u in UNITS.items() if key.endswith(end)), "")
+        sd = metrics["iw_nats_se"] * math.sqrt(n) if key == "iw_nats" and value is not None else None
+        figures[key] = results.figure(value, unit, sd=sd, n=n)
+    for key in ("training_seconds", "evaluation_seconds"):
+        figures[key] = results.figure(run[key], "s")
+    figures["images_per_s"] = results.figure(run["images_per_s"], "images / s")
+    figures["parameters"] = results.figure(run["parameters"], "")
+    seconds = run["training_seconds"] + run["compile_seconds"] + run["evaluation_seconds"]
+    results.write(
+        path, command=run["command"], config=config_lib.to_json(c), seed=c.seed, seconds=seconds, figures=figures
+    )

@@ -19,7 +19,9 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from vae_jax.config import UserError
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save at INFO and WARNING
+# Orbax and its event loop log every save, and tracebacks beside every error that they raise as well.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def write_json(path, value):
@@ -116,6 +118,13 @@ class Checkpoints:
     def save(self, step, state, meta, select=None):
         """Start saving; ``select`` (lower is better) makes the step a candidate for the best."""
         self.seal()
+        need = 2 * sum(x.nbytes for x in jax.tree.leaves(state)) + 2**20
+        free = shutil.disk_usage(self.workdir).free
+        if free < need:
+            raise UserError(
+                f"workdir={self.workdir}: disk full: a checkpoint needs {need >> 20} MiB, {free >> 20} MiB are free; "
+                "older ones are intact"
+            )
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         metrics = None if select is None else {"select": float(select)}
         with self._disk():
@@ -138,6 +147,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _disk(self):
+        """Errors of the disk under a save as one line."""
         try:
             yield
         except OSError as error:
@@ -145,12 +155,12 @@ class Checkpoints:
             raise UserError(
                 f"workdir={self.workdir}: checkpoint not written: {error.strerror}; older ones are intact"
             ) from None
-        except Exception as error:  # tensorstore says it in a ValueError of many lines
-            if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
-                raise UserError(
-                    f"workdir={self.workdir}: checkpoint not written: No space left on device; older ones are intact"
-                ) from None
-            raise
+        except ValueError as error:  # tensorstore says it in many lines of a ValueError
+            self._unsealed = []
+            if "os_error_code" not in str(error):
+                raise
+            why = str(error).partition(" [os_error_code")[0].rpartition(": ")[2]
+            raise UserError(f"workdir={self.workdir}: checkpoint not written: {why}; older ones are intact") from None
 
     def latest(self):
         return self._manager.latest_step()
@@ -182,9 +192,11 @@ class Checkpoints:
                 self.say(f"checkpoint {step}: cannot be restored ({str(error).splitlines()[0]}); trying another")
         return None
 
-    def close(self):
-        self.seal()
-        self._manager.close()
+    def close(self, broken=False):
+        """Finish saves under way; after an error (``broken``) only what can still be finished."""
+        with contextlib.suppress(Exception) if broken else contextlib.nullcontext():
+            self.seal()
+            self._manager.close()
 
 
 def abstract(state, places):

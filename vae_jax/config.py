@@ -84,7 +84,7 @@ def call(section, name, **changes):
     unknown = [k for k in changes if k not in fields]
     if unknown:
         raise UserError(f"{section}.{unknown[0]}: {name} has no such field; {nearest(unknown[0], fields)}")
-    return ConfigDict({"name": name, **fields, **changes})
+    return ConfigDict({"name": name, **fields, **changes}).lock()
 
 
 def build(section, c, **given):
@@ -152,6 +152,7 @@ def default():
     c.eval.batch = 500
     c.eval.select = "loss"  # which validation figure names the best checkpoint
     c.eval.iw_k = 100  # importance samples for log p(x) on the test set
+    c.lock()  # a misspelt field is an error, not a new one
     return c
 
 
@@ -252,7 +253,7 @@ def to_json(c):
 
 
 def from_json(tree):
-    """A config read back: the schema is today's, so an unknown or missing field is one clear line."""
+    """A config read back. Fields that are newer than the file keep their defaults; unknown ones are one line."""
     c = default()
     for section in CALLS:
         if isinstance(tree.get(section), dict) and "name" in tree[section]:
@@ -261,9 +262,6 @@ def from_json(tree):
             )
     for field, value in flatten(tree).items():
         set_field(c, field, value)
-    missing = sorted(set(flatten(c)) - set(flatten(tree)))
-    if missing:
-        raise UserError(f"config: the file has no field {missing[0]}; it was written by another version")
     return c
 
 
@@ -306,7 +304,7 @@ def load(path):
         raise UserError(f"config={path}: no function get_config() in it")
     try:
         return module.get_config()
-    except (AttributeError, KeyError) as error:  # a misspelt field in the page
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a misspelt field, another type
         raise UserError(f"config={path}: {str(error).splitlines()[0]}") from None
 
 

@@ -48,7 +48,10 @@ def setup(c):
     mesh = sharding.make_mesh(c.mesh)
     sharding.check_batch(c.batch, mesh)
     dataset = data.load(c.data)
-    return Setup(c, dataset, model.build_for(c, dataset), optim.optimizer(c.optim, c.steps), mesh)
+    s = Setup(c, dataset, model.build_for(c, dataset), optim.optimizer(c.optim, c.steps), mesh)
+    params = compile_lib.shapes(c, s.model, s.tx, mesh)[0].params
+    step.check(step.make_terms(c, s.model, dataset), params, dataset.shape)
+    return s
 
 
 def claim(workdir, c):
@@ -172,12 +175,14 @@ def train(c, workdir, say=print):
     stop = Stop()
     log = report.MetricsLog(workdir, at)
     progress = Progress(at, c.steps)
+    broken = True
     try:
         state, finished = _run(s, state, places, at, saved, log, progress, stop, clock)
+        broken = False
     finally:
         progress.close()
         log.close()
-        saved.close()
+        saved.close(broken)
         stop.restore()
         os.close(lock)
     if not finished:

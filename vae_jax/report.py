@@ -1,9 +1,9 @@
 """Metrics files, pictures, and one page that a person opens.
 
-``metrics.jsonl`` holds one strict JSON object per line: ``{"step": 100, "split": "train", "loss": ...}``.
-The page (:func:`write`) needs no network, no script and no other file: pictures are inside it, in one
-rendering for a light screen and one for a dark screen. Every file is written beside its place and moved
-there whole, so a reader never sees half of one.
+``metrics.jsonl`` holds a strict JSON object per line: ``{"step": 100, "split": "train", "loss": 1.5}``.
+The page (:func:`write`) needs no network, no script and no other file: pictures are inside it, once
+for a light screen and once for a dark one. Every file is written beside its place and moved there
+whole, so a reader never sees half of one.
 """
 
 import base64
@@ -26,20 +26,8 @@ PICTURES = ("reconstructions", "samples", "interpolations", "latents", "confusio
 # key -> (name, unit, format, which way is better, meaning)
 METRICS = {
     "n": ("Test images", "", "{:,}", "", "Every image of the test set counts exactly once."),
-    "accuracy": (
-        "Accuracy",
-        "%",
-        "{:.2%}",
-        "higher",
-        "Images whose most probable class is the true one.",
-    ),
-    "cross_entropy_nats": (
-        "Cross-entropy",
-        "nats",
-        "{:.4f}",
-        "lower",
-        "Mean of −log p(true class | image).",
-    ),
+    "accuracy": ("Accuracy", "%", "{:.2%}", "higher", "Images whose most probable class is the true one."),
+    "cross_entropy_nats": ("Cross-entropy", "nats", "{:.4f}", "lower", "Mean of −log p(true class | image)."),
     "ece": (
         "Calibration error",
         "%",
@@ -52,21 +40,15 @@ METRICS = {
         "nats / image",
         "{:.2f}",
         "higher",
-        "Evidence lower bound on log p(x): reconstruction − KL.",
+        "Evidence lower bound on log p(x): −(reconstruction + KL).",
     ),
-    "kl_nats": (
-        "KL",
-        "nats / image",
-        "{:.2f}",
-        "",
-        "KL(q(z|x) ‖ p(z)): what the latent code costs (the rate).",
-    ),
+    "kl_nats": ("KL", "nats / image", "{:.2f}", "", "KL(q(z|x) ‖ p(z)): what the latent code costs (the rate)."),
     "reconstruction_nats": (
         "Reconstruction",
         "nats / image",
         "{:.2f}",
         "",
-        "Mean of log p(x|z) with z from q(z|x): how well the code explains the image.",
+        "Mean of −log p(x|z), z from q(z|x): what the code leaves unexplained (the distortion).",
     ),
     "iw_nats": (
         "Importance-weighted bound",
@@ -75,13 +57,7 @@ METRICS = {
         "higher",
         "Bound on log p(x) with K samples per image; tighter than the ELBO.",
     ),
-    "iw_nats_se": (
-        "… its standard error",
-        "nats / image",
-        "{:.2f}",
-        "",
-        "Over the images of the test set.",
-    ),
+    "iw_nats_se": ("… its standard error", "nats / image", "{:.2f}", "", "Over the images of the test set."),
     "iw_k": ("… its samples K", "", "{:,}", "", "Importance samples per image."),
     "bits_per_dim": (
         "Bits per dimension",
@@ -105,17 +81,9 @@ METRICS = {
         "Latent dimensions whose posterior mean moves with the image.",
     ),
 }
-KEY_FIGURES = (
-    "accuracy",
-    "elbo_nats",
-    "iw_nats",
-    "bits_per_dim",
-    "knn_accuracy",
-    "cross_entropy_nats",
-    "ece",
-)
+KEY_FIGURES = ("accuracy", "elbo_nats", "iw_nats", "bits_per_dim", "knn_accuracy", "cross_entropy_nats", "ece")
 
-CURVES = {  # key of a history row -> (name, unit); the others go under "More curves"
+CURVES = {  # key of a history row -> (name, unit)
     "loss": ("Loss", ""),
     "elbo": ("ELBO", "nats"),
     "log_px": ("Reconstruction log p(x|z)", "nats"),
@@ -123,12 +91,19 @@ CURVES = {  # key of a history row -> (name, unit); the others go under "More cu
     "accuracy": ("Accuracy", ""),
     "cross_entropy": ("Cross-entropy", "nats"),
 }
+MORE_CURVES = {  # folded away on the page, with every key that is in neither
+    "images_per_s": ("Speed", "images / s"),
+    "lr": ("Learning rate", ""),
+}
 RUN = {  # key of ``run`` -> its name on the page
     "dataset": "Data set",
     "parameters": "Parameters",
     "seed": "Seed",
     "device": "Device",
     "seconds": "Duration",
+    "training_seconds": "Training",
+    "compile_seconds": "Compilation",
+    "evaluation_seconds": "Evaluation",
     "images_per_s": "Images per second",
     "date": "Date",
     "commit": "Commit",
@@ -154,7 +129,7 @@ DARK = {
     "train": "#84aaff",
     "validation": "#f7a35c",
 }
-# Ten colours kept apart for normal and colour-deficient sight: Petroff 2021 (arXiv:2107.02270), Table 1.
+# Ten colours kept apart for normal and colour-deficient sight: Petroff 2021 (arXiv:2107.02270).
 # More classes take them again with another marker.
 CLASS_COLOURS = (
     ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6")
@@ -177,7 +152,7 @@ class Pictures(NamedTuple):
     confusion: np.ndarray | None = None  # YxY counts: rows true, columns predicted
 
 
-# --- files -----------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------
 
 
 def _disk_error(path, error):
@@ -186,7 +161,7 @@ def _disk_error(path, error):
 
 
 def _replace(path, data):
-    """Write bytes beside ``path``, then move them there: the old file or the new one, never half."""
+    """Write bytes beside ``path``, then move them there: the old file or the new one, not half."""
     temporary = None
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -195,9 +170,7 @@ def _replace(path, data):
             file.write(data)
             umask = os.umask(0)
             os.umask(umask)
-            os.fchmod(
-                file.fileno(), 0o666 & ~umask
-            )  # mkstemp's 0600 would hide a report from a web server
+            os.fchmod(file.fileno(), 0o666 & ~umask)  # mkstemp's 0600 would hide a report from a web server
         os.replace(temporary, path)
     except OSError as error:
         if temporary and os.path.exists(temporary):
@@ -219,9 +192,7 @@ def _history_lines(path):
         except (ValueError, TypeError, KeyError):
             if number == len(lines) - 1:
                 break
-            raise UserError(
-                f"{path}: line {number} is no row of metrics; mend or remove it"
-            ) from None
+            raise UserError(f"{path}: line {number} is no row of metrics; mend or remove it") from None
         pairs.append((line, row))
     return pairs
 
@@ -236,8 +207,8 @@ class MetricsLog:
 
     Args:
       folder: made where missing.
-      resume_step: the step that training goes on from. Rows of later steps are dropped (the steps are
-        run again), and so is a torn last line. None begins a new file.
+      resume_step: the step that training goes on from. Rows of later steps are dropped (those steps
+        are run again), and so is a torn last line. None begins a new file.
     """
 
     def __init__(self, folder, resume_step=None):
@@ -249,13 +220,13 @@ class MetricsLog:
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
 
     def write(self, step, split, values):
-        """Append one row; a number that is not finite becomes null. On the disk when this returns."""
+        """Append one row; a number that is not finite becomes null. A later kill -9 keeps the row."""
         values = {k: float(v) for k, v in values.items()}
         finite = {k: v for k, v in values.items() if math.isfinite(v)}
         row = {"step": int(step), "split": split} | {k: finite.get(k) for k in values}
         try:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
-            self._file.flush()  # a killed process loses no row
+            self._file.flush()
             for key, value in finite.items():
                 self._writer(split).add_scalar(key, value, int(step))
         except OSError as error:
@@ -278,7 +249,7 @@ class MetricsLog:
             writer.close()
 
 
-# --- pictures --------------------------------------------------------------------------------------
+# --- pictures ------------------------------------------------------------------------------------
 
 
 def _png(rgba_HxWx4):
@@ -292,9 +263,9 @@ def _png(rgba_HxWx4):
 def _grid(stacks, columns):
     """RGBA bytes of images in rows; gaps are transparent, so the grid fits a light and a dark page.
 
-    ``stacks`` are arrays [N, H, W, C] in [0, 1]. Image i of stack s is in column i mod columns; a row of
-    the first stack is followed by the same images of the second. A pixel becomes a square block of whole
-    pixels: nothing is smoothed. Three channels are RGB; any other number is averaged to grey.
+    ``stacks`` are arrays [N, H, W, C] in [0, 1]. Image i of each is in column i mod columns; a row of
+    the first stack is followed by the same images of the second. A pixel becomes a square block of
+    whole pixels: nothing is smoothed. Three channels are RGB; any other number is averaged to grey.
     """
     stacks = [np.clip(np.nan_to_num(np.asarray(s, np.float32)), 0, 1) for s in stacks]
     n, height, width, channels = stacks[0].shape
@@ -303,9 +274,7 @@ def _grid(stacks, columns):
     gap, between = 8, 16 if len(stacks) > 1 else 0
     band = len(stacks) * (height * k + gap) + between  # one row of every stack
     bands = -(-n // columns)
-    canvas = np.zeros(
-        (bands * band - gap - between, columns * (width * k + gap) - gap, 4), np.uint8
-    )
+    canvas = np.zeros((bands * band - gap - between, columns * (width * k + gap) - gap, 4), np.uint8)
     for s, images in enumerate(stacks):
         for i, image in enumerate(images):
             top = i // columns * band + s * (height * k + gap)
@@ -323,7 +292,7 @@ def _columns(n):
 
 
 def save_grid(path, images_NxHxWxC, columns):
-    """Write images in [0, 1] as one PNG, ``columns`` in a row, each pixel a block of whole pixels."""
+    """Write images in [0, 1] as one PNG, ``columns`` in a row; a pixel is a block of whole pixels."""
     _replace(path, _png(_grid([images_NxHxWxC], columns)))
 
 
@@ -355,9 +324,7 @@ def _svg(figure):
 
 def _figure_png(figure):
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="png", dpi=200, facecolor=LIGHT["surface"], metadata={"Software": None}
-    )
+    figure.savefig(buffer, format="png", dpi=200, facecolor=LIGHT["surface"], metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -392,7 +359,7 @@ def _series(history, key):
 
 
 def _limits(values):
-    """The y range. A start far off the rest must not flatten the curve: it may leave the picture."""
+    """The y range. A start far off the rest would flatten the curve: it may leave the picture."""
     values = np.asarray(values)[np.isfinite(values)]
     low, high = values.min(), values.max()
     if len(values) >= 10:
@@ -415,14 +382,12 @@ def _draw_curve(ax, theme, key, series):
     ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     ax.yaxis.set_major_locator(ticker.MaxNLocator(5))
     percent = ticker.PercentFormatter(1, decimals=None)
-    ax.yaxis.set_major_formatter(
-        percent if key.endswith("accuracy") else ticker.ScalarFormatter(useOffset=False)
-    )
+    ax.yaxis.set_major_formatter(percent if key.endswith("accuracy") else ticker.ScalarFormatter(useOffset=False))
     ax.set_xlabel("step", fontsize=8, color=theme["muted"], loc="right", labelpad=1)
 
 
 def _curve_panel(key, series):
-    name, unit = CURVES.get(key, (_words(key), ""))
+    name, unit = (CURVES | MORE_CURVES).get(key, (_words(key), ""))
 
     def draw(theme):
         figure = _figure(4, 2.4)
@@ -432,18 +397,9 @@ def _curve_panel(key, series):
     last = {}
     for split, (steps, values) in series.items():
         at = np.flatnonzero(np.isfinite(values))[-1]
-        last[split] = (
-            steps[at],
-            f"{values[at]:.2%}" if key.endswith("accuracy") else _plain(values[at]),
-        )
+        last[split] = (steps[at], f"{values[at]:.2%}" if key.endswith("accuracy") else _plain(values[at]))
     alt = "; ".join(f"{split}: {value} at step {step}" for split, (step, value) in last.items())
-    return {
-        "name": name,
-        "unit": unit,
-        "last": last,
-        "alt": f"{name} over the steps. {alt}.",
-        **_both(draw),
-    }
+    return {"name": name, "unit": unit, "last": last, "alt": f"{name} over the steps. {alt}.", **_both(draw)}
 
 
 def _draw_curves(panels):
@@ -456,15 +412,11 @@ def _draw_curves(panels):
         ax.remove()
     for ax, (key, series) in zip(axes, panels.items(), strict=False):
         _draw_curve(ax, LIGHT, key, series)
-        name, unit = CURVES.get(key, (_words(key), ""))
-        ax.set_title(
-            f"{name}, {unit}" if unit else name, fontsize=10, color=LIGHT["ink"], loc="left"
-        )
+        name, unit = (CURVES | MORE_CURVES).get(key, (_words(key), ""))
+        ax.set_title(f"{name}, {unit}" if unit else name, fontsize=10, color=LIGHT["ink"], loc="left")
     splits = dict.fromkeys(split for series in panels.values() for split in series)
     lines = [Line2D([], [], color=LIGHT.get(s, LIGHT["muted"]), label=s) for s in splits]
-    figure.legend(
-        handles=lines, loc="outside lower left", ncols=len(lines), frameon=False, fontsize=9
-    )
+    figure.legend(handles=lines, loc="outside lower left", ncols=len(lines), frameon=False, fontsize=9)
     return figure
 
 
@@ -478,9 +430,7 @@ def _plane(latents_PxD):
     z = z - z.mean(0)
     _, scale, axes = np.linalg.svd(z, full_matrices=False)
     share = scale**2 / max((scale**2).sum(), 1e-30)
-    axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[
-        :, None
-    ]  # sign fixed: no flips
+    axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]  # sign fixed: no flips
     return z @ axes[:2].T, tuple(f"PC {i + 1} ({share[i]:.0%} of the variance)" for i in range(2))
 
 
@@ -512,9 +462,7 @@ def _draw_latents(theme, latents_PxD, labels_P, classes):
         ax.text(
             *middle, name, ha="center", va="center", fontsize=9, weight="bold", color=theme["ink"]
         ).set_path_effects(halo)
-        ax.scatter(
-            [], [], color=_class_colour(y), marker=_class_marker(y), s=22, linewidths=0, label=name
-        )
+        ax.scatter([], [], color=_class_colour(y), marker=_class_marker(y), s=22, linewidths=0, label=name)
     if rows:
         style = {"frameon": False, "fontsize": 8, "labelcolor": theme["ink"], "handletextpad": 0.2}
         figure.legend(loc="outside lower center", ncols=5, columnspacing=1.2, **style)
@@ -540,7 +488,7 @@ def _class_name(classes, y):
 
 
 def _shade(confusion_YxY):
-    """Opacity of each cell: the share of its row; off the diagonal its square root, so that one error shows."""
+    """Opacity of a cell: its share of the row; of errors the square root, so that a single one shows."""
     share = confusion_YxY / np.maximum(confusion_YxY.sum(1, keepdims=True), 1)
     return np.where(np.eye(len(share), dtype=bool), share, np.sqrt(share))
 
@@ -561,16 +509,8 @@ def _draw_confusion(theme, confusion_YxY, classes):
     few = y <= TABLE_CLASSES
     if few:
         for i, j in np.ndindex(y, y):
-            ink = (
-                theme["surface"]
-                if shade[i, j] > 0.85
-                else theme["ink"]
-                if confusion_YxY[i, j]
-                else theme["line"]
-            )
-            ax.text(
-                j, i, f"{confusion_YxY[i, j]:,}", ha="center", va="center", fontsize=8, color=ink
-            )
+            ink = theme["surface"] if shade[i, j] > 0.85 else theme["ink"] if confusion_YxY[i, j] else theme["line"]
+            ax.text(j, i, f"{confusion_YxY[i, j]:,}", ha="center", va="center", fontsize=8, color=ink)
         names = [_class_name(classes, i) for i in range(y)]
         ax.set_xticks(range(y), names, rotation=90 if max(map(len, names)) > 3 else 0)
         ax.set_yticks(range(y), names)
@@ -586,8 +526,7 @@ def _confusion_table(confusion_YxY, classes):
     rows = []
     for i, counts in enumerate(confusion_YxY):
         cells = [
-            {"count": int(c), "shade": round(float(shade[i, j]), 3), "right": i == j}
-            for j, c in enumerate(counts)
+            {"count": int(c), "shade": round(float(shade[i, j]), 3), "right": i == j} for j, c in enumerate(counts)
         ]
         recall = f"{counts[i] / totals[i]:.1%}" if totals[i] else "–"
         rows.append({"name": _class_name(classes, i), "cells": cells, "recall": recall})
@@ -595,11 +534,12 @@ def _confusion_table(confusion_YxY, classes):
     worst = ""
     if wrong.any():
         i, j = np.unravel_index(wrong.argmax(), wrong.shape)
-        worst = f"Most frequent error: {rows[i]['name']} taken for {rows[j]['name']}, {wrong[i, j]:,} of {totals[i]:,}."
+        pair = f"{rows[i]['name']} taken for {rows[j]['name']}"
+        worst = f"Most frequent error: {pair}, {wrong[i, j]:,} of {totals[i]:,}."
     return {"rows": rows, "long": max(len(r["name"]) for r in rows) > 3, "worst": worst}
 
 
-# --- words -----------------------------------------------------------------------------------------
+# --- words ---------------------------------------------------------------------------------------
 
 
 def _words(key):
@@ -625,13 +565,7 @@ def _plain(value):
 
 def _setting(value):
     """A config value as it would be typed: no separators, no rounding."""
-    return (
-        ", ".join(map(str, value))
-        if isinstance(value, list | tuple)
-        else str(value)
-        if value != ""
-        else "''"
-    )
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value) if value != "" else "''"
 
 
 def _duration(seconds):
@@ -655,14 +589,7 @@ def _metric(key, value, why):
     if value is None and key in why:
         meaning = str(why[key])
     unit = "" if unit == "%" else unit
-    return {
-        "key": key,
-        "name": name,
-        "text": text,
-        "unit": unit,
-        "better": better,
-        "meaning": meaning,
-    }
+    return {"key": key, "name": name, "text": text, "unit": unit, "better": better, "meaning": meaning}
 
 
 def _key_figures(metrics):
@@ -698,11 +625,11 @@ def print_summary(metrics, path):
         print(f"{name:<{width}}  {text}")
 
 
-# --- the page --------------------------------------------------------------------------------------
+# --- the page ------------------------------------------------------------------------------------
 
 
 def _config_groups(config):
-    """[(section, [(field, value), ...]), ...]: top-level fields first, deeper ones by their dotted name."""
+    """[(section, [(field, value), ...]), ...]: top-level fields first, deeper ones by dotted name."""
     top = [(k, _setting(v)) for k, v in config.items() if not isinstance(v, dict)]
     groups = [("", top)] if top else []
     for name, section in config.items():
@@ -715,16 +642,10 @@ def _run_rows(run):
     rows = []
     for key in [k for k in RUN if k in run] + [k for k in run if k not in RUN and k != "why"]:
         value = run[key]
-        text = (
-            _duration(value)
-            if key == "seconds" and isinstance(value, numbers.Real)
-            else _plain(value)
-        )
+        text = _duration(value) if key.endswith("seconds") and isinstance(value, numbers.Real) else _plain(value)
         if key == "seed":
             text = str(value)
-        rows.append(
-            {"name": RUN.get(key, _words(key)), "text": text, "code": key in ("command", "commit")}
-        )
+        rows.append({"name": RUN.get(key, _words(key)), "text": text, "code": key in ("command", "commit")})
     return rows
 
 
@@ -739,8 +660,8 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
       pictures: :class:`Pictures`.
       history: rows of ``metrics.jsonl`` (:func:`read_history`).
       config: nested dict.
-      run: facts of the run (:data:`RUN`, others as they are); ``run["why"]`` maps a metric that is None
-        to the reason.
+      run: facts of the run (:data:`RUN`, others as they are); ``run["why"]`` maps a metric that is
+        None to the reason.
       classes: names of the classes, () where there are none.
 
     Returns:
@@ -765,19 +686,15 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
         canvas = _grid(stacks, columns)
         files[name] = _png(canvas)
         height, width = canvas.shape[:2]
-        page[name] = {
-            "uri": _uri(files[name], "png"),
-            "width": width // 2,
-            "height": height // 2,
-            "n": len(stacks[0]),
-        }
+        page[name] = {"uri": _uri(files[name], "png"), "width": width // 2, "height": height // 2, "n": len(stacks[0])}
     if _has(p.latents, 2):
 
         def draw(theme):
             return _draw_latents(theme, p.latents, p.latent_labels, classes)
 
+        named = p.latent_labels is not None and len(np.unique(p.latent_labels)) <= TABLE_CLASSES
         files["latents"] = _figure_png(draw(LIGHT))
-        page["latents"] = _both(draw) | {"n": len(p.latents), "dims": np.shape(p.latents)[1]}
+        page["latents"] = _both(draw) | {"n": len(p.latents), "dims": np.shape(p.latents)[1], "named": named}
     if _has(p.confusion) and np.sum(p.confusion):
         confusion = np.asarray(p.confusion)
 
@@ -788,9 +705,7 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
         page["confusion"] = _confusion_table(confusion, classes)
         if len(confusion) > TABLE_CLASSES:
             page["confusion"] |= _both(draw_confusion)
-    keys = list(CURVES) + [
-        k for k in dict.fromkeys(k for row in history for k in row) if k not in CURVES
-    ]
+    keys = list(CURVES) + [k for k in dict.fromkeys(k for row in history for k in row) if k not in CURVES]
     series = {k: s for k in keys if (s := _series(history, k))}
     if series:
         files["curves"] = _figure_png(_draw_curves(series))
@@ -800,26 +715,17 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
 
     loader = jinja2.FileSystemLoader(os.path.join(os.path.dirname(__file__), "templates"))
     environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     why = run.get("why") or {}
-    facts = [
-        run.get("dataset"),
-        f"{_plain(run['parameters'])} parameters" if "parameters" in run else None,
-    ]
-    facts += [run.get("device"), run.get("date")]
+    facts = [run.get("dataset"), f"{_plain(run['parameters'])} parameters" if "parameters" in run else None]
+    facts += [run.get("device"), str(run.get("date", ""))[:10]]
     html = environment.get_template("report.html.j2").render(
         title=title,
         facts=[_plain(f) for f in facts if f],
         figures=_key_figures(metrics),
         metrics=[
-            _metric(k, metrics[k], why)
-            for k in [*METRICS, *(k for k in metrics if k not in METRICS)]
-            if k in metrics
+            _metric(k, metrics[k], why) for k in [*METRICS, *(k for k in metrics if k not in METRICS)] if k in metrics
         ],
         page={name: page.get(name) for name in (*PICTURES, "more_curves")},
         config=_config_groups(config),

@@ -9,6 +9,7 @@ import optax
 
 from vae_jax import config as config_lib
 from vae_jax import data, optim
+from vae_jax.config import UserError
 
 
 class TrainState(NamedTuple):
@@ -74,6 +75,23 @@ def make_terms(c, model, dataset):
         return objective(model, params, {**batch, "image": image, "n": n}, draws, **kwargs)
 
     return terms
+
+
+def check(terms, params, shape, size=3):
+    """Trace an objective on shapes alone, so that what is wrong with it is said before anything is made.
+
+    Raises:
+      UserError: a figure is not one number per example.
+    """
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, *shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "id": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+    values = jax.eval_shape(lambda p, b: figures(terms(p, b, jax.random.key(0), 0)), params, batch)
+    for name, value in values.items():
+        if value.shape != (size,):
+            raise UserError(f"objective: {name} has shape {value.shape}; want one number per example, ({size},)")
 
 
 def figures(terms):

@@ -76,8 +76,7 @@ def ciwae(model, params, batch, key, *, beta=0.5, samples=8, estimator="pathwise
     Rainforth et al. 2018 (arXiv:1802.04537), eq. 8 (CIWAE); their β.
     """
     iw, d = iw_bound(model, params, batch["image"], key, samples, estimator)
-    value, log_px, kl = bound(d)
-    return Terms(-(beta * value + (1 - beta) * iw), value, log_px, kl, {"iw": iw})
+    return Terms(-(beta * d.log_w.mean(0) + (1 - beta) * iw), *bound(d), {"iw": iw})
 
 
 def piwae(model, params, batch, key, *, groups=8, samples=8):
@@ -130,12 +129,15 @@ def tvo(model, params, batch, key, *, samples=10, partitions=5, beta1=0.025):
     .. math:: -\mathrm{loss} = \sum_{j} (\beta_{j+1} - \beta_j)\, E_{\pi_{\beta_j}}[\log w], \quad
               \pi_\beta \propto q^{1-\beta} p(x, z)^\beta, \quad 0 = \beta_0 < \dots < \beta_J = 1
 
-    Expectations by self-normalised weights w^β of K shared draws; β_1 = ``beta1``, the rest spaced evenly
-    in log. The gradient is the covariance form, which does not need reparameterised draws:
-    ∂E[f] = E[∂f] + Cov(∂ log π̃_β, f) with log π̃_β = log q + β log w.
+    Expectations by self-normalised weights w^β of K ≥ 2 shared draws; β_1 = ``beta1``, the rest spaced
+    evenly in log. The gradient is the covariance form, which does not need reparameterised draws:
+    ∂E[f] = E[∂f] + Cov(∂ log π̃_β, f) with log π̃_β = log q + β log w; the covariance of a sample divides by
+    K − 1, which leaves β = 0 without a bias.
 
     Masrani et al. 2019 (arXiv:1907.00031), eq. 9, 11 and 12. J = 1 is the ELBO.
     """
+    if samples < 2:
+        raise UserError(f"objective.samples={samples}: want at least 2, the gradient is a covariance over samples")
     x = batch["image"]
     zero = jnp.zeros(len(x))
     d = many(model, params, x, key, samples, scale_B=zero)  # z is a constant
@@ -146,7 +148,7 @@ def tvo(model, params, batch, key, *, samples=10, partitions=5, beta1=0.025):
     mean_JxB = jnp.sum(weight_JxKxB * log_w_1xKxB, axis=1)
     centred_JxKxB = jax.lax.stop_gradient(log_w_1xKxB - mean_JxB[:, None])
     log_pi_JxKxB = d.log_qz.sum(-1)[None] + beta_Jx1x1 * log_w_1xKxB
-    covariance_JxB = jnp.sum(weight_JxKxB * centred_JxKxB * log_pi_JxKxB, axis=1)
+    covariance_JxB = samples / (samples - 1) * jnp.sum(weight_JxKxB * centred_JxKxB * log_pi_JxKxB, axis=1)
     width_Jx1 = jnp.diff(edges_J1)[:, None]
     value = jnp.sum(width_Jx1 * mean_JxB, axis=0)
     surrogate = jnp.sum(width_Jx1 * (mean_JxB + covariance_JxB), axis=0)
