@@ -61,7 +61,7 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
         "device": results.device(),
         "versions": results.versions(),
         "commit": results.commit(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": _command(),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "why": why,
     }
@@ -79,6 +79,12 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
     if publish:
         _publish(publish, c, metrics, run)
     return metrics
+
+
+def _command():
+    """The command line as it was given, with the flags of XLA that it ran under."""
+    xla = [f"XLA_FLAGS={os.environ['XLA_FLAGS']}"] if os.environ.get("XLA_FLAGS") else []
+    return shlex.join([*xla, "python", *sys.argv])
 
 
 UNITS = {"nats": "nats / image", "nats_se": "nats / image", "dim": "bits / dim"}
