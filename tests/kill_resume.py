@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-STEPS = 1200
+STEPS = 480
 COMMAND = (
     f"train.py --config=configs/digits.py --config.steps={STEPS} --config.eval.every=40 --config.log_every=40 "
     "--config.optim.warmup=20 --config.encoder.widths=(64,) --config.decoder.widths=(64,) --config.eval.iw_k=1"

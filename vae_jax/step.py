@@ -72,7 +72,7 @@ def make_terms(c, model, dataset):
         image = data.to_input(
             batch["image"], batch["id"], inputs, levels=dataset.levels, binarize=d.binarize, shift=d.shift, flip=d.flip
         )
-        return objective(model, params, {**batch, "image": image, "n": n}, draws, **kwargs)
+        return objective(model, params, {**batch, "image": image, "n": n, "step": step}, draws, **kwargs)
 
     return terms
 

@@ -1,7 +1,7 @@
 """Objectives: (model, params, batch, key, *, its own numbers) → Terms, one number per example.
 
 ``batch`` holds image_BxHxWxC in [0, 1]; label_B where the data has labels; n, the size of the training
-set; and, in evaluation, mask_B. Everything is in nats, summed over pixels and latent dimensions, one
+set; step, None in evaluation; and there mask_B. Everything is in nats, summed over pixels and latent dimensions, one
 number per example: the mean over the batch is :func:`vae_jax.step.masked_mean`'s, once. (Objectives on the
 *aggregate* posterior also need statistics over the batch inside their equation, and say so.)
 

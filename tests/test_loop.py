@@ -1,0 +1,234 @@
+"""Real runs of train.py and eval.py in processes: resume, signals, damage, refusal, non-finite losses."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests import kill_resume
+from vae_jax import checkpoint, loop
+from vae_jax import config as config_lib
+from vae_jax.config import UserError
+
+TINY = [
+    *("train.py", "--config=configs/digits.py", "--config.steps=200", "--config.eval.every=40"),
+    *("--config.log_every=40", "--config.optim.warmup=20", "--config.eval.iw_k=1"),
+    *("--config.encoder.widths=(32,)", "--config.decoder.widths=(32,)"),
+]
+
+
+def run(*argv, **kwargs):
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, timeout=280, **kwargs)
+
+
+def rows(workdir):
+    return kill_resume.losses(workdir)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished run, shared: (workdir, what it printed)."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    done = run(*TINY, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def copy(workdir, tmp_path):
+    import shutil
+
+    return shutil.copytree(workdir, tmp_path / "run")
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    workdir, printed = finished
+    assert "report" in printed
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    assert next(iter(metrics)) == "n" and metrics["n"] == 359
+    wanted = {"accuracy", "cross_entropy_nats", "ece", "elbo_nats", "kl_nats", "reconstruction_nats", "iw_nats"}
+    wanted |= {"iw_nats_se", "iw_k", "bits_per_dim", "knn_accuracy", "active_units"}
+    assert set(metrics) == {"n", *wanted}
+    assert None not in metrics.values()
+    assert metrics["elbo_nats"] == pytest.approx(-metrics["reconstruction_nats"] - metrics["kl_nats"])
+    assert (workdir / "report" / "index.html").stat().st_size > 10_000
+    assert [r["step"] for r in rows(workdir) if r["split"] == "validation"] == [40, 80, 120, 160, 200]
+    assert 200 in checkpoint.steps(workdir) and 160 in checkpoint.steps(workdir)
+
+
+def test_a_finished_run_is_not_trained_again(finished, tmp_path):
+    workdir = copy(finished[0], tmp_path)
+    before = (workdir / "metrics.jsonl").read_bytes()
+    done = run(*TINY, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_eval_stands_alone_and_agrees(finished, tmp_path):
+    workdir = copy(finished[0], tmp_path)
+    first = json.loads((workdir / "metrics.json").read_text())
+    (workdir / "metrics.json").unlink()
+    done = run("eval.py", f"--workdir={workdir}", f"--results={tmp_path / 'figures.json'}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((workdir / "metrics.json").read_text()) == pytest.approx(first, rel=1e-5)
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert figures["accuracy"]["value"] == pytest.approx(first["accuracy"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(finished, tmp_path, number):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, *TINY, f"--workdir={workdir}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("step"):
+            break
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == loop.STOPPED, rest
+    assert "the same command goes on from there" in rest
+    assert checkpoint.steps(workdir)[-1] < 200
+    done = run(*TINY, f"--workdir={workdir}")
+    assert done.returncode == 0 and "going on from step" in done.stdout
+    assert rows(workdir)[-1] == rows(finished[0])[-1]
+    assert last_state(workdir) == last_state(finished[0])
+
+
+def last_state(workdir):
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(os.path.join(os.path.abspath(workdir), "checkpoints")) as manager:
+        restored = manager.restore(200, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+    import jax
+
+    return {
+        jax.tree_util.keystr(p): np.asarray(x).tobytes()
+        for p, x in jax.tree_util.tree_leaves_with_path(restored["state"])
+    }
+
+
+def test_kill_9_resumes_bit_for_bit(tmp_path):
+    """One killed run in the suite; ``python -m tests.kill_resume`` repeats it twenty times."""
+    kill_resume.finish(tmp_path / "reference")
+    hits, different, same_rows = kill_resume.trial(
+        tmp_path / "reference", tmp_path, random.Random(time.time()), kills=1
+    )
+    assert hits == 1 and different == [] and same_rows
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "no manifest"])
+def test_a_damaged_step_is_named_and_the_one_before_is_used(finished, tmp_path, damage):
+    workdir = copy(finished[0], tmp_path)
+    folder = workdir / "checkpoints" / "200"
+    victim = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    elif damage == "truncate":
+        victim.write_bytes(content[: len(content) // 2])
+    elif damage == "remove":
+        victim.unlink()
+    else:
+        (workdir / "manifests" / "200.json").unlink()
+    said = []
+    saved = checkpoint.Checkpoints(workdir, said.append)
+    assert saved.latest() == 160
+    saved.close()
+    assert len(said) == 1 and "\n" not in said[0]
+    assert re.match(r"checkpoint 200: .*(checksum|missing|not finished)", said[0])
+    assert (workdir / "damaged" / "200").is_dir(), "set aside, not deleted"
+
+
+def test_every_file_of_a_checkpoint_is_under_the_checksum(finished, tmp_path):
+    workdir = copy(finished[0], tmp_path)
+    folder = workdir / "checkpoints" / "200"
+    files = [p for p in folder.rglob("*") if p.is_file() and p.stat().st_size]
+    assert len(files) >= 5
+    for victim in files:
+        content = bytearray(victim.read_bytes())
+        content[-1] ^= 1
+        victim.write_bytes(content)
+        assert victim.name in checkpoint.fault(workdir, 200)
+        content[-1] ^= 1
+        victim.write_bytes(content)
+    assert checkpoint.fault(workdir, 200) is None
+
+
+def test_a_resumed_run_trains_over_a_damaged_step(finished, tmp_path):
+    workdir = copy(finished[0], tmp_path)
+    victim = next(p for p in (workdir / "checkpoints" / "200" / "state").rglob("*") if p.is_file() and p.stat().st_size)
+    victim.write_bytes(b"x" * victim.stat().st_size)
+    done = run(*TINY, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert "going on from step 160" in done.stdout
+    assert last_state(workdir) == last_state(finished[0])
+    assert rows(workdir) == rows(finished[0])
+
+
+def test_the_best_and_the_latest_are_kept_apart(tmp_path):
+    import jax
+    import jax.numpy as jnp
+
+    saved = checkpoint.Checkpoints(tmp_path)
+    state = {"w": jnp.arange(4.0)}
+    for step, value in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 5.0), (5, 4.0)):
+        saved.save(step, jax.tree.map(lambda a, s=step: a * s, state), {"step": step, "clock": {}}, select=value)
+    saved.save(6, state, {"step": 6, "clock": {}})  # on request: without a figure
+    saved.seal()
+    assert checkpoint.steps(tmp_path) == [2, 5, 6]
+    assert (saved.latest(), saved.best()) == (6, 2)
+    shapes = {"w": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=state["w"].sharding)}
+    best, meta = saved.restore(shapes, "best")
+    assert meta["step"] == 2
+    np.testing.assert_array_equal(best["w"], 2 * np.arange(4.0))
+    assert saved.restore(shapes)[1]["step"] == 6
+    with pytest.raises(UserError, match=r"checkpoint=3: no such step; there are \[2, 5, 6\]"):
+        saved.restore(shapes, 3)
+    saved.close()
+
+
+def test_another_config_is_refused_with_the_fields_that_differ(finished):
+    c = loop.read_config(finished[0])
+    with c.unlocked():
+        c.optim.lr, c.latent, c.log_every = 0.5, 3, 20
+    with pytest.raises(UserError) as error:
+        loop.claim(finished[0], c)
+    message = str(error.value)
+    assert "latent: 16 -> 3" in message and "optim.lr: 0.002 -> 0.5" in message and "\n" not in message
+    assert "log_every" not in message, "what changes no number may change"
+
+
+def test_two_runs_on_one_workdir(tmp_path):
+    c = config_lib.default()
+    lock = loop.claim(tmp_path / "run", c)
+    with pytest.raises(UserError, match="another run is using it"):
+        loop.claim(tmp_path / "run", c)
+    os.close(lock)
+    os.close(loop.claim(tmp_path / "run", c))
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_term(tmp_path):
+    page = tmp_path / "explode.py"
+    page.write_text(
+        "import jax.numpy as jnp\n"
+        "from vae_jax.objectives import Terms, many\n"
+        "def loss(model, params, batch, key):\n"
+        "    d = many(model, params, batch['image'], key, 1)\n"
+        "    kl = d.kl[0].sum(-1)\n"
+        "    bad = jnp.where(batch['step'] == 70, jnp.inf, kl)\n"
+        "    return Terms(bad - d.log_px[0], d.log_px[0] - kl, d.log_px[0], bad)\n"
+    )
+    done = run(*TINY, f"--workdir={tmp_path / 'run'}", f"--config.objective.name={page}:loss")
+    assert done.returncode == 2
+    assert re.search(
+        r"^error: non-finite loss at step 71: kl=inf \(.*log_px=.*\); last good checkpoint: 40", done.stderr, re.M
+    ), done.stderr
+    assert checkpoint.steps(tmp_path / "run") == [40]
