@@ -7,7 +7,7 @@ def get_config():
     c = config.default()
     c.data.name = "mnist"
     c.data.shift = 2
-    c.steps, c.batch = 9000, 128
+    c.steps, c.batch = 6000, 128
     c.latent = 32
     c.encoder = config.call("encoder", "conv", widths=(32, 64), dense=256)
     c.decoder = config.call("decoder", "conv", widths=(64, 32), dense=256)
@@ -15,5 +15,5 @@ def get_config():
     c.objective = config.call("objective", "joint", gamma=1000.0)
     c.optim.lr, c.optim.warmup, c.optim.ema = 2e-3, 500, 0.999
     c.optim.weight_decay = 0.02
-    c.eval.every, c.log_every, c.eval.iw_k = 1500, 100, 20
+    c.eval.every, c.log_every, c.eval.iw_k = 1000, 100, 20
     return c

@@ -14,12 +14,12 @@ from vae_jax import config
 def get_config():
     c = config.default()
     c.data.name = "cifar10_20k"
-    c.steps, c.batch = 600, 128
+    c.steps, c.batch = 400, 128
     c.latent = 2
     c.encoder = config.call("encoder", "conv", widths=(64, 64), strides=(1, 1), kernel=3, dense=128)
     c.decoder = config.call("decoder", "conv", dense=128, widths=(64, 64), kernel=3)
     c.classifier = config.call("classifier", "mlp", widths=(128,))
     c.objective = config.call("objective", "joint", gamma=1.0)
     c.optim.warmup = 100
-    c.eval.every, c.log_every, c.eval.iw_k = 200, 20, 10
+    c.eval.every, c.log_every, c.eval.iw_k = 100, 20, 10
     return c

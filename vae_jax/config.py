@@ -237,13 +237,16 @@ def validate(c):
         )
 
 
+SIGNED = ("logvar", "target")  # arguments that may be negative
+
+
 def _validate_call(section, c):
-    """Sizes of nets are numbers >= 1, all other numbers of a call >= 0 (a log-variance may be negative)."""
+    """Sizes of nets are numbers >= 1, all other numbers of a call >= 0, but for those in SIGNED."""
     least = 1 if section in ("encoder", "decoder", "classifier") else 0
     for key, value in c.items():
         items = value if isinstance(value, list | tuple) else (value,)
         numbers = [v for v in items if isinstance(v, int | float) and not isinstance(v, bool)]
-        if key != "logvar" and any(v < least for v in numbers):
+        if key not in SIGNED and any(v < least for v in numbers):
             raise UserError(f"{section}.{key}={value}: want numbers >= {least}")
 
 

@@ -38,7 +38,7 @@ def add_log_weights(carry, log_w_BxK):
 def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None):
     r"""Per-example figures over a whole split, in one pass: a dict of arrays of shape N.
 
-    ``elbo``, ``log_px``, ``kl`` from the first chunk of draws and
+    ``elbo``, ``log_px``, ``kl``, means over the K draws, and
 
     .. math:: \mathrm{iw} = \log \tfrac1K \sum_{k=1}^{K} p(x, z_k) / q(z_k|x), \quad z_k \sim q(z|x)
 
@@ -47,26 +47,25 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
     effective sample size (Σw)²/Σw².
     """
     to_x = inputs(c, levels)
-    chunk = chunk or max(1, min(k, 50))
+    chunk = chunk or max(1, min(k, 5000 // c.eval.batch))
 
     def program(params, batch, first, carry, samples):
         d = draws(model, params, to_x(batch), batch["id"], key, first, samples)
-        parts = {"log_px": d.log_px.mean(1), "kl": d.kl.sum(-1).mean(1)}
-        return add_log_weights(carry, d.log_w), parts
+        lse, lse2, log_px, kl = carry
+        return *add_log_weights((lse, lse2), d.log_w), log_px + d.log_px.sum(1), kl + d.kl.sum((1, 2))
 
     sizes = [chunk] * (k // chunk) + ([k % chunk] if k % chunk else [])
     programs = {s: compile_lib.over_batches(lambda p, b, f, cr, s=s: program(p, b, f, cr, s), mesh) for s in set(sizes)}
     rows = []
     for batch, real in batches(split, c.eval.batch, mesh):
-        empty = jnp.full(len(batch["id"]), -jnp.inf)
-        carry, first = (empty, empty), 0
-        for i, size in enumerate(sizes):
-            carry, parts = programs[size](params, batch, first, carry)
+        none, zero = jnp.full(len(batch["id"]), -jnp.inf), jnp.zeros(len(batch["id"]))
+        carry, first = (none, none, zero, zero), 0
+        for size in sizes:
+            carry = programs[size](params, batch, first, carry)
             first += size
-            if i == 0:
-                head = parts
-        rows.append(({**head, "lse": carry[0], "lse2": carry[1]}, real))
+        rows.append((dict(zip(("lse", "lse2", "log_px", "kl"), carry, strict=True)), real))
     out = gather(rows)
+    out["log_px"], out["kl"] = out["log_px"] / k, out["kl"] / k
     out["elbo"] = out["log_px"] - out["kl"]
     out["iw"] = out["lse"] - np.log(k)
     out["ess"] = np.exp(2 * out.pop("lse") - out.pop("lse2"))
