@@ -1,6 +1,8 @@
 """scikit-learn's 8x8 digits: a VAE that also classifies. The default; embedded, no download.
 
 python train.py --config=configs/digits.py --workdir=runs/digits
+
+Under a minute on two CPU cores; figures and device: results/digits.json.
 """
 
 from vae_jax import config

@@ -1,4 +1,11 @@
-"""MNIST in 256 grey levels: a convolutional VAE that also classifies."""
+"""MNIST in 256 grey levels: a convolutional VAE that also classifies.
+
+    python -m vae_jax.data prepare mnist --data_dir=~/data
+    python train.py --config=configs/mnist.py --data_dir=~/data --workdir=runs/mnist
+
+Figures, time and device: results/mnist.json. XLA_FLAGS as in its command: XLA's own
+convolutions on CPU were the faster ones there.
+"""
 
 from vae_jax import config
 

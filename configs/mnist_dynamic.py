@@ -1,4 +1,9 @@
-"""MNIST, binarised anew at each step: the MLP 784-200-200-z50 of Burda et al. 2016, five minutes."""
+"""MNIST, binarised anew at each step: the MLP 784-200-200-z50 of Burda et al. 2016, for some minutes.
+
+    python train.py --config=configs/mnist_dynamic.py --data_dir=~/data --workdir=runs/mnist_dynamic
+
+Figures, time and device: results/mnist_dynamic.json.
+"""
 
 from vae_jax import config
 

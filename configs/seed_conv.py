@@ -6,6 +6,10 @@ log-variance of q(z|x), and z is drawn); it took the decoder's hidden units as m
 (here the decoder's last layer gives the parameters of p(x|z)); its KL took the variance from the decoder
 (here from q); it averaged over pixels (here nats are summed, so the KL weighs what it should); it printed
 the ELBO as an equality (it is a lower bound on log p(x), and eval.py puts the IW bound beside it).
+
+    python train.py --config=configs/seed_conv.py --data_dir=~/data --workdir=runs/seed_conv
+
+Figures, time and device: results/seed_conv.json and results/seed_digits.json.
 """
 
 from vae_jax import config

@@ -141,6 +141,14 @@ def test_config_pages(tmp_path):
     says(train.run, ["train.py", DIGITS], r"workdir: want --workdir=FOLDER")
 
 
+def test_labels_where_there_are_none():
+    from vae_jax import config, model
+
+    c = config.load("configs/digits.py")
+    with pytest.raises(UserError, match=r"classifier\.name=mlp: data\.name=digits has no labels; want none"):
+        model.build(c, shape=(8, 8, 1), levels=17, classes=0, binary=False)
+
+
 def test_workdirs(tmp_path):
     file = tmp_path / "file"
     file.write_text("")

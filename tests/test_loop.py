@@ -15,6 +15,7 @@ import pytest
 from tests import kill_resume
 from vae_jax import checkpoint, loop
 from vae_jax import config as config_lib
+from vae_jax import workdir as workdir_lib
 from vae_jax.config import UserError
 
 TINY = [
@@ -196,11 +197,11 @@ def test_the_best_and_the_latest_are_kept_apart(tmp_path):
 
 
 def test_another_config_is_refused_with_the_fields_that_differ(finished):
-    c = loop.read_config(finished[0])
+    c = workdir_lib.read_config(finished[0])
     with c.unlocked():
         c.optim.lr, c.latent, c.log_every = 0.5, 3, 20
     with pytest.raises(UserError) as error:
-        loop.claim(finished[0], c)
+        workdir_lib.claim(finished[0], c)
     message = str(error.value)
     assert "latent: 16 -> 3" in message and "optim.lr: 0.002 -> 0.5" in message and "\n" not in message
     assert "log_every" not in message, "what changes no number may change"
@@ -208,11 +209,11 @@ def test_another_config_is_refused_with_the_fields_that_differ(finished):
 
 def test_two_runs_on_one_workdir(tmp_path):
     c = config_lib.default()
-    lock = loop.claim(tmp_path / "run", c)
+    lock = workdir_lib.claim(tmp_path / "run", c)
     with pytest.raises(UserError, match="another run is using it"):
-        loop.claim(tmp_path / "run", c)
+        workdir_lib.claim(tmp_path / "run", c)
     os.close(lock)
-    os.close(loop.claim(tmp_path / "run", c))
+    os.close(workdir_lib.claim(tmp_path / "run", c))
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_term(tmp_path):

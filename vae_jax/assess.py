@@ -9,11 +9,10 @@ import time
 
 import jax
 
-from vae_jax import checkpoint, loop, report, results, step
-from vae_jax import compile as compile_lib
+from vae_jax import checkpoint, report, results, step
 from vae_jax import config as config_lib
-from vae_jax.config import UserError
 from vae_jax.evaluate import evaluate
+from vae_jax.workdir import restore
 
 
 def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=print):
@@ -28,25 +27,14 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
     Raises:
       UserError: there is no run, or no good checkpoint in it.
     """
-    c = loop.read_config(workdir)
-    if data_dir:
-        c.data.dir = data_dir
-    s = loop.setup(c)
-    shapes, places = compile_lib.shapes(c, s.model, s.tx, s.mesh)
-    if not checkpoint.steps(workdir):
-        raise UserError(f"workdir={workdir}: no checkpoint in it; run train.py first")
-    saved = checkpoint.Checkpoints(workdir, say)
-    found = saved.restore(checkpoint.abstract(shapes, places), which)
-    saved.close()
-    if found is None:
-        raise UserError(f"workdir={workdir}: no good checkpoint in it")
-    state, meta = found
+    s, state, meta = restore(workdir, which, data_dir=data_dir, say=say)
+    c = s.c
     say(f"evaluating checkpoint {meta['step']} ({which}) on {len(s.dataset.test.image):,} test images")
     began = time.perf_counter()
     metrics, why, pictures = evaluate(c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=iw_k or c.eval.iw_k)
     seconds = time.perf_counter() - began
     checkpoint.write_json(os.path.join(workdir, "metrics.json"), metrics)
-    clock = meta["clock"]
+    clock = meta["latest"]["clock"]
     trained = clock["seconds"]
     run = {
         "dataset": c.data.name,
@@ -56,7 +44,7 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
         "training_seconds": round(trained, 1),
         "compile_seconds": round(clock["compile_seconds"], 1),
         "evaluation_seconds": round(seconds, 1),
-        "images_per_s": round(meta["step"] * c.batch / trained) if trained else None,
+        "images_per_s": round(meta["latest"]["step"] * c.batch / trained) if trained else None,
         "seed": c.seed,
         "device": results.device(),
         "versions": results.versions(),

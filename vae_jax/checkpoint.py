@@ -168,6 +168,11 @@ class Checkpoints:
     def best(self):
         return self._manager.best_step()
 
+    def meta(self):
+        """What was saved beside the state of the latest step."""
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self._manager.restore(self.latest(), args=args)["meta"]
+
     def restore(self, abstract, which="latest"):
         """(state, meta) of the 'latest' or 'best' good step or of a number; None where there is none.
 

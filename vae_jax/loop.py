@@ -1,8 +1,5 @@
 """The only side effects of training: draw, dispatch, log one call late, validate, save, stop."""
 
-import dataclasses
-import fcntl
-import json
 import math
 import os
 import signal
@@ -12,88 +9,13 @@ import time
 import jax
 import numpy as np
 
-from vae_jax import checkpoint, data, model, optim, report, sharding, step
+from vae_jax import checkpoint, data, optim, report, step
 from vae_jax import compile as compile_lib
-from vae_jax import config as config_lib
 from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
+from vae_jax.workdir import claim, setup
 
-# Fields that may differ when a run goes on: they change no number of it.
-FREE = (
-    "log_every",
-    "mesh.",
-    "data.dir",
-    "data.memory_mb",
-    "data.on_device_mb",
-    "steps_per_call",
-    "unroll",
-    "eval.iw_k",
-)
 STOPPED = 75  # exit code: stopped on request, the same command goes on (EX_TEMPFAIL)
-
-
-@dataclasses.dataclass
-class Setup:
-    """What a config makes of a machine: the parts that training and evaluation share."""
-
-    c: object
-    dataset: object
-    model: object
-    tx: object
-    mesh: object
-
-
-def setup(c):
-    config_lib.validate(c)
-    mesh = sharding.make_mesh(c.mesh)
-    sharding.check_batch(c.batch, mesh)
-    dataset = data.load(c.data)
-    s = Setup(c, dataset, model.build_for(c, dataset), optim.optimizer(c.optim, c.steps), mesh)
-    params = compile_lib.shapes(c, s.model, s.tx, mesh)[0].params
-    step.check(step.make_terms(c, s.model, dataset), params, dataset.shape)
-    return s
-
-
-def claim(workdir, c):
-    """Make or reopen a workdir for this config; the lock's descriptor, to be closed at the end.
-
-    Raises:
-      UserError: it is a file, cannot be written, is in use, or holds a run of another config.
-    """
-    if os.path.exists(workdir) and not os.path.isdir(workdir):
-        raise UserError(f"workdir={workdir}: is a file; want a folder")
-    try:
-        os.makedirs(workdir, exist_ok=True)
-        lock = os.open(os.path.join(workdir, "lock"), os.O_CREAT | os.O_RDWR)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system when the process ends
-    except BlockingIOError:
-        raise UserError(f"workdir={workdir}: another run is using it") from None
-    except OSError as error:
-        raise UserError(f"workdir={workdir}: cannot write: {error.strerror}") from None
-    path = os.path.join(workdir, "config.json")
-    if os.path.exists(path):
-        changed = config_lib.differences(read_config(workdir), c, FREE)
-        if changed:
-            raise UserError(
-                f"workdir={workdir}: holds a run of another config ({'; '.join(changed)}); want another workdir"
-            )
-    else:
-        checkpoint.write_json(path, config_lib.to_json(c))
-    return lock
-
-
-def read_config(workdir):
-    """The config of the run in a workdir."""
-    path = os.path.join(workdir, "config.json")
-    try:
-        with open(path) as f:
-            return config_lib.from_json(json.load(f))
-    except FileNotFoundError:
-        raise UserError(f"workdir={workdir}: no run in it (no config.json)") from None
-    except NotADirectoryError:
-        raise UserError(f"workdir={workdir}: is a file; want a folder") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
 
 
 class Stop:

@@ -741,3 +741,29 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, f"{name}.png"))
     return index
+
+
+def banner(report, path):
+    """One picture from a report's folder: reconstructions, samples and latent map, side by side on white."""
+    from PIL import Image
+
+    names = [n for n in ("reconstructions", "samples", "latents") if os.path.exists(f"{report}/{n}.png")]
+    if not names:
+        raise UserError(f"{report}: no pictures in it; want the report folder of a run")
+    height, gap = 420, 24
+    tiles = [Image.open(f"{report}/{name}.png").convert("RGBA") for name in names]
+    tiles = [t.resize((round(t.width * height / t.height), height), Image.LANCZOS) for t in tiles]
+    size = (sum(t.width for t in tiles) + gap * (len(tiles) + 1), height + 2 * gap)
+    page, x = Image.new("RGBA", size, "white"), gap
+    for tile in tiles:
+        page.alpha_composite(tile, (x, gap))
+        x += tile.width + gap
+    buffer = io.BytesIO()
+    page.convert("RGB").save(buffer, "PNG", optimize=True)
+    _replace(path, buffer.getvalue())
+
+
+if __name__ == "__main__":  # python -m vae_jax.report runs/digits/report results/digits.png
+    import sys
+
+    banner(*sys.argv[1:3])

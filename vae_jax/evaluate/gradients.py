@@ -1,0 +1,116 @@
+"""How noisy each gradient estimator is, on a trained run.
+
+    python -m vae_jax.evaluate.gradients --workdir=runs/mnist_dynamic --samples=1,10,100 --repeats=200
+
+Writes gradients.json and gradients.png into the run's folder, and prints the table. For each estimator and
+number of samples K the gradient of the IWAE loss on one fixed batch of test images is drawn R times:
+
+.. math:: \\mathrm{SNR} = |E\\,g| / \\mathrm{sd}(g)
+
+parameter by parameter; the median over the parameters of the inference net (encoder, posterior) and of the
+generative net (decoder, prior) is shown, beside the mean variance. Rainforth et al. 2018
+(arXiv:1802.04537), eq. 4; Tucker et al. 2019 (arXiv:1810.04152), figure 2.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from vae_jax import checkpoint, step, workdir
+from vae_jax import compile as compile_lib
+from vae_jax import flags as flags_lib
+from vae_jax.config import UserError
+from vae_jax.evaluate import likelihood
+from vae_jax.objectives.multisample import INFERENCE, iwae
+
+ESTIMATORS = ("pathwise", "stl", "dreg")
+
+
+def probe(model, params, x_BxHxWxC, key, *, estimator, samples, repeats):
+    """{'inference': {'variance', 'snr'}, 'generative': {...}} of the mean gradient over one batch."""
+
+    def gradient(params, x, key):
+        loss = lambda p: iwae(model, p, {"image": x}, key, samples=samples, estimator=estimator).loss.mean()  # noqa: E731
+        return jax.grad(loss)(params)
+
+    def add(moments, params, x, key):
+        g = gradient(params, x, key)
+        return jax.tree.map(lambda m, g: (m[0] + g, m[1] + g**2), moments, g, is_leaf=lambda m: isinstance(m, tuple))
+
+    add = compile_lib.simple(add)
+    moments = jax.tree.map(lambda p: (jnp.zeros_like(p), jnp.zeros_like(p)), params)
+    for i in range(repeats):
+        moments = add(moments, params, x_BxHxWxC, jax.random.fold_in(key, i))
+    found = {}
+    for side in ("inference", "generative"):
+        parts = [p for p in ("encoder", "posterior", "decoder", "prior") if p in params]
+        tree = {p: moments[p] for p in parts if (p in INFERENCE) == (side == "inference")}
+        pairs = jax.tree.leaves(tree, is_leaf=lambda m: isinstance(m, tuple))
+        total, squares = (np.concatenate([np.ravel(np.asarray(m[i], np.float64)) for m in pairs]) for i in (0, 1))
+        mean = total / repeats
+        variance = np.maximum(squares / repeats - mean**2, 0) * repeats / (repeats - 1)
+        moving = variance > 0  # a dead unit has no gradient, hence no ratio
+        found[side] = {
+            "variance": float(variance.mean()),
+            "snr": float(np.median(np.abs(mean[moving]) / np.sqrt(variance[moving]))),
+        }
+    return found
+
+
+def picture(rows, path):
+    """SNR against K, one line for each estimator, one panel for each net."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for ax, side in zip(figure.subplots(1, 2), ("inference", "generative"), strict=True):
+        for estimator in ESTIMATORS:
+            mine = [r for r in rows if r["estimator"] == estimator]
+            ax.plot([r["samples"] for r in mine], [r[side]["snr"] for r in mine], "o-", label=estimator)
+        ax.set(xscale="log", yscale="log", xlabel="samples K", title=f"{side} net")
+        ax.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("signal-to-noise ratio (median)")
+    figure.axes[0].legend()
+    figure.savefig(path, dpi=150)
+
+
+def define(values):
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_string("checkpoint", "best", "best or latest", flag_values=values)
+    flags.DEFINE_list("samples", ["1", "10", "100"], "numbers of samples K", flag_values=values)
+    flags.DEFINE_integer("repeats", 200, "gradients for each row", lower_bound=2, flag_values=values)
+    flags.DEFINE_integer("batch", 64, "test images", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
+
+
+def run(argv):
+    values, _ = flags_lib.parse(argv, define)
+    if not values.workdir:
+        raise UserError("workdir: want --workdir=FOLDER")
+    if not all(k.isdigit() and int(k) > 0 for k in values.samples):
+        raise UserError(f"samples={','.join(values.samples)}: want whole numbers > 0, such as 1,10,100")
+    s, state, _ = workdir.restore(values.workdir, values.checkpoint, data_dir=values.data_dir)
+    if s.model.decode is None:
+        raise UserError("decoder.name=none: there is no bound to differentiate; want a run with a decoder")
+    n = min(values.batch, len(s.dataset.test.image))
+    batch = {"image": jnp.asarray(s.dataset.test.image[:n]), "id": jnp.arange(n)}
+    x = likelihood.inputs(s.c, s.dataset.levels)(batch)
+    params, key, rows = step.averaged(state), step.stream(s.c.seed, "gradients"), []
+    print(f"{'estimator':<10}{'K':>6}{'inference: variance':>22}{'SNR':>10}{'generative: variance':>24}{'SNR':>10}")
+    for samples in map(int, values.samples):
+        for estimator in ESTIMATORS:
+            found = probe(s.model, params, x, key, estimator=estimator, samples=samples, repeats=values.repeats)
+            rows.append({"estimator": estimator, "samples": samples, "repeats": values.repeats, "batch": n} | found)
+            i, g = found["inference"], found["generative"]
+            print(
+                f"{estimator:<10}{samples:>6}{i['variance']:>22.4g}{i['snr']:>10.4g}{g['variance']:>24.4g}{g['snr']:>10.4g}"
+            )
+    checkpoint.write_json(os.path.join(values.workdir, "gradients.json"), rows)
+    picture(rows, os.path.join(values.workdir, "gradients.png"))
+    return 0
+
+
+if __name__ == "__main__":
+    flags_lib.main(run)
