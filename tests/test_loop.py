@@ -55,6 +55,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert next(iter(metrics)) == "n" and metrics["n"] == 359
     wanted = {"accuracy", "cross_entropy_nats", "ece", "elbo_nats", "kl_nats", "reconstruction_nats", "iw_nats"}
     wanted |= {"iw_nats_se", "iw_k", "bits_per_dim", "knn_accuracy", "active_units"}
+    wanted |= {"mutual_information_nats", "aggregate_kl_nats"}
     assert set(metrics) == {"n", *wanted}
     assert None not in metrics.values()
     assert metrics["elbo_nats"] == pytest.approx(-metrics["reconstruction_nats"] - metrics["kl_nats"])

@@ -71,8 +71,8 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
 
 def _command():
     """The command line as it was given, with the flags of XLA that it ran under."""
-    xla = [f"XLA_FLAGS={os.environ['XLA_FLAGS']}"] if os.environ.get("XLA_FLAGS") else []
-    return shlex.join([*xla, "python", *sys.argv])
+    xla = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
+    return xla + shlex.join(["python", *sys.argv])
 
 
 UNITS = {"nats": "nats / image", "nats_se": "nats / image", "dim": "bits / dim"}

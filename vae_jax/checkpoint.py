@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 
@@ -78,25 +77,30 @@ def fault(workdir, step):
 class Checkpoints:
     """The checkpoints of one workdir.
 
-    ``say`` is called with one line for each step that is passed over.
+    ``say`` is called with one line for each step that is passed over. ``write=False`` only reads: it can
+    stand beside a training run, and moves and deletes nothing.
     """
 
-    def __init__(self, workdir, say=print):
-        self.workdir, self.say = os.path.abspath(workdir), say
+    def __init__(self, workdir, say=print, write=True):
+        self.workdir, self.say, self.write = os.path.abspath(workdir), say, write
         best = lambda m: m["select"]  # noqa: E731
         keep = [
             policies.LatestN(2),
-            policies.BestN(get_metric_fn=lambda m: (m or {}).get("select", math.inf), reverse=True, n=1),
+            # A step saved on request has no figure: it is kept while it is the latest, no longer.
+            policies.BestN(get_metric_fn=best, reverse=True, n=1, keep_checkpoints_without_metrics=False),
         ]
-        self._set_aside()
+        if write:
+            self._set_aside()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
             best_fn=best,
             best_mode="min",
-            create=True,
+            create=write,
+            read_only=not write,
         )
         try:
-            os.makedirs(os.path.join(self.workdir, "manifests"), exist_ok=True)
+            if write:
+                os.makedirs(os.path.join(self.workdir, "manifests"), exist_ok=True)
             self._manager = ocp.CheckpointManager(os.path.join(self.workdir, "checkpoints"), options=options)
         except OSError as error:
             raise UserError(f"workdir={workdir}: cannot write: {error.strerror}") from None
@@ -106,14 +110,15 @@ class Checkpoints:
         """Move steps that are not good out of Orbax's way; nothing is deleted."""
         for step in steps(self.workdir):
             why = fault(self.workdir, step)
-            if why is None:
-                continue
-            self.say(f"checkpoint {step}: {why}; set aside")
-            aside = os.path.join(self.workdir, "damaged")
-            os.makedirs(aside, exist_ok=True)
-            target = os.path.join(aside, str(step))
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(os.path.join(self.workdir, "checkpoints", str(step)), target)
+            if why is not None:
+                self.say(f"checkpoint {step}: {why}; set aside")
+                self._move(step)
+
+    def _move(self, step):
+        aside = os.path.join(self.workdir, "damaged", str(step))
+        os.makedirs(os.path.dirname(aside), exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(os.path.join(self.workdir, "checkpoints", str(step)), aside)
 
     def save(self, step, state, meta, select=None):
         """Start saving; ``select`` (lower is better) makes the step a candidate for the best."""
@@ -130,6 +135,11 @@ class Checkpoints:
         with self._disk():
             self._manager.save(step, args=args, metrics=metrics, force=True)
         self._unsealed.append(step)
+
+    def poll(self):
+        """Write the manifest of a save that has ended meanwhile; never waits."""
+        if self._unsealed and not self._manager.is_saving_in_progress():
+            self.seal()
 
     def seal(self):
         """Wait for saves under way and write their manifests."""
@@ -180,8 +190,13 @@ class Checkpoints:
         one before it is tried.
         """
         there = sorted(self._manager.all_steps(), reverse=True)
+        if not self.write:
+            faults = {step: fault(self.workdir, step) for step in there}
+            for step in (s for s in there if faults[s]):
+                self.say(f"checkpoint {step}: {faults[step]}; not used")
+            there = [step for step in there if not faults[step]]
         if which == "best":
-            wanted = [self.best(), *there] if self.best() is not None else there
+            wanted = sorted(there, key=lambda step: step != self.best())
         elif which == "latest":
             wanted = there
         else:
@@ -189,18 +204,27 @@ class Checkpoints:
                 raise UserError(f"checkpoint={which}: no such step; there are {sorted(there)}")
             wanted = [which]
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+        failed = []
         for step in wanted:
             try:
                 found = self._manager.restore(step, args=args)
-                return found["state"], found["meta"]
             except Exception as error:
-                self.say(f"checkpoint {step}: cannot be restored ({str(error).splitlines()[0]}); trying another")
+                why = (str(error).splitlines() or [type(error).__name__])[0]
+                self.say(f"checkpoint {step}: cannot be restored ({why}); trying another")
+                failed.append(step)
+                continue
+            if self.write and failed:  # so that training can save these steps again
+                for bad in failed:
+                    self._move(bad)
+                self._manager.reload()
+            return found["state"], found["meta"]
         return None
 
     def close(self, broken=False):
         """Finish saves under way; after an error (``broken``) only what can still be finished."""
         with contextlib.suppress(Exception) if broken else contextlib.nullcontext():
-            self.seal()
+            if self.write:
+                self.seal()
             self._manager.close()
 
 

@@ -46,8 +46,9 @@ def init(c, model, tx, mesh, dataset):
     _, places = shapes(c, model, tx, mesh)
     mean = None
     if c.bias_from_data:
-        sample = np.asarray(dataset.train.image[:60_000], np.float64)
-        mean = jnp.asarray(sample.mean(0) / (dataset.levels - 1), jnp.float32)
+        every = -(-len(dataset.train.image) // 10_000)  # 10,000 images at most, from all classes of a folder
+        mean = dataset.train.image[::every].mean(0, dtype=np.float64) / (dataset.levels - 1)
+        mean = jnp.asarray(mean, jnp.float32)
     make = jax.jit(_make_state(c, model, tx), out_shardings=places)
     return make(step.stream(c.seed, "init"), mean), places
 

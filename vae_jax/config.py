@@ -49,7 +49,7 @@ def resolve(section, name):
     """The function or module called ``name``, or ``file:function`` for one of the user's own."""
     if ":" in name:
         path, _, attribute = name.rpartition(":")
-        path = path if path.endswith(".py") else path.replace(".", os.sep) + ".py"
+        path = path if path.endswith(".py") else (path if os.sep in path else path.replace(".", os.sep)) + ".py"
         if not os.path.isfile(path):
             raise UserError(f"{section}.name={name}: no file {path}")
         spec = importlib.util.spec_from_file_location(f"user_{section}", path)
@@ -228,26 +228,27 @@ def validate(c):
         raise UserError(f"steps={c.steps}: want steps * batch < 2**32, so at most {2**32 // c.batch - 1}")
     if c.optim.weight_decay and c.optim.name == "adam":
         raise UserError(f"optim.weight_decay={c.optim.weight_decay}: adam has none; want optim.name=adamw")
-    if c.optim.warmup > c.steps:
-        raise UserError(f"optim.warmup={c.optim.warmup}: want at most steps={c.steps}")
-    if c.warmup.steps and c.warmup.of not in c.objective:
+    if c.optim.warmup and c.optim.schedule == "stages":
+        raise UserError(f"optim.warmup={c.optim.warmup}: the schedule stages has none; want 0")
+    if c.optim.warmup >= c.steps:
+        raise UserError(f"optim.warmup={c.optim.warmup}: want less than steps={c.steps}")
+    if c.warmup.steps and not isinstance(c.objective.get(c.warmup.of), float):
         numbers = [k for k, v in c.objective.items() if isinstance(v, float)]
-        raise UserError(
-            f"warmup.of={c.warmup.of}: objective {c.objective.name} has {', '.join(numbers) or 'no weights'}"
-        )
+        known = ", ".join(numbers) or "no weights"
+        raise UserError(f"warmup.of={c.warmup.of}: objective {c.objective.name} has {known}")
 
 
 SIGNED = ("logvar", "target")  # arguments that may be negative
 
 
 def _validate_call(section, c):
-    """Sizes of nets are numbers >= 1, all other numbers of a call >= 0, but for those in SIGNED."""
-    least = 1 if section in ("encoder", "decoder", "classifier") else 0
+    """Whole numbers of a call are counts, >= 1; all others >= 0, but for those in SIGNED."""
     for key, value in c.items():
         items = value if isinstance(value, list | tuple) else (value,)
-        numbers = [v for v in items if isinstance(v, int | float) and not isinstance(v, bool)]
-        if key not in SIGNED and any(v < least for v in numbers):
-            raise UserError(f"{section}.{key}={value}: want numbers >= {least}")
+        for v in (v for v in items if isinstance(v, int | float) and not isinstance(v, bool)):
+            least = 1 if isinstance(v, int) else 0
+            if key not in SIGNED and v < least:
+                raise UserError(f"{section}.{key}={value}: want numbers >= {least}")
 
 
 def to_json(c):

@@ -28,10 +28,7 @@ def apply(c, pairs):
     for section in config_lib.CALLS:
         names = [v for f, v in pairs if f == f"{section}.name"]
         if names and names[-1] != c[section].name:
-            new = config_lib.call(section, names[-1])
-            # What the page set and the new one also takes stays as the page has it.
-            new.update({k: v for k, v in c[section].items() if k in new and k != "name"})
-            c[section] = new
+            c[section] = config_lib.call(section, names[-1])
     for field, value in pairs:
         _check_known(c, field, value)
     values = flags.FlagValues()
@@ -85,3 +82,6 @@ def main(run):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

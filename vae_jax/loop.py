@@ -9,7 +9,7 @@ import time
 import jax
 import numpy as np
 
-from vae_jax import checkpoint, data, optim, report, step
+from vae_jax import checkpoint, data, optim, report, sharding, step
 from vae_jax import compile as compile_lib
 from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
@@ -84,11 +84,14 @@ def train(c, workdir, say=print):
       UserError: bad input; or a loss that is not finite, with its step and guilty term.
     """
     s = setup(c)
+    sharding.check_batch(c.batch, s.mesh)
     lock = claim(workdir, c)
     state, places = compile_lib.init(c, s.model, s.tx, s.mesh, s.dataset)
     saved = checkpoint.Checkpoints(workdir, say)
     clock = {"seconds": 0.0, "compile_seconds": 0.0}
     found = saved.restore(checkpoint.abstract(state, places))
+    if found is None and checkpoint.steps(workdir):
+        raise UserError(f"workdir={workdir}: none of its checkpoints fits this code; want another workdir")
     if found is not None:
         state, meta = found
         clock |= meta["clock"]
@@ -117,6 +120,8 @@ def _run(s, state, places, at, saved, log, progress, stop, clock):
     c = s.c
     if at >= c.steps:
         return state, True
+    if at % c.steps_per_call:
+        raise UserError(f"steps_per_call={c.steps_per_call}: want a divisor of {at}, the step where the run stopped")
     program = compile_lib.training(c, s.model, s.tx, s.mesh, s.dataset, state, places)
     validate = _validator(s)
     clock["compile_seconds"] += program.seconds
@@ -147,6 +152,7 @@ def _run(s, state, places, at, saved, log, progress, stop, clock):
         state, values = program.run(state, source, program.key)
         if pending is not None:
             settle(pending)
+        saved.poll()
         at += per_call
         pending = (at, values)
         progress.advance(per_call)
@@ -162,6 +168,8 @@ def _run(s, state, places, at, saved, log, progress, stop, clock):
             window = []
             if validating:
                 figures = validate(state)
+                if not all(map(math.isfinite, figures.values())):
+                    raise UserError(f"non-finite validation at step {at}: {guilty(figures)}")
                 log.write(at, "validation", figures)
                 progress.row(at, "validation", figures, c.steps)
                 clock["seconds"] = offset + time.perf_counter() - began
@@ -199,7 +207,5 @@ def _validator(s):
 
 def _selected(c, figures):
     """The validation figure that names the best checkpoint, signed so that lower is better."""
-    if c.eval.select not in figures:
-        raise UserError(f"eval.select={c.eval.select}: this objective gives {', '.join(figures)}")
     value = figures[c.eval.select]
     return -value if c.eval.select in ("elbo", "accuracy") else value

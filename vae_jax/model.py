@@ -54,6 +54,8 @@ class Model:
 
     def log_px(self, params, x_BxHxWxC, z_BxD):
         """log p(x|z), shape B."""
+        if self.decode is None:
+            raise UserError("decoder.name=none: this objective needs one; want decoder.name=mlp or conv")
         return self.likelihood.log_prob(self.decode(params, z_BxD), x_BxHxWxC)
 
     def draw(self, params, x_BxHxWxC, key, *, stop=False, scale_B=None):

@@ -80,6 +80,20 @@ METRICS = {
         "",
         "Latent dimensions whose posterior mean moves with the image.",
     ),
+    "mutual_information_nats": (
+        "Mutual information",
+        "nats",
+        "{:.2f}",
+        "",
+        "I(x; z) under q over the test set: what the code says of which image it is; at most log n.",
+    ),
+    "aggregate_kl_nats": (
+        "Aggregate KL",
+        "nats",
+        "{:.2f}",
+        "",
+        "KL(q(z) ‖ p(z)): how far the codes of all images together are from the prior. Rate = the two added.",
+    ),
 }
 KEY_FIGURES = ("accuracy", "elbo_nats", "iw_nats", "bits_per_dim", "knn_accuracy", "cross_entropy_nats", "ece")
 

@@ -78,7 +78,7 @@ def make_terms(c, model, dataset):
 
 
 def check(terms, params, shape, size=3):
-    """Trace an objective on shapes alone, so that what is wrong with it is said before anything is made.
+    """The names of an objective's figures, by tracing it on shapes alone, before anything is made.
 
     Raises:
       UserError: a figure is not one number per example.
@@ -88,10 +88,14 @@ def check(terms, params, shape, size=3):
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
         "id": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
-    values = jax.eval_shape(lambda p, b: figures(terms(p, b, jax.random.key(0), 0)), params, batch)
-    for name, value in values.items():
-        if value.shape != (size,):
-            raise UserError(f"objective: {name} has shape {value.shape}; want one number per example, ({size},)")
+    for at in (0, None):  # as in training, and as in evaluation
+        extra = {} if at == 0 else {"mask": jax.ShapeDtypeStruct((size,), bool)}
+        run = lambda p, b, at=at: figures(terms(p, b, jax.random.key(0), at))  # noqa: E731
+        values = jax.eval_shape(run, params, batch | extra)
+        for name, value in values.items():
+            if value.shape != (size,):
+                raise UserError(f"objective: {name} has shape {value.shape}; want one number per example, ({size},)")
+    return tuple(values)
 
 
 def figures(terms):

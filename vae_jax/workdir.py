@@ -5,6 +5,8 @@ import fcntl
 import json
 import os
 
+import jax
+
 from vae_jax import checkpoint, data, model, optim, sharding, step
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
@@ -37,11 +39,16 @@ class Setup:
 def setup(c):
     config_lib.validate(c)
     mesh = sharding.make_mesh(c.mesh)
-    sharding.check_batch(c.batch, mesh)
+    if not c.unroll and "conv" in (c.encoder.name, c.decoder.name) and jax.default_backend() == "cpu":
+        raise UserError("unroll=False: convolutions in a loop are ten times slower on CPU; want unroll=True")
     dataset = data.load(c.data)
     s = Setup(c, dataset, model.build_for(c, dataset), optim.optimizer(c.optim, c.steps), mesh)
     params = compile_lib.shapes(c, s.model, s.tx, mesh)[0].params
-    step.check(step.make_terms(c, s.model, dataset), params, dataset.shape)
+    figures = step.check(step.make_terms(c, s.model, dataset), params, dataset.shape)
+    if c.eval.select not in figures:
+        raise UserError(f"eval.select={c.eval.select}: objective {c.objective.name} gives {', '.join(figures)}")
+    if c.eval.select == "loss" and hasattr(config_lib.resolve("objective", c.objective.name), "init"):
+        raise UserError(f"eval.select=loss: that of {c.objective.name} changes as it learns; want elbo")
     return s
 
 
@@ -68,8 +75,7 @@ def claim(workdir, c):
             raise UserError(
                 f"workdir={workdir}: holds a run of another config ({'; '.join(changed)}); want another workdir"
             )
-    else:
-        checkpoint.write_json(path, config_lib.to_json(c))
+    checkpoint.write_json(path, config_lib.to_json(c))  # with what is free to change as it is now
     return lock
 
 
@@ -96,13 +102,14 @@ def restore(workdir, which="best", *, data_dir="", say=print):
       UserError: there is no run, or no good checkpoint in it.
     """
     c = read_config(workdir)
+    c.mesh.data, c.mesh.model = -1, 1  # of this machine, not of the one that trained
     if data_dir:
         c.data.dir = data_dir
     s = setup(c)
     shapes, places = compile_lib.shapes(c, s.model, s.tx, s.mesh)
     if not checkpoint.steps(workdir):
         raise UserError(f"workdir={workdir}: no checkpoint in it; run train.py first")
-    saved = checkpoint.Checkpoints(workdir, say)
+    saved = checkpoint.Checkpoints(workdir, say, write=False)
     found = saved.restore(checkpoint.abstract(shapes, places), which)
     if found is None:
         raise UserError(f"workdir={workdir}: no good checkpoint in it")

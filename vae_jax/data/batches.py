@@ -71,7 +71,7 @@ def eval_batches(n, batch):
     """Yield (indices int32 [batch], mask bool [batch]): every example once, padding masked."""
     for start in range(0, n, batch):
         mask = np.arange(start, start + batch) < n
-        yield np.where(mask, np.arange(start, start + batch), 0).astype(np.int32), mask
+        yield (np.arange(start, start + batch) % n).astype(np.int32), mask
 
 
 def host_batches(split, *, start, steps, batch, seed, prefetch=4):

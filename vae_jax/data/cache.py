@@ -29,7 +29,7 @@ def fingerprint(path):
     """A hash of the names, sizes and times of all files below ``path``."""
     found = hashlib.sha256()
     for file in sorted(pathlib.Path(path).rglob("*")):
-        stat = file.stat()
+        stat = file.lstat()
         found.update(f"{file.relative_to(path)}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())
     return found.hexdigest()
 

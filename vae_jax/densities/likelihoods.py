@@ -42,6 +42,7 @@ class Likelihood:
     log_prob: Callable
     mean: Callable
     sample: Callable
+    normalised: bool = True  # False: log_prob is a training objective, and its bound none on log p(x)
 
     @property
     def discrete(self):
@@ -212,7 +213,9 @@ def gaussian_optimal(*, levels=None):
         error = jnp.mean((real(x) - mu) ** 2, axis=(-3, -2, -1), keepdims=True)
         return _log_normal(x, mu, jnp.log(error + math.exp(LOGVAR[0])))
 
-    return Likelihood("gaussian_optimal", "unit", None, lambda c: c, log_prob, real, lambda key, out: real(out))
+    return Likelihood(
+        "gaussian_optimal", "unit", None, lambda c: c, log_prob, real, lambda key, out: real(out), normalised=False
+    )
 
 
 # Grey levels k = 0 … levels - 1, at x = k / (levels - 1)

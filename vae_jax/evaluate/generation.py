@@ -11,12 +11,14 @@ def pictures(model, params, x_NxHxWxC, key, *, samples=64, rows=6, columns=10):
     """Means of p(x|z) for z the posterior means of x, for prior samples, and on straight lines between
     the posterior means of pairs; a dict of arrays."""
 
+    rows = max(1, min(rows, len(x_NxHxWxC) // 2))
+
     def program(params, x, key):
         mean = lambda z: model.likelihood.mean(model.decode(params, z))  # noqa: E731
         mu = model.encode(params, x).mu
         z = model.prior(params).sample(key, (samples,))
         t = jnp.linspace(0, 1, columns)[None, :, None]
-        line = (1 - t) * mu[:rows, None] + t * mu[rows : 2 * rows, None]
+        line = (1 - t) * mu[:rows, None] + t * mu[-rows:, None]
         return {
             "reconstructions": mean(mu),
             "samples": mean(z),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import compile as compile_lib
-from vae_jax import data
+from vae_jax import data, sharding
 
 
 def inputs(c, levels):
@@ -47,7 +47,9 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
     effective sample size (Σw)²/Σw².
     """
     to_x = inputs(c, levels)
-    chunk = chunk or max(1, min(k, 5000 // c.eval.batch))
+    one = jax.eval_shape(model.decode, params, jax.ShapeDtypeStruct((1, model.latent), jnp.float32))
+    # About 5,000 images at once, fewer where their parameters would take more than 256 MiB.
+    chunk = chunk or max(1, min(k, 5000 // c.eval.batch, 2**26 // (c.eval.batch * one.size)))
 
     def program(params, batch, first, carry, samples):
         d = draws(model, params, to_x(batch), batch["id"], key, first, samples)
@@ -59,7 +61,7 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
     rows = []
     for batch, real in batches(split, c.eval.batch, mesh):
         none, zero = jnp.full(len(batch["id"]), -jnp.inf), jnp.zeros(len(batch["id"]))
-        carry, first = (none, none, zero, zero), 0
+        carry, first = jax.device_put((none, none, zero, zero), sharding.over_batch(mesh)), 0
         for size in sizes:
             carry = programs[size](params, batch, first, carry)
             first += size
@@ -74,7 +76,7 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
 
 def batches(split, size, mesh):
     """({'image', 'label', 'id', 'mask'}, real count) of equal shapes; each example once, the rest masked."""
-    size = -(-size // mesh.shape["data"]) * mesh.shape["data"]
+    size = -(-min(size, len(split.image)) // mesh.shape["data"]) * mesh.shape["data"]
     for index, mask in data.eval_batches(len(split.image), size):
         label = np.zeros(size, np.int32) if split.label is None else split.label[index]
         batch = {"image": np.asarray(split.image[index]), "label": label, "id": index, "mask": mask}

@@ -7,7 +7,7 @@ def knn_accuracy(train_NxD, train_label_N, test_MxD, test_label_M, k=5):
     """Share of test examples whose ``k`` nearest training latents (Euclidean) vote for their class."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    knn = KNeighborsClassifier(k, algorithm="brute", n_jobs=1).fit(train_NxD, train_label_N)
+    knn = KNeighborsClassifier(min(k, len(train_NxD)), algorithm="brute", n_jobs=1).fit(train_NxD, train_label_N)
     return float((knn.predict(test_MxD) == test_label_M).mean())
 
 

@@ -5,12 +5,13 @@ import numpy as np
 
 from vae_jax import compile as compile_lib
 from vae_jax import data, densities
-from vae_jax.evaluate import classification, generation, likelihood, recognition
+from vae_jax.evaluate import classification, generation, latent, likelihood, recognition
 from vae_jax.step import stream
 
 CLASSIFIED = ("accuracy", "cross_entropy_nats", "ece")
 BOUNDS = ("elbo_nats", "kl_nats", "reconstruction_nats", "iw_nats", "iw_nats_se", "iw_k", "bits_per_dim")
-FIGURES = (*CLASSIFIED, *BOUNDS, "knn_accuracy", "active_units")
+SURGERY = ("mutual_information_nats", "aggregate_kl_nats")
+FIGURES = (*CLASSIFIED, *BOUNDS, "knn_accuracy", "active_units", *SURGERY)
 
 
 def forward(c, model, params, split, levels, mesh):
@@ -18,8 +19,10 @@ def forward(c, model, params, split, levels, mesh):
     to_x = likelihood.inputs(c, levels)
 
     def program(params, batch):
-        mu = model.encode(params, to_x(batch)).mu
-        return {"mu": mu} | ({} if model.classify is None else {"logits": model.classify(params, mu)})
+        q = model.encode(params, to_x(batch))
+        mu = q.mu
+        spread = {"logvar": q.logvar} if isinstance(q, densities.Normal) else {}
+        return {"mu": mu} | spread | ({} if model.classify is None else {"logits": model.classify(params, mu)})
 
     run = compile_lib.over_batches(program, mesh)
     rows = [(run(params, batch), real) for batch, real in likelihood.batches(split, c.eval.batch, mesh)]
@@ -50,7 +53,7 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
 
     pictures = {"latents": out["mu"], "latent_labels": test.label, "confusion": confusion}
     if model.decode is None:
-        why |= dict.fromkeys(BOUNDS, "the model has no decoder")
+        why |= dict.fromkeys((*BOUNDS, *SURGERY), "the model has no decoder")
         return metrics, why, pictures
     rows = likelihood.log_likelihood(c, model, params, test, levels, mesh, stream(c.seed, "test"), k=iw_k)
     iw = rows["iw"]
@@ -62,6 +65,12 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
         "iw_nats_se": iw.std(ddof=1) / np.sqrt(len(iw)),
         "iw_k": iw_k,
     }
+    if "logvar" in out:
+        q = densities.Normal(*(jnp.asarray(out[k], jnp.float32) for k in ("mu", "logvar")))
+        parts = latent.surgery(q, model.prior(params), stream(c.seed, "surgery"))
+        metrics |= {key: parts[key.removesuffix("_nats")] for key in SURGERY}
+    else:
+        why |= dict.fromkeys(SURGERY, f"posterior {c.posterior.name} is no diagonal Gaussian")
     if model.likelihood.discrete:
         metrics["bits_per_dim"] = densities.bits_per_dim(-metrics["iw_nats"], dataset.shape)
     else:

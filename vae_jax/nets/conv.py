@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from vae_jax.config import UserError
 from vae_jax.nets.mlp import act
 
 
@@ -87,6 +88,8 @@ class ConvEncoder(nn.Module):
     @nn.compact
     def __call__(self, x):
         nonlinear = act(self.activation)
+        if len(self.widths) != len(self.strides):
+            raise UserError(f"encoder.strides={tuple(self.strides)}: want as many as widths={tuple(self.widths)}")
         for width, stride in zip(self.widths, self.strides, strict=True):
             conv = nn.Conv(width, (self.kernel,) * 2, (stride,) * 2, padding="SAME", dtype=self.dtype)
             x = nonlinear(conv(x))
@@ -112,6 +115,8 @@ class ConvDecoder(nn.Module):
         nonlinear = act(self.activation)
         height, width, outputs = self.shape
         n = len(self.widths)
+        if not n:
+            raise UserError("decoder.widths=(): want one number or more")
         rows, columns = -(-height // 2**n), -(-width // 2**n)
         dense = functools.partial(nn.Dense, dtype=self.dtype)
         h = nonlinear(dense(self.dense)(z))
