@@ -1,4 +1,4 @@
-"""MNIST, binarised anew at each step: the MLP 784-200-200-z50 of Burda et al. 2016, for some minutes.
+"""MNIST, binarised anew at each step: the MLP 784-200-200-z50 of Burda et al. 2016, for five minutes.
 
     python train.py --config=configs/mnist_dynamic.py --data_dir=~/data --workdir=runs/mnist_dynamic
 
@@ -11,12 +11,12 @@ from vae_jax import config
 def get_config():
     c = config.default()
     c.data.name, c.data.binarize = "mnist", "dynamic"
-    c.steps, c.batch, c.steps_per_call, c.unroll = 50_000, 100, 50, False
+    c.steps, c.batch, c.steps_per_call, c.unroll = 35_000, 100, 50, False
     c.latent = 50
     c.encoder = config.call("encoder", "mlp", widths=(200, 200), activation="tanh")
     c.decoder = config.call("decoder", "mlp", widths=(200, 200), activation="tanh")
     c.likelihood = config.call("likelihood", "bernoulli")
     c.objective = config.call("objective", "elbo")
-    c.optim.lr, c.optim.warmup, c.optim.ema = 1.5e-3, 1000, 0.999
-    c.eval.every, c.log_every, c.eval.iw_k = 10_000, 2000, 1000
+    c.optim.lr, c.optim.warmup, c.optim.ema = 2e-3, 1000, 0.999
+    c.eval.every, c.log_every, c.eval.iw_k = 7000, 1000, 1000
     return c

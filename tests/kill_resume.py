@@ -16,11 +16,12 @@ import time
 
 import numpy as np
 
-STEPS = 480
-COMMAND = (
-    f"train.py --config=configs/digits.py --config.steps={STEPS} --config.eval.every=40 --config.log_every=40 "
-    "--config.optim.warmup=20 --config.encoder.widths=(64,) --config.decoder.widths=(64,) --config.eval.iw_k=1"
-).split()
+STEPS = 200
+COMMAND = [
+    *("train.py", "--config=configs/digits.py", f"--config.steps={STEPS}", "--config.eval.every=20"),
+    *("--config.log_every=20", "--config.optim.warmup=20", "--config.eval.iw_k=1"),
+    *("--config.encoder.widths=(32,)", "--config.decoder.widths=(32,)"),
+]
 
 
 def start(workdir):

@@ -94,6 +94,21 @@ FLAGS = [
         r"warmup\.of=alpha: objective joint has beta, gamma",
     ),
     ("decay for adam", ["--config.optim.name=adam"], r"optim\.weight_decay=0\.01: adam has none"),
+    ("warm-up as long as the run", ["--config.steps=200"], r"optim\.warmup=200: want less than steps=200"),
+    ("no samples", ["--config.objective.samples=0"], r"objective\.samples=0: want numbers >= 1"),
+    ("no decoder for a bound", ["--config.decoder.name=none"], r"decoder\.name=none: this objective needs one"),
+    (
+        "strides for other widths",
+        ["--config.unroll=True", "--config.encoder.name=conv", "--config.encoder.widths=(8,8,8)"],
+        r"encoder\.strides=\(2, 2\): want as many as widths=\(8, 8, 8\)",
+    ),
+    ("convolutions in a loop", ["--config.encoder.name=conv"], r"unroll=False: convolutions in a loop"),
+    (
+        "a figure that the objective does not give",
+        ["--config.objective.name=elbo", "--config.eval.select=accuracy"],
+        r"eval\.select=accuracy: objective elbo gives loss, elbo, log_px, kl",
+    ),
+    ("a loss that moves", ["--config.objective.name=geco"], r"eval\.select=loss: that of geco changes"),
     ("unknown flag", ["--wrkdir=x"], r"Unknown command line flag 'wrkdir'"),
     ("a word", ["extra"], r"extra: want flags only"),
 ]

@@ -36,28 +36,30 @@ def probe(model, params, x_BxHxWxC, key, *, estimator, samples, repeats):
         loss = lambda p: iwae(model, p, {"image": x}, key, samples=samples, estimator=estimator).loss.mean()  # noqa: E731
         return jax.grad(loss)(params)
 
-    def add(moments, params, x, key):
-        g = gradient(params, x, key)
-        return jax.tree.map(lambda m, g: (m[0] + g, m[1] + g**2), moments, g, is_leaf=lambda m: isinstance(m, tuple))
+    def add(sums, squares, first, params, x, key):
+        # Moments about the first gradient: the variance of one that hardly moves is not lost to rounding.
+        g = jax.tree.map(jnp.subtract, gradient(params, x, key), first)
+        return jax.tree.map(jnp.add, sums, g), jax.tree.map(lambda s, g: s + g**2, squares, g)
 
-    add = compile_lib.simple(add)
-    moments = jax.tree.map(lambda p: (jnp.zeros_like(p), jnp.zeros_like(p)), params)
+    first = compile_lib.simple(gradient)(params, x_BxHxWxC, jax.random.fold_in(key, repeats))
+    add, sums = compile_lib.simple(add), jax.tree.map(jnp.zeros_like, params)
+    squares = sums
     for i in range(repeats):
-        moments = add(moments, params, x_BxHxWxC, jax.random.fold_in(key, i))
+        sums, squares = add(sums, squares, first, params, x_BxHxWxC, jax.random.fold_in(key, i))
     found = {}
     for side in ("inference", "generative"):
         parts = [p for p in ("encoder", "posterior", "decoder", "prior") if p in params]
-        tree = {p: moments[p] for p in parts if (p in INFERENCE) == (side == "inference")}
-        pairs = jax.tree.leaves(tree, is_leaf=lambda m: isinstance(m, tuple))
-        total, squares = (np.concatenate([np.ravel(np.asarray(m[i], np.float64)) for m in pairs]) for i in (0, 1))
-        mean = total / repeats
-        variance = np.maximum(squares / repeats - mean**2, 0) * repeats / (repeats - 1)
+        parts = [p for p in parts if (p in INFERENCE) == (side == "inference")]
+        shift, total, square = (_flat({p: tree[p] for p in parts}) for tree in (first, sums, squares))
+        variance = (square - total**2 / repeats) / (repeats - 1)
         moving = variance > 0  # a dead unit has no gradient, hence no ratio
-        found[side] = {
-            "variance": float(variance.mean()),
-            "snr": float(np.median(np.abs(mean[moving]) / np.sqrt(variance[moving]))),
-        }
+        ratio = np.abs(shift + total / repeats)[moving] / np.sqrt(variance[moving])
+        found[side] = {"variance": float(variance.mean()), "snr": float(np.median(ratio)) if len(ratio) else None}
     return found
+
+
+def _flat(tree):
+    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
 
 
 def picture(rows, path):
