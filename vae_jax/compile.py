@@ -105,7 +105,7 @@ def training(c, model, tx, mesh, dataset, state, places):
     if resident:
         example, source_place = source, whole
     else:
-        example = host_example(dataset, steps, size)
+        example = step.raw_batch(dataset.shape, steps, size)  # S batches a call
         source_place = sharding.over_batch(mesh, leading=1)
     jitted = jax.jit(
         many,
@@ -117,16 +117,6 @@ def training(c, model, tx, mesh, dataset, state, places):
     key = jax.device_put(step.stream(c.seed, "train"), whole)
     compiled = jitted.lower(state, example, key).compile()
     return Training(compiled, key, tuple(names), source, time.perf_counter() - began)
-
-
-def host_example(dataset, steps, size):
-    """Shapes of the S x B batches that a program without resident data takes."""
-    lead = (steps, size)
-    return {
-        "image": jax.ShapeDtypeStruct((*lead, *dataset.shape), jnp.uint8),
-        "label": jax.ShapeDtypeStruct(lead, jnp.int32),
-        "id": jax.ShapeDtypeStruct(lead, jnp.int32),
-    }
 
 
 def over_batches(function, mesh):

@@ -77,17 +77,19 @@ def make_terms(c, model, dataset):
     return terms
 
 
+def raw_batch(shape, *lead):
+    """What a batch of raw images of this shape holds, as shapes with these leading dimensions."""
+    number = jax.ShapeDtypeStruct(lead, jnp.int32)
+    return {"image": jax.ShapeDtypeStruct((*lead, *shape), jnp.uint8), "label": number, "id": number}
+
+
 def check(terms, params, shape, size=3):
     """The names of an objective's figures, by tracing it on shapes alone, before anything is made.
 
     Raises:
       UserError: a figure is not one number per example.
     """
-    batch = {
-        "image": jax.ShapeDtypeStruct((size, *shape), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-        "id": jax.ShapeDtypeStruct((size,), jnp.int32),
-    }
+    batch = raw_batch(shape, size)
     for at in (0, None):  # as in training, and as in evaluation
         extra = {} if at == 0 else {"mask": jax.ShapeDtypeStruct((size,), bool)}
         run = lambda p, b, at=at: figures(terms(p, b, jax.random.key(0), at))  # noqa: E731
