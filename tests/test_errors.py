@@ -106,7 +106,7 @@ FLAGS = [
     (
         "a figure that the objective does not give",
         ["--config.objective.name=elbo", "--config.eval.select=accuracy"],
-        r"eval\.select=accuracy: objective elbo gives loss, elbo, log_px, kl",
+        r"eval\.select=accuracy: objective elbo gives elbo, kl, log_px, loss",
     ),
     ("a loss that moves", ["--config.objective.name=geco"], r"eval\.select=loss: that of geco changes"),
     ("unknown flag", ["--wrkdir=x"], r"Unknown command line flag 'wrkdir'"),

@@ -76,7 +76,7 @@ def test_probabilities_of_all_colours_sum_to_one(name):
     np.testing.assert_allclose(special.logsumexp(np.float64(log_p), 0), 0, atol=1e-5)
 
 
-@pytest.mark.parametrize("mu, log_scale", itertools.product((-200.0, -1.0, 0.1, 1.0, 200.0), (-30, -12, 0, 12)))
+@pytest.mark.parametrize("mu, log_scale", list(itertools.product((-200.0, -1.0, 0.1, 1.0, 200.0), (-30, -12, 0, 12))))
 def test_logistic_bins_sum_to_one_however_narrow(mu, log_scale):
     log_p = de.log_discretized_logistic(np.arange(256.0, dtype=np.float32), mu, log_scale, 256)
     assert np.isfinite(log_p).all()

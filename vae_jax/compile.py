@@ -74,30 +74,30 @@ def training(c, model, tx, mesh, dataset, state, places):
     resident = source is not None
     split_batch = sharding.over_batch(mesh)
 
-    def one(state, source, batch, key):
-        if resident:
-            index = data.batch_indices(state.step, n=n, batch=size, seed=c.seed, xp=jnp)
-            index = jax.lax.with_sharding_constraint(index, split_batch)
-            batch = {name: a[index] for name, a in source.items()} | {"id": index}
-            batch = jax.lax.with_sharding_constraint(batch, split_batch)
-        return step.train_step(state, batch, key, terms=terms, tx=tx, decay=c.optim.ema)
+    def take(source, index):
+        index = jax.lax.with_sharding_constraint(index, split_batch)
+        batch = {name: a[index] for name, a in source.items()} | {"id": index}
+        return jax.lax.with_sharding_constraint(batch, split_batch)
 
     names = []
 
     def many(state, source, key):
-        def body(state, batch):
-            state, metrics = one(state, source, batch, key)
+        def body(state, given):
+            batch = take(source, given) if resident else given
+            state, metrics = step.train_step(state, batch, key, terms=terms, tx=tx, decay=c.optim.ema)
             names[:] = metrics
             return state, jnp.stack(list(metrics.values()))
 
-        batches = None if resident else source
+        given = source
+        if resident:  # the examples of all S steps at once: the rounds of the shuffle cost once a call
+            given = data.batch_indices(state.step + jnp.arange(steps), n=n, batch=size, seed=c.seed, xp=jnp)
         if not c.unroll:
-            return jax.lax.scan(body, state, batches, length=steps)
+            return jax.lax.scan(body, state, given, length=steps)
         # Written out here: even a scan of one unrolled step leaves a loop around the convolutions,
         # and XLA on CPU then runs them about ten times slower.
         rows = []
         for i in range(steps):
-            state, row = body(state, jax.tree.map(lambda a, i=i: a[i], batches))
+            state, row = body(state, jax.tree.map(lambda a, i=i: a[i], given))
             rows.append(row)
         return state, jnp.stack(rows)
 

@@ -46,7 +46,7 @@ def setup(c):
     params = compile_lib.shapes(c, s.model, s.tx, mesh)[0].params
     figures = step.check(step.make_terms(c, s.model, dataset), params, dataset.shape)
     if c.eval.select not in figures:
-        raise UserError(f"eval.select={c.eval.select}: objective {c.objective.name} gives {', '.join(figures)}")
+        raise UserError(f"eval.select={c.eval.select}: objective {c.objective.name} gives {', '.join(sorted(figures))}")
     if c.eval.select == "loss" and hasattr(config_lib.resolve("objective", c.objective.name), "init"):
         raise UserError(f"eval.select=loss: that of {c.objective.name} changes as it learns; want elbo")
     return s

@@ -1,0 +1,28 @@
+"""The one-layer VAE of Burda et al. 2016 (arXiv:1509.00519, table 1: 86.76), on MNIST binarised at each step.
+
+    python train.py --config=configs/vae_mnist.py --data_dir=~/data --workdir=runs/vae_mnist
+
+tanh 784-200-200-z50, batches of 20, Adam with eps 1e-4, learning rate 1e-3 falling by 10^(-1/7) after each of
+the stages of 3^i epochs, 3,280 epochs in all. 1,000 training images are held out; the checkpoint whose bound on
+them is best is the one evaluated.
+
+Figures, time and device: results/vae_mnist.json.
+"""
+
+from vae_jax import config
+
+EPOCH = 59_000 // 20
+
+
+def get_config():
+    c = config.default()
+    c.data.name, c.data.binarize, c.data.validation = "mnist", "dynamic", 1 / 60
+    c.steps, c.batch, c.steps_per_call, c.unroll = 3280 * EPOCH, 20, 50, False
+    c.latent, c.bias_from_data = 50, True
+    c.encoder = config.call("encoder", "mlp", widths=(200, 200), activation="tanh")
+    c.decoder = config.call("decoder", "mlp", widths=(200, 200), activation="tanh")
+    c.likelihood = config.call("likelihood", "bernoulli")
+    c.objective = config.call("objective", "elbo")
+    c.optim.name, c.optim.eps, c.optim.schedule = "adam", 1e-4, "stages"
+    c.eval.every, c.log_every, c.eval.iw_k = 41 * EPOCH, EPOCH, 5000
+    return c
