@@ -4,12 +4,19 @@ Each example's noise is keyed by (seed, example id, sample number), so a figure 
 batch size, the number of devices or the order of the examples.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vae_jax import compile as compile_lib
 from vae_jax import data, sharding
+
+SAMPLES = 1000  # of an image in one call, at most
+VALUES = {"cpu": 2**20, "other": 2**26}  # parameters of p(x|z) that one device makes in one call
 
 
 def inputs(c, levels):
@@ -35,6 +42,19 @@ def add_log_weights(carry, log_w_BxK):
     return lse, jnp.logaddexp(lse2, jax.nn.logsumexp(2 * log_w_BxK, axis=1))
 
 
+def add_samples(carry, model, params, x_BxHxWxC, id_B, key, first, samples, mesh):
+    """(log Σ w, log Σ w², Σ log p(x|z), Σ KL), each of shape B, with these draws added.
+
+    The draws are spread over the whole mesh, images over ``data`` and samples over ``model``, so parameters
+    that are split over ``model`` are gathered for the call.
+    """
+    params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
+    d = draws(model, params, x_BxHxWxC, id_B, key, first, samples)
+    place = NamedSharding(mesh, P("data", "model"))
+    log_w, log_px, kl = jax.lax.with_sharding_constraint((d.log_w, d.log_px, d.kl.sum(-1)), place)
+    return *add_log_weights(carry[:2], log_w), carry[2] + log_px.sum(1), carry[3] + kl.sum(1)
+
+
 def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None):
     r"""Per-example figures over a whole split, in one pass: a dict of arrays of shape N.
 
@@ -42,31 +62,34 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
 
     .. math:: \mathrm{iw} = \log \tfrac1K \sum_{k=1}^{K} p(x, z_k) / q(z_k|x), \quad z_k \sim q(z|x)
 
-    (Burda et al. 2016, arXiv:1509.00519, eq. 8), a bound that rises to log p(x) with K. The samples are
-    streamed in chunks through a running log-sum-exp; memory does not grow with K. ``ess`` is the
+    (Burda et al. 2016, arXiv:1509.00519, eq. 8), a bound that rises to log p(x) with K. ``ess`` is the
     effective sample size (Σw)²/Σw².
+
+    The samples are streamed, ``chunk`` at a time, through a running log-sum-exp; memory does not grow with K.
+    Few images meet many samples, so that the encoder, the binarisation and the prior's own nets, which a
+    call runs once, cost next to nothing. ``c.eval.batch`` is the most images in a call.
     """
     to_x = inputs(c, levels)
-    one = jax.eval_shape(model.decode, params, jax.ShapeDtypeStruct((1, model.latent), jnp.float32))
-    # About 5,000 images at once, fewer where their parameters would take more than 256 MiB.
-    chunk = chunk or max(1, min(k, 5000 // c.eval.batch, 2**26 // (c.eval.batch * one.size)))
+    rows = _rows(model, params, mesh)
+    chunk = chunk or min(k, SAMPLES, rows)
 
     def program(params, batch, first, carry, samples):
-        d = draws(model, params, to_x(batch), batch["id"], key, first, samples)
-        lse, lse2, log_px, kl = carry
-        return *add_log_weights((lse, lse2), d.log_w), log_px + d.log_px.sum(1), kl + d.kl.sum((1, 2))
+        return add_samples(carry, model, params, to_x(batch), batch["id"], key, first, samples, mesh)
 
     sizes = [chunk] * (k // chunk) + ([k % chunk] if k % chunk else [])
-    programs = {s: compile_lib.over_batches(lambda p, b, f, cr, s=s: program(p, b, f, cr, s), mesh) for s in set(sizes)}
-    rows = []
-    for batch, real in batches(split, c.eval.batch, mesh):
-        none, zero = jnp.full(len(batch["id"]), -jnp.inf), jnp.zeros(len(batch["id"]))
-        carry, first = jax.device_put((none, none, zero, zero), sharding.over_batch(mesh)), 0
+    programs = {s: compile_lib.over_batches(functools.partial(program, samples=s), mesh) for s in set(sizes)}
+    start, found = None, []
+    for batch, real in batches(split, min(c.eval.batch, max(1, rows // chunk)), mesh):
+        batch = jax.device_put(batch, sharding.over_batch(mesh))
+        if start is None:
+            none, zero = np.full(len(batch["id"]), -np.inf, np.float32), np.zeros(len(batch["id"]), np.float32)
+            start = jax.device_put((none, none, zero, zero), sharding.over_batch(mesh))
+        carry, first = start, 0
         for size in sizes:
             carry = programs[size](params, batch, first, carry)
             first += size
-        rows.append((dict(zip(("lse", "lse2", "log_px", "kl"), carry, strict=True)), real))
-    out = gather(rows)
+        found.append((dict(zip(("lse", "lse2", "log_px", "kl"), carry, strict=True)), real))
+    out = gather(found)
     out["log_px"], out["kl"] = out["log_px"] / k, out["kl"] / k
     out["elbo"] = out["log_px"] - out["kl"]
     out["iw"] = out["lse"] - np.log(k)
@@ -74,13 +97,24 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
     return out
 
 
-def batches(split, size, mesh):
-    """({'image', 'label', 'id', 'mask'}, real count) of equal shapes; each example once, the rest masked."""
-    size = -(-min(size, len(split.image)) // mesh.shape["data"]) * mesh.shape["data"]
-    for index, mask in data.eval_batches(len(split.image), size):
-        label = np.zeros(size, np.int32) if split.label is None else split.label[index]
-        batch = {"image": np.asarray(split.image[index]), "label": label, "id": index, "mask": mask}
-        yield batch, int(mask.sum())
+def _rows(model, params, mesh):
+    """How many draws all devices of the mesh make in one call."""
+    one = jax.eval_shape(model.decode, params, jax.ShapeDtypeStruct((1, model.latent), jnp.float32))
+    values = VALUES.get(mesh.devices.flat[0].platform, VALUES["other"])
+    return mesh.size * max(1, values // one.size)
+
+
+def batches(split, size, mesh, every=1):
+    """({'image', 'id', 'mask', 'label' where there are labels}, real count) of equal shapes.
+
+    Each ``every``-th example of the split exactly once, its id its place in the split; padding is masked.
+    """
+    n = -(-len(split.image) // every)
+    size = -(-min(size, n) // mesh.shape["data"]) * mesh.shape["data"]
+    for index, mask in data.eval_batches(n, size):
+        index = index * every
+        batch = {"image": np.asarray(split.image[index]), "id": index, "mask": mask}
+        yield batch if split.label is None else batch | {"label": split.label[index]}, int(mask.sum())
 
 
 def gather(rows):

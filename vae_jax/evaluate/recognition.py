@@ -2,6 +2,8 @@
 
 import numpy as np
 
+NEIGHBOURS = 60_000  # training images at most, an even stride apart, that neighbours are looked for among
+
 
 def knn_accuracy(train_NxD, train_label_N, test_MxD, test_label_M, k=5):
     """Share of test examples whose ``k`` nearest training latents (Euclidean) vote for their class."""

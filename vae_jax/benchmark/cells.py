@@ -1,0 +1,316 @@
+"""The cells of a sweep: each one config, compiled as train.py compiles it, and timed in turns with the others."""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from vae_jax import compile as compile_lib
+from vae_jax import config as config_lib
+from vae_jax import densities, flags, model, step, workdir
+from vae_jax.benchmark import count
+from vae_jax.config import UserError
+
+BACKEND = "/jax/core/compile/backend_compile_duration"
+HIT = "/jax/compilation_cache/cache_hits"
+AGREE = 1e-4  # the largest relative difference from a peer's loss and gradients
+
+
+class Lane(NamedTuple):
+    """Something to be timed: ``call()`` starts ``steps`` steps, ``wait()`` returns when they are done."""
+
+    call: Callable
+    wait: Callable
+    steps: int = 1
+
+
+@dataclasses.dataclass
+class Cell:
+    """One config of a sweep and what is known of it; ``row`` is what goes into the JSON lines."""
+
+    c: Any
+    row: dict  # key, fields, error, and the figures
+    lanes: dict = dataclasses.field(default_factory=dict)  # 'ours' and the peers'
+    calls: dict = dataclasses.field(default_factory=dict)  # lane -> calls in a window
+
+
+# --- the sweep -----------------------------------------------------------------------------------
+
+
+def parse_sweep(text):
+    """'batch=20,128;objective.samples=1,5' -> every combination, each [(field, value), ...]; '' is one cell."""
+    axes = []
+    for part in filter(None, (p.strip() for p in text.split(";"))):
+        field, equals, values = part.partition("=")
+        values = [v.strip() for v in re.split(r",(?![^(\[]*[)\]])", values)]  # not at the commas of a tuple
+        if not equals or not all(values):
+            raise UserError(f"sweep={part}: want FIELD=VALUE,VALUE,...")
+        if field in [f for f, _ in axes]:
+            raise UserError(f"sweep={part}: {field} is there twice; want one list of its values")
+        axes.append((field.strip(), values))
+    if text and not axes:
+        raise UserError(f"sweep={text}: no field in it; want FIELD=VALUE,VALUE;FIELD=...")
+    return list(itertools.product(*([(field, v) for v in values] for field, values in axes)))
+
+
+def cells(load, pairs, sweep, data_dir=""):
+    """A :class:`Cell` for each combination of the sweep.
+
+    Args:
+      load: () → a fresh config.
+      pairs: overrides, [(field, text)]; a field of the sweep stands over them.
+      sweep: :func:`parse_sweep`'s.
+    Raises:
+      UserError: a field is unknown, or a value is none that a config may hold.
+    """
+    made = []
+    for fields in sweep:
+        c = flags.apply(load(), [*pairs, *fields])
+        if data_dir:
+            c.data.dir = data_dir
+        # Nothing is logged, validated or saved here, and the length of a run enters the learning rate alone.
+        s = c.steps_per_call
+        c.steps = max(s, min(c.steps, 2**31 // max(1, c.batch)) // max(1, s) * s)
+        c.log_every = c.eval.every = s
+        config_lib.validate(c)
+        key = ",".join(f"{f}={re.sub(r'\s', '', v)}" for f, v in fields) or "all"
+        made.append(Cell(c, {"key": key, "fields": dict(fields), "error": ""}))
+    keys = [cell.row["key"] for cell in made]
+    twice = next((k for k in keys if keys.count(k) > 1), None)
+    if twice:
+        raise UserError(f"sweep: {twice} is there twice; want each value once")
+    return made
+
+
+# --- compiling -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def fresh_cache():
+    """An empty compilation cache that keeps every program, for the time of a benchmark."""
+    wanted = {
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    with tempfile.TemporaryDirectory(prefix="vae_jax_benchmark_", ignore_cleanup_errors=True) as folder:
+        wanted["jax_compilation_cache_dir"] = folder
+        old = {name: getattr(jax.config, name) for name in wanted}
+        try:
+            for name, value in wanted.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+            yield
+        finally:
+            for name, value in old.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+
+
+def _compile(c, s, state, places):
+    """(the program, seconds to lower it, seconds to compile it, whether it came from the cache)."""
+    seconds, hits = [], []
+
+    def on_duration(event, duration, **_):
+        if event == BACKEND:
+            seconds.append(duration)
+
+    def on_event(event, **_):
+        if event == HIT:
+            hits.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(on_duration)
+    jax.monitoring.register_event_listener(on_event)
+    try:
+        program = compile_lib.training(c, s.model, s.tx, s.mesh, s.dataset, state, places)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(on_duration)
+        jax.monitoring.unregister_event_listener(on_event)
+    compiling = seconds[-1]  # the program is the last thing that is compiled there
+    return program, program.seconds - compiling, compiling, bool(hits)
+
+
+def analysis(c, program, state, devices):
+    """XLA's figures of a compiled program, for one image of the batch over all devices.
+
+    ``cost_analysis`` is of one device, and it counts the body of a loop once: S steps that are written
+    out are S times the work, S steps in a scan are one.
+    """
+    cost, memory = program.run.cost_analysis() or {}, program.run.memory_analysis()
+    images = c.batch * (c.steps_per_call if c.unroll else 1)
+    per_image = lambda total: None if total is None else total * devices / images  # noqa: E731
+    return {
+        "xla_flops_per_image": per_image(cost.get("flops")),
+        "bytes_per_image": per_image(cost.get("bytes accessed")),
+        "temp_bytes": memory.temp_size_in_bytes,
+        "state_bytes": sum(a.nbytes for a in jax.tree.leaves(state)),
+        "alias_bytes": memory.alias_size_in_bytes,
+    }
+
+
+class _Ours:
+    """The compiled program as a lane: each call goes on from the state of the one before."""
+
+    def __init__(self, program, state):
+        self.program, self.state, self.metrics = program, state, None
+
+    def call(self):
+        self.state, self.metrics = self.program.run(self.state, self.program.source, self.program.key)
+
+    def wait(self):
+        jax.block_until_ready((self.state, self.metrics))
+
+
+def build(cell, peer=None):
+    """Compile a cell twice, run it once, and let a peer build its own; fills ``cell.row`` and ``cell.lanes``."""
+    c, row = cell.c, cell.row
+    s = workdir.setup(c)
+    state, places = compile_lib.init(c, s.model, s.tx, s.mesh, s.dataset)
+    program, lower, cold, hit = _compile(c, s, state, places)
+    if program.source is None:
+        raise UserError(f"data.on_device_mb={c.data.on_device_mb}: the training set is larger; want it on the device")
+    _, _, warm, warm_hit = _compile(c, s, state, places)
+    row |= {
+        "batch": c.batch,
+        "dtype": c.dtype,
+        "devices": s.mesh.size,
+        "lower_s": lower,
+        "cold_s": None if hit else cold,  # a hit: the same program as another cell's
+        "warm_s": warm if warm_hit else None,
+        "hand_flops_per_image": count.flops(count.traced(c, s.model, s.tx, s.dataset, state)) / c.batch,
+        **analysis(c, program, state, s.mesh.size),
+    }
+    params = jax.tree.map(np.asarray, state.params) if peer else None  # before the state is donated
+    ours = _Ours(program, state)
+    began = time.perf_counter()
+    ours.call()
+    ours.wait()
+    row["first_s"] = time.perf_counter() - began
+    cell.lanes["ours"] = Lane(ours.call, ours.wait, c.steps_per_call)
+    if peer:
+        other = peer.Peer(c, s.dataset, params)
+        row |= agreement(c, s.dataset, params, other)
+        row["peer_errors"] = {}
+        for name, make in other.lanes().items():
+            try:
+                cell.lanes[name] = Lane(*make())
+            except Exception as error:  # its compiler may fail in any way; that is a finding
+                row["peer_errors"][name] = _line(error)
+
+
+def agreement(c, dataset, params, peer):
+    """The relative differences of a peer's loss and gradients from ours, on one batch with the same noise.
+
+    In float32 without shortcuts, whatever the cell's dtype: that the two are the same function.
+
+    Raises:
+      UserError: one of them is larger than :data:`AGREE`.
+    """
+    c = c.copy_and_resolve_references()
+    c.dtype = "float32"
+    m = model.build_for(c, dataset)
+    objective = config_lib.resolve("objective", c.objective.name)
+    numbers = {k: v for k, v in c.objective.items() if k != "name"}
+    index, key = np.arange(min(c.batch, 16)), jax.random.key(1)
+    x = dataset.train.image[index].astype(np.float32) / (dataset.levels - 1)
+    if m.likelihood.data == "binary":
+        x = (x > 0.5).astype(np.float32)
+    label = np.zeros(len(x), np.int32) if dataset.train.label is None else dataset.train.label[index]
+    given = {"image": x, "label": label, "id": index, "n": len(dataset.train.image), "step": 0}
+    # The noise of `many`: a standard normal drawn with its keys.
+    zeros = jnp.zeros((len(x), c.latent))
+    keys = jax.random.split(key, c.objective.get("samples", 1))
+    eps_KxBxD = jax.vmap(lambda k: densities.Normal(zeros, zeros).sample(k))(keys)
+
+    def loss(params):
+        value = objective(m, params, given, key, **numbers).loss
+        return step.masked_mean(value, np.ones(len(x), bool))
+
+    with jax.default_matmul_precision("highest"):
+        value, gradients = compile_lib.simple(jax.value_and_grad(loss))(params)
+    other, others = peer.loss_and_gradients(x, label, np.asarray(eps_KxBxD))
+    gap = abs(other - float(value)) / abs(float(value))
+    pairs = zip(peer.layout(jax.tree.map(np.asarray, gradients)), others, strict=True)
+    gaps = [float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30)) for a, b in pairs]
+    if not max(gap, *gaps) <= AGREE:
+        raise UserError(f"the peer is another function: loss {gap:.1e} apart, gradients {max(gaps):.1e}; want {AGREE}")
+    return {"peer_loss_gap": gap, "peer_gradient_gap": max(gaps)}
+
+
+def _line(error):
+    """An exception in one line of 200 characters at most."""
+    text = " ".join(str(error).split())
+    return (text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")[:200]
+
+
+# --- timing --------------------------------------------------------------------------------------
+
+
+def window(lane, calls):
+    """Seconds per step of ``calls`` calls, blocked once at their end; one call before them is not counted."""
+    lane.call()
+    lane.wait()
+    began = time.perf_counter()
+    for _ in range(calls):
+        lane.call()
+    lane.wait()
+    return (time.perf_counter() - began) / (calls * lane.steps)
+
+
+def calls_for(lane, seconds):
+    """How many calls last ``seconds``, from windows that grow until one lasts a quarter of it."""
+    calls = 1
+    while True:
+        took = window(lane, calls) * calls * lane.steps
+        if took >= seconds / 4:
+            return max(1, math.ceil(calls * seconds / took))
+        calls *= 4
+
+
+def measure(made, *, rounds, seconds, peer=None, say=print):
+    """Fill the rows of all cells: ``row['windows'][lane]`` is seconds per step, one number for each round.
+
+    Every round gives each lane of each cell one window, in an order drawn anew, so that what drifts
+    (clock, temperature, neighbours) meets all of them alike. What fails becomes the cell's ``error``, and the
+    others go on.
+
+    Raises:
+      UserError: every cell fails by bad input; the first one's.
+    """
+    failed = []
+    for i, cell in enumerate(made):
+        say(f"[{i + 1}/{len(made)}] {cell.row['key']}: compiling")
+        with _survives(cell, failed):
+            build(cell, peer)
+            cell.calls = {name: calls_for(lane, seconds) for name, lane in cell.lanes.items()}
+            cell.row["windows"] = {name: [] for name in cell.lanes}
+    if len(failed) == len(made) and all(isinstance(error, UserError) for error in failed):
+        raise failed[0]
+    rng = np.random.default_rng(0)
+    for i in range(rounds):
+        say(f"round {i + 1} of {rounds}")
+        turns = [(cell, name) for cell in made for name in cell.lanes]
+        for at in rng.permutation(len(turns)):
+            cell, name = turns[at]
+            if not cell.row["error"]:
+                with _survives(cell, failed):
+                    cell.row["windows"][name].append(window(cell.lanes[name], cell.calls[name]))
+
+
+@contextlib.contextmanager
+def _survives(cell, failed):
+    try:
+        yield
+    except Exception as error:  # out of memory, no compiler for it, too few devices: a row that says so
+        failed.append(error)
+        cell.row["error"] = _line(error)
+        cell.lanes.clear()  # its memory is for the others

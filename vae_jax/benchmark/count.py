@@ -1,0 +1,83 @@
+"""FLOPs counted by hand: the dense and convolutional layers of a traced function, exactly."""
+
+import math
+
+import jax
+import numpy as np
+
+from vae_jax import step
+
+
+def flops(jaxpr):
+    """FLOPs of every ``dot_general`` and ``conv_general_dilated`` in a jaxpr; a multiply-add is two.
+
+    A scan counts its length times, a conditional its most expensive branch, a ``while`` loop, whose
+    length nobody knows, once. Elementwise work, reductions and random bits are not counted: they are why
+    XLA's own count is higher.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    total = 0
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name == "dot_general":
+            total += _dot(eqn)
+        elif name == "conv_general_dilated":
+            total += _conv(eqn)
+        else:
+            inner = [flops(j) for j in _jaxprs(eqn)]
+            if inner:
+                total += eqn.params.get("length", 1) * (max(inner) if name == "cond" else sum(inner))
+    return total
+
+
+def _jaxprs(eqn):
+    """The jaxprs that an equation runs, whatever its parameters call them."""
+    for value in eqn.params.values():
+        for v in value if isinstance(value, list | tuple) else (value,):
+            if hasattr(getattr(v, "jaxpr", v), "eqns"):
+                yield v
+
+
+def _dot(eqn):
+    """2 x (elements of the result) x (length of the contraction)."""
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    shape = eqn.invars[0].aval.shape
+    return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[d] for d in contracted)
+
+
+def _conv(eqn):
+    r"""2 x images x features out x features in x \prod_d (pairs of output and kernel position that meet a pixel).
+
+    Products with padding, or with the holes of a dilated input, are none: so the two gradients of a
+    convolution cost what it costs itself, and a transposed one what its mirror image does.
+    """
+    p, (x, w) = eqn.params, (v.aval.shape for v in eqn.invars[:2])
+    dims = p["dimension_numbers"]
+    out = eqn.outvars[0].aval.shape
+    pairs = 1
+    for d, (low, _) in enumerate(p["padding"]):
+        pixel = (
+            np.arange(out[dims.out_spec[2 + d]])[:, None] * p["window_strides"][d]
+            + np.arange(w[dims.rhs_spec[2 + d]])[None] * p["rhs_dilation"][d]
+            - low
+        )
+        hole = p["lhs_dilation"][d]
+        meets = (pixel >= 0) & (pixel % hole == 0) & (pixel < (x[dims.lhs_spec[2 + d]] - 1) * hole + 1)
+        pairs *= int(meets.sum())
+    images = x[dims.lhs_spec[0]] // p["batch_group_count"]
+    return 2 * images * w[dims.rhs_spec[0]] * w[dims.rhs_spec[1]] * pairs
+
+
+def traced(c, model, tx, dataset, state):
+    """The jaxpr of one training step; shapes are enough for ``state``."""
+    terms = step.make_terms(c, model, dataset)
+    batch = step.raw_batch(dataset.shape, c.batch)
+    one = lambda s, b, k: step.train_step(s, b, k, terms=terms, tx=tx, decay=c.optim.ema)  # noqa: E731
+    return jax.make_jaxpr(one)(state, batch, jax.random.key(0))
+
+
+def dtypes(jaxpr):
+    """The dtypes of all values in a jaxpr, by name."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    found = {str(v.aval.dtype) for e in jaxpr.eqns for v in (*e.invars, *e.outvars) if hasattr(v.aval, "dtype")}
+    return found.union(*(dtypes(j) for e in jaxpr.eqns for j in _jaxprs(e)))
