@@ -31,9 +31,12 @@ def run(argv):
     if values.data_dir:
         c.data.dir = values.data_dir
     compile.use_cache()
-    if loop.train(c, values.workdir) is None:
+    if not loop.train(c, values.workdir):
         return loop.STOPPED
-    assess.assess(values.workdir, publish=values.results)
+    if config.replica_count(c):
+        assess.sweep(c, values.workdir, publish=values.results)
+    else:
+        assess.assess(values.workdir, publish=values.results)
     return 0
 
 

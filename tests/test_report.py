@@ -70,7 +70,8 @@ def pictures():
     confusion = 30 * np.eye(10, dtype=int)
     confusion[4, 9] = 7
     walks = np.stack([decoded[:5], decoded[5:10], decoded[10:15]])
-    return report.Pictures(x[:16], decoded[:16], decoded[20:40], walks, z[:300], y[:300], confusion)
+    rates = np.sort(np.var(z, axis=0))[::-1]
+    return report.Pictures(x[:16], decoded[:16], decoded[20:40], walks, z[:300], y[:300], confusion, rates)
 
 
 def write(folder, **changes):
@@ -176,7 +177,7 @@ def test_every_picture_has_words_and_a_dark_twin(full):
     assert all(a["alt"] for a in images)
     assert len(images) - len(plots) == 3  # tiles are transparent between: one rendering is right on both
     dark = [a for tag, a in page.tags if tag == "source"]
-    assert len(dark) == len(plots) == 1 + 3  # latents; loss, ELBO, accuracy
+    assert len(dark) == len(plots) == 2 + 3  # latents, rates; loss, ELBO, accuracy
     for light, twin in zip(plots, dark, strict=True):
         assert twin["media"] == "(prefers-color-scheme: dark)" and twin["srcset"] != light["src"]
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
@@ -196,7 +197,7 @@ def test_names_are_escaped(tmp_path):
 
 
 def test_absent_panels_are_left_out(tmp_path, full):
-    panels = ["reconstructions", "samples", "interpolations", "latents", "confusion", "curves"]
+    panels = ["reconstructions", "samples", "interpolations", "latents", "confusion", "rates", "curves"]
     assert full[1].headings() == [f"h-{p}" for p in panels] + ["h-metrics", "h-run"]
     write(tmp_path, pictures=pictures(), history=HISTORY)
     assert sorted(os.listdir(tmp_path)) == sorted(["index.html", *(f"{p}.png" for p in panels)])

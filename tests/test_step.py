@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vae_jax import compile as compile_lib
-from vae_jax import config, data, loop, model, optim, sharding, step
+from vae_jax import config, data, loop, model, sharding, step
 
 TOLERANCE = 2e-5  # relative, over 20 steps: float32 sums in another order
 
@@ -29,9 +29,9 @@ def small(**changes):
 def program(c, devices):
     dataset = data.load(c.data)
     mesh = sharding.make_mesh(c.mesh, devices)
-    m, tx = model.build_for(c, dataset), optim.optimizer(c.optim, c.steps)
-    state, places = compile_lib.init(c, m, tx, mesh, dataset)
-    return state, compile_lib.training(c, m, tx, mesh, dataset, state, places), dataset
+    m = model.build_for(c, dataset)
+    state, places = compile_lib.init(c, m, mesh, dataset)
+    return state, compile_lib.training(c, m, mesh, dataset, state, places), dataset
 
 
 def trace(c, devices, calls):

@@ -4,6 +4,7 @@ import datetime
 import math
 import os
 import shlex
+import statistics
 import sys
 import time
 
@@ -12,7 +13,7 @@ import jax
 from vae_jax import checkpoint, report, results, step
 from vae_jax import config as config_lib
 from vae_jax.evaluate import evaluate
-from vae_jax.workdir import restore
+from vae_jax.workdir import members, restore
 
 
 def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=print):
@@ -23,7 +24,7 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
       iw_k: importance samples per image; None takes the config's.
       publish: also write the figures to this file of ``results/``.
     Returns:
-      metrics, a flat dict with units in its names.
+      (metrics, run): a flat dict with units in its names, and the run's facts.
     Raises:
       UserError: there is no run, or no good checkpoint in it.
     """
@@ -66,7 +67,48 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
     report.print_summary(metrics, path)
     if publish:
         _publish(publish, c, metrics, run)
-    return metrics
+    return metrics, run
+
+
+def sweep(c, workdir, *, publish="", say=print):
+    """:func:`assess` each replica of a workdir; their figures side by side in replicas.json.
+
+    ``publish``: where only the seeds differ, each figure's mean and sd over them; else each replica's own.
+    """
+    rows, runs = zip(*(assess(folder, say=say) for _, folder in members(c, workdir)), strict=True)
+    fields = config_lib.flatten(c.replicas)
+    values = [dict(zip(fields, v, strict=True)) for v in zip(*fields.values(), strict=True)]
+    path = os.path.join(workdir, "replicas.json")
+    checkpoint.write_json(path, [one | row for one, row in zip(values, rows, strict=True)])
+    names = [",".join(f"{field}={v}" for field, v in one.items()) for one in values]
+    say("")
+    for name, row in zip(names, rows, strict=True):
+        shown = [
+            f"{k} {row[k]:.4g}" for k in ("accuracy", "elbo_nats", "iw_nats", "bits_per_dim") if row[k] is not None
+        ]
+        say("  ".join([f"{name:<24}", *shown]))
+    say(f"side by side: {path}")
+    if not publish:
+        return
+    figures = {}
+    for key in (k for k, v in rows[0].items() if v is not None):
+        each = [row[key] for row in rows]
+        if list(fields) == ["seed"]:
+            mean, sd = statistics.fmean(each), statistics.stdev(each)
+            figures[key] = results.figure(mean, _unit(key), sd=sd, n=len(each))
+        else:
+            named = zip(names, each, strict=True)
+            figures |= {f"{key}[{name}]": results.figure(v, _unit(key), n=rows[0]["n"]) for name, v in named}
+    figures["training_seconds"] = results.figure(runs[0]["training_seconds"], "s", n=len(runs))  # of all together
+    seconds = runs[0]["training_seconds"] + sum(run["evaluation_seconds"] for run in runs)
+    seeds = [one.get("seed", c.seed) for one in values]
+    results.write(
+        publish, command=_command(), config=config_lib.to_json(c), seed=seeds, seconds=seconds, figures=figures
+    )
+
+
+def _unit(key):
+    return next((u for end, u in UNITS.items() if key.endswith(end)), "")
 
 
 def _command():
@@ -82,9 +124,8 @@ def _publish(path, c, metrics, run):
     n = metrics["n"]
     figures = {}
     for key, value in metrics.items():
-        unit = next((u for end, u in UNITS.items() if key.endswith(end)), "")
         sd = metrics["iw_nats_se"] * math.sqrt(n) if key == "iw_nats" and value is not None else None
-        figures[key] = results.figure(value, unit, sd=sd, n=n)
+        figures[key] = results.figure(value, _unit(key), sd=sd, n=n)
     for key in ("training_seconds", "evaluation_seconds"):
         figures[key] = results.figure(run[key], "s")
     figures["images_per_s"] = results.figure(run["images_per_s"], "images / s")

@@ -178,6 +178,16 @@ class Checkpoints:
     def best(self):
         return self._manager.best_step()
 
+    def steps(self):
+        """The steps that are there; those that were not good have been set aside."""
+        return list(self._manager.all_steps())
+
+    def drop_after(self, step):
+        """Delete later steps: a sweep was killed when some of its replicas had saved and others had not."""
+        for later in (s for s in self.steps() if s > step):
+            self._manager.delete(later)
+        self.seal()  # their manifests
+
     def meta(self):
         """What was saved beside the state of the latest step."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())

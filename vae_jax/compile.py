@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import config as config_lib
-from vae_jax import data, sharding, step
+from vae_jax import data, optim, sharding, step
+from vae_jax.config import UserError
 
 
 def use_cache():
@@ -23,34 +24,64 @@ def use_cache():
 class Training(NamedTuple):
     """A compiled training program. ``run`` is the executable itself: cost_analysis(), as_text(), ..."""
 
-    run: Callable  # (state, source, key) → (state, metrics_SxM); the state is donated
+    run: Callable  # (state, source, key) → (state, metrics_SxM or SxRxM); the state is donated
     key: jax.Array  # the root of training's randomness, on every device
     names: tuple[str, ...]  # of the M metrics
     source: Any  # the data on the device, or None where each call takes its batches
     seconds: float  # to lower and compile
 
 
-def _make_state(c, model, tx):
-    objective = config_lib.resolve("objective", c.objective.name)
-    return lambda key, mean: step.init_state(key, mean, model=model, objective=objective, tx=tx, decay=c.optim.ema)
+def over_replicas(c, function):
+    """``function(c, *args)`` of one config as a function of the arguments.
+
+    Where the config has replicas, all of them at once: each sees its own values of the fields that differ,
+    and every leaf of the arguments and the results has a leading axis R. vmap does it, so a replica's
+    numbers are those of a run alone, to the rounding of another order of sums.
+    """
+    fields = config_lib.flatten(c.replicas)
+    if not fields:
+        return lambda *args: function(c, *args)
+
+    def one(values, *args):
+        return function(config_lib.override(c, dict(zip(fields, values, strict=True))), *args)
+
+    values = tuple(jnp.asarray(v) for v in fields.values())
+    return lambda *args: jax.vmap(one)(values, *args)
 
 
-def shapes(c, model, tx, mesh):
+def root(c, purpose):
+    """The root key of one purpose: ``step.stream`` of the config's seed; [R] where there are replicas."""
+    return over_replicas(c, lambda c: step.stream(c.seed, purpose))()
+
+
+def _make_state(c, model):
+    def make(c, key, mean):
+        objective = config_lib.resolve("objective", c.objective.name)
+        tx = optim.optimizer(c.optim, c.steps)
+        return step.init_state(key, mean, model=model, objective=objective, tx=tx, decay=c.optim.ema)
+
+    return lambda key, mean: over_replicas(c, lambda c, key: make(c, key, mean))(key)
+
+
+def shapes(c, model, mesh):
     """A TrainState's shapes and its shardings; nothing is computed."""
-    tree = jax.eval_shape(_make_state(c, model, tx), step.stream(c.seed, "init"), None)
+    tree = jax.eval_shape(_make_state(c, model), root(c, "init"), None)
+    if config_lib.replica_count(c):
+        whole = sharding.over_batch(mesh)  # whole replicas on each device
+        return tree, jax.tree.map(lambda _: whole, tree)
     return tree, sharding.shardings(tree, mesh)
 
 
-def init(c, model, tx, mesh, dataset):
+def init(c, model, mesh, dataset):
     """A fresh TrainState, born with its shardings, and those shardings."""
-    _, places = shapes(c, model, tx, mesh)
+    _, places = shapes(c, model, mesh)
     mean = None
     if c.bias_from_data:
         every = -(-len(dataset.train.image) // 10_000)  # 10,000 images at most, from all classes of a folder
         mean = dataset.train.image[::every].mean(0, dtype=np.float64) / (dataset.levels - 1)
         mean = jnp.asarray(mean, jnp.float32)
-    make = jax.jit(_make_state(c, model, tx), out_shardings=places)
-    return make(step.stream(c.seed, "init"), mean), places
+    make = jax.jit(_make_state(c, model), out_shardings=places)
+    return make(root(c, "init"), mean), places
 
 
 def on_device(split, mesh, limit_mb):
@@ -61,43 +92,52 @@ def on_device(split, mesh, limit_mb):
     return jax.device_put({"image": np.asarray(split.image), "label": label}, sharding.replicated(mesh))
 
 
-def training(c, model, tx, mesh, dataset, state, places):
+def training(c, model, mesh, dataset, state, places):
     """Compile S = ``steps_per_call`` updates as one program.
 
     Where the training set lives on the device, the program draws its own batches from the step number
     alone, and nothing crosses from the host. Otherwise each call takes S batches, leaves S x B x ….
+    With R replicas the metrics are S x R x M, and the devices share the replicas, not the batch.
     """
     n, size, steps = len(dataset.train.image), c.batch, c.steps_per_call
-    sharding.check_batch(size, mesh)
-    terms = step.make_terms(c, model, dataset)
+    replicas = config_lib.replica_count(c)
     source = on_device(dataset.train, mesh, c.data.on_device_mb)
     resident = source is not None
+    if replicas and not resident:
+        raise UserError(f"data.on_device_mb={c.data.on_device_mb}: replicas need the training set on the device")
+    if not replicas:
+        sharding.check_batch(size, mesh)
     split_batch = sharding.over_batch(mesh)
+    spread = (lambda x: x) if replicas else lambda x: jax.lax.with_sharding_constraint(x, split_batch)
 
-    def take(source, index):
-        index = jax.lax.with_sharding_constraint(index, split_batch)
-        batch = {name: a[index] for name, a in source.items()} | {"id": index}
-        return jax.lax.with_sharding_constraint(batch, split_batch)
+    def indices(c, at):  # the examples of all S steps at once: the rounds of the shuffle cost once a call
+        return data.batch_indices(at + jnp.arange(steps), n=n, batch=size, seed=c.seed, xp=jnp)
 
     names = []
 
     def many(state, source, key):
-        def body(state, given):
-            batch = take(source, given) if resident else given
+        def update(c, state, given, key):
+            batch = given
+            if resident:
+                given = spread(given)
+                batch = spread({name: a[given] for name, a in source.items()} | {"id": given})
+            terms, tx = step.make_terms(c, model, dataset), optim.optimizer(c.optim, c.steps)
             state, metrics = step.train_step(state, batch, key, terms=terms, tx=tx, decay=c.optim.ema)
             names[:] = metrics
             return state, jnp.stack(list(metrics.values()))
 
+        update = over_replicas(c, update)
         given = source
-        if resident:  # the examples of all S steps at once: the rounds of the shuffle cost once a call
-            given = data.batch_indices(state.step + jnp.arange(steps), n=n, batch=size, seed=c.seed, xp=jnp)
+        if resident:
+            given = over_replicas(c, indices)(state.step)
+            given = jnp.swapaxes(given, 0, 1) if replicas else given  # S first
         if not c.unroll:
-            return jax.lax.scan(body, state, given, length=steps)
+            return jax.lax.scan(lambda state, given: update(state, given, key), state, given, length=steps)
         # Written out here: even a scan of one unrolled step leaves a loop around the convolutions,
         # and XLA on CPU then runs them about ten times slower.
         rows = []
         for i in range(steps):
-            state, row = body(state, jax.tree.map(lambda a, i=i: a[i], given))
+            state, row = update(state, jax.tree.map(lambda a, i=i: a[i], given), key)
             rows.append(row)
         return state, jnp.stack(rows)
 
@@ -107,24 +147,25 @@ def training(c, model, tx, mesh, dataset, state, places):
     else:
         example = step.raw_batch(dataset.shape, steps, size)  # S batches a call
         source_place = sharding.over_batch(mesh, leading=1)
+    key_place = split_batch if replicas else whole
     jitted = jax.jit(
         many,
         donate_argnums=0,
-        in_shardings=(places, source_place, whole),
+        in_shardings=(places, source_place, key_place),
         out_shardings=(places, whole),
     )
     began = time.perf_counter()
-    key = jax.device_put(step.stream(c.seed, "train"), whole)
+    key = jax.device_put(root(c, "train"), key_place)
     compiled = jitted.lower(state, example, key).compile()
     return Training(compiled, key, tuple(names), source, time.perf_counter() - began)
 
 
-def over_batches(function, mesh):
-    """jit ``function(params, batch, *rest)`` with the batch's leaves split over the data axis."""
-    jitted = jax.jit(function)
+def over_batches(function, mesh, whole=False):
+    """jit ``function(params, batch, *rest)`` with the batch's leaves split over the data axis, or ``whole``."""
+    jitted, place = jax.jit(function), sharding.replicated(mesh) if whole else sharding.over_batch(mesh)
 
     def run(params, batch, *rest):
-        return jitted(params, jax.device_put(batch, sharding.over_batch(mesh)), *rest)
+        return jitted(params, jax.device_put(batch, place), *rest)
 
     return run
 

@@ -147,6 +147,8 @@ def default():
     c.mesh.data = -1
     c.mesh.model = 1
 
+    c.replicas = ConfigDict()  # replicas.FIELD = values: one run for each, all in one program (see replicate)
+
     c.eval = ConfigDict()
     c.eval.every = 500  # steps between validations; each saves a checkpoint
     c.eval.batch = 500
@@ -232,10 +234,72 @@ def validate(c):
         raise UserError(f"optim.warmup={c.optim.warmup}: the schedule stages has none; want 0")
     if c.optim.warmup >= c.steps:
         raise UserError(f"optim.warmup={c.optim.warmup}: want less than steps={c.steps}")
+    _validate_replicas(c)
     if c.warmup.steps and not isinstance(c.objective.get(c.warmup.of), float):
         numbers = [k for k, v in c.objective.items() if isinstance(v, float)]
         known = ", ".join(numbers) or "no weights"
         raise UserError(f"warmup.of={c.warmup.of}: objective {c.objective.name} has {known}")
+
+
+def _validate_replicas(c):
+    varied = flatten(c.replicas)
+    sizes = {field: len(values) for field, values in varied.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"replicas: {', '.join(f'{f} has {n} values' for f, n in sizes.items())}; want as many of each")
+    if varied and len(set(zip(*varied.values(), strict=True))) < max(2, *sizes.values()):
+        listed = ", ".join(f"{f}={','.join(map(str, v))}" for f, v in varied.items())
+        raise UserError(f"replicas.{listed}: want two or more, all different")
+    for r in range(replica_count(c)):
+        validate(replica(c, r))
+
+
+def replicate(c, field, values):
+    """Train one replica for each value of ``field``: ``seed``, ``optim.lr`` or a number of the objective.
+
+    All replicas are one program: a step for each of them is one step of it. Several fields vary together,
+    value by value. On the command line: ``--config.replicas.objective.beta=1,2,4``.
+    """
+    flat = flatten({k: v for k, v in c.items() if k != "replicas"})
+    weights = [f for f, v in flat.items() if f.startswith("objective.") and type(v) is float]
+    known = ["seed", "optim.lr", *weights]
+    if field not in known:
+        raise UserError(f"replicas.{field}: cannot differ between replicas; want one of {', '.join(known)}")
+    try:
+        values = tuple(type(flat[field])(v) for v in values)
+    except ValueError:
+        raise UserError(f"replicas.{field}={','.join(map(str, values))}: want numbers, such as 0,1,2") from None
+    nested = {}
+    for name, each in (flatten(c.replicas) | {field: values}).items():
+        *path, last = name.split(".")
+        section = nested
+        for key in path:
+            section = section.setdefault(key, {})
+        section[last] = each
+    c.replicas = ConfigDict(nested).lock()
+
+
+def replica_count(c):
+    """How many replicas a config trains at once; 0 where it is a run alone."""
+    return max(map(len, flatten(c.replicas).values()), default=0)
+
+
+def replica(c, r):
+    """The config of replica r, as of a run alone."""
+    return override(c, {field: values[r] for field, values in flatten(c.replicas).items()})
+
+
+def override(c, values):
+    """A copy without replicas and with other values of some fields, which may be traced arrays."""
+    c = c.copy_and_resolve_references()
+    with c.unlocked(), c.ignore_type():
+        c.replicas = ConfigDict()
+        for field, value in values.items():
+            *path, last = field.split(".")
+            section = c
+            for key in path:
+                section = section[key]
+            section[last] = value
+    return c
 
 
 SIGNED = ("logvar", "target")  # arguments that may be negative
@@ -264,7 +328,9 @@ def from_json(tree):
             c[section] = (
                 call(section, tree[section]["name"]) if ":" not in tree[section]["name"] else ConfigDict(tree[section])
             )
-    for field, value in flatten(tree).items():
+    for field, values in flatten(tree.get("replicas", {})).items():
+        replicate(c, field, values)
+    for field, value in flatten({k: v for k, v in tree.items() if k != "replicas"}).items():
         set_field(c, field, value)
     return c
 

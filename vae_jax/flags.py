@@ -9,6 +9,7 @@ from vae_jax import config as config_lib
 from vae_jax.config import UserError
 
 PREFIX = "--config."
+REPLICAS = "replicas."
 
 
 def overrides(argv):
@@ -24,7 +25,9 @@ def overrides(argv):
 
 
 def apply(c, pairs):
-    """Apply overrides in order; ``SECTION.name`` first, since it changes which fields there are."""
+    """Apply overrides in order; ``SECTION.name`` first, since it changes which fields there are, replicas last."""
+    varied = [(f.removeprefix(REPLICAS), v) for f, v in pairs if f.startswith(REPLICAS)]
+    pairs = [(f, v) for f, v in pairs if not f.startswith(REPLICAS)]
     for section in config_lib.CALLS:
         names = [v for f, v in pairs if f == f"{section}.name"]
         if names and names[-1] != c[section].name:
@@ -41,7 +44,10 @@ def apply(c, pairs):
             field, _, value = word[len(PREFIX) :].partition("=")
             old = config_lib.flatten(c)[field]
             raise UserError(f"{field}={value}: want {type(old).__name__}, such as {old!r}") from None
-    return values.config if pairs else c
+    c = values.config if pairs else c
+    for field, value in varied:
+        config_lib.replicate(c, field, value.split(","))
+    return c
 
 
 def _check_known(c, field, value):

@@ -1,19 +1,23 @@
 """The only side effects of training: draw, dispatch, log one call late, validate, save, stop."""
 
+import contextlib
 import math
 import os
 import signal
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
-from vae_jax import checkpoint, data, optim, report, sharding, step
+from vae_jax import checkpoint, data, optim, report, step
 from vae_jax import compile as compile_lib
+from vae_jax import config as config_lib
 from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
-from vae_jax.workdir import claim, setup
+from vae_jax.workdir import claim, members, setup
 
 STOPPED = 75  # exit code: stopped on request, the same command goes on (EX_TEMPFAIL)
 
@@ -54,9 +58,12 @@ class Progress:
 
             self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1)
 
-    def row(self, at, split, values, steps):
+    def row(self, at, split, rows, steps):
+        """One line for a run alone, or for the mean of its replicas."""
+        values = {k: sum(row[k] for row in rows) / len(rows) for k in rows[0]}
         shown = [k for k in ("loss", "elbo", "kl", "cross_entropy", "accuracy", "images_per_s") if k in values]
-        text = "  ".join(
+        text = f"mean of {len(rows)}  " if len(rows) > 1 else ""
+        text += "  ".join(
             f"{k} {values[k]:,.4g}" if k != "images_per_s" else f"{values[k]:,.0f} images/s" for k in shown
         )
         if self._bar is None:
@@ -75,57 +82,89 @@ class Progress:
             self._bar.close()
 
 
+class Member(NamedTuple):
+    """A run alone, or one replica of several: where its checkpoints and its rows go."""
+
+    c: object
+    saved: checkpoint.Checkpoints
+    log: report.MetricsLog
+
+
 def train(c, workdir, say=print):
     """Train from nothing or from the workdir's last good checkpoint to ``c.steps``.
 
-    Returns (Setup, the run's facts for the report), or None where a signal stopped it.
+    Returns True, or False where a signal stopped it.
 
     Raises:
       UserError: bad input; or a loss that is not finite, with its step and guilty term.
     """
     s = setup(c)
-    sharding.check_batch(c.batch, s.mesh)
-    lock = claim(workdir, c)
-    state, places = compile_lib.init(c, s.model, s.tx, s.mesh, s.dataset)
-    saved = checkpoint.Checkpoints(workdir, say)
+    parts = members(c, workdir)
+    with contextlib.ExitStack() as held:
+        for folder, one in ({workdir: c} | {folder: one for one, folder in parts}).items():
+            held.callback(os.close, claim(folder, one))
+        return _train(s, parts, workdir, say)
+
+
+def _train(s, parts, workdir, say):
+    c = s.c
+    state, places = compile_lib.init(c, s.model, s.mesh, s.dataset)
+    saved = [checkpoint.Checkpoints(folder, say) for _, folder in parts]
     clock = {"seconds": 0.0, "compile_seconds": 0.0}
-    found = saved.restore(checkpoint.abstract(state, places))
-    if found is None and checkpoint.steps(workdir):
+    found = _restore(state, places, saved)
+    if found is None and any(checkpoint.steps(folder) for _, folder in parts):
         raise UserError(f"workdir={workdir}: none of its checkpoints fits this code; want another workdir")
+    at = 0
     if found is not None:
         state, meta = found
+        at = meta["step"]
         clock |= meta["clock"]
-        say(f"going on from step {meta['step']} of {c.steps} in {workdir}")
-    at = int(state.step)
+        say(f"going on from step {at} of {c.steps} in {workdir}")
     stop = Stop()
-    log = report.MetricsLog(workdir, at)
+    runs = [Member(one, kept, report.MetricsLog(folder, at)) for (one, folder), kept in zip(parts, saved, strict=True)]
     progress = Progress(at, c.steps)
     broken = True
     try:
-        state, finished = _run(s, state, places, at, saved, log, progress, stop, clock)
+        at = _run(s, state, places, at, runs, progress, stop, clock)
         broken = False
     finally:
         progress.close()
-        log.close()
-        saved.close(broken)
+        for run in runs:
+            run.log.close()
+            run.saved.close(broken)
         stop.restore()
-        os.close(lock)
-    if not finished:
-        say(f"stopped at step {int(state.step)} and saved; the same command goes on from there")
-        return None
-    return s, clock
+    if at < c.steps:
+        say(f"stopped at step {at} and saved; the same command goes on from there")
+    return at >= c.steps
 
 
-def _run(s, state, places, at, saved, log, progress, stop, clock):
-    c = s.c
+def _restore(state, places, saved):
+    """(state, meta) of the last good step; with replicas, of the last that all of them have. None: there is none."""
+    if len(saved) == 1:
+        return saved[0].restore(checkpoint.abstract(state, places))
+    whole = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), places)
+    alone = checkpoint.abstract(jax.eval_shape(lambda t: jax.tree.map(lambda a: a[0], t), state), whole)
+    for at in sorted(set.intersection(*(set(one.steps()) for one in saved)), reverse=True):
+        found = [one.restore(alone, at) for one in saved]
+        if None not in found:
+            for one in saved:
+                one.drop_after(at)
+            states, metas = zip(*found, strict=True)
+            return jax.device_put(jax.tree.map(lambda *a: np.stack(a), *states), places), metas[0]
+    return None
+
+
+def _run(s, state, places, at, runs, progress, stop, clock):
+    """Steps from ``at`` on, until they are done or a signal comes; the step reached."""
+    c, several = s.c, len(runs) > 1
     if at >= c.steps:
-        return state, True
+        return at
     if at % c.steps_per_call:
         raise UserError(f"steps_per_call={c.steps_per_call}: want a divisor of {at}, the step where the run stopped")
-    program = compile_lib.training(c, s.model, s.tx, s.mesh, s.dataset, state, places)
+    program = compile_lib.training(c, s.model, s.mesh, s.dataset, state, places)
     validate = _validator(s)
     clock["compile_seconds"] += program.seconds
-    lr = optim.learning_rate(c.optim, c.steps)
+    rates = [optim.learning_rate(run.c.optim, c.steps) for run in runs]
     per_call = c.steps_per_call
     feed = None
     if program.source is None:
@@ -136,23 +175,36 @@ def _run(s, state, places, at, saved, log, progress, stop, clock):
 
     def settle(pending):
         """Read the metrics of the call before: the device is already busy with the next one."""
-        last, values_SxM = pending
-        rows = np.asarray(values_SxM, np.float64)
-        for i, row in enumerate(rows):
-            if not np.isfinite(row).all():
-                figures = dict(zip(program.names, row, strict=True))
-                raise UserError(
-                    f"non-finite loss at step {last - per_call + i + 1}: {guilty(figures)}; "
-                    f"last good checkpoint: {saved.latest() if saved.latest() is not None else 'none'}"
-                )
-        window.append(rows)
+        last, values = pending
+        rows_SxRxM = np.asarray(values, np.float64).reshape(per_call, len(runs), -1)
+        for i, r in np.argwhere(~np.isfinite(rows_SxRxM).all(-1))[:1]:
+            figures = dict(zip(program.names, rows_SxRxM[i, r], strict=True))
+            latest = runs[r].saved.latest()
+            raise UserError(
+                f"non-finite loss at step {last - per_call + i + 1}{f' of replica {r}' if several else ''}: "
+                f"{guilty(figures)}; last good checkpoint: {latest if latest is not None else 'none'}"
+            )
+        window.append(rows_SxRxM)
+
+    def save(figures=None):
+        clock["seconds"] = offset + time.perf_counter() - began
+        for r, run in enumerate(runs):
+            alone = jax.tree.map(lambda a, r=r: a[r], state) if several else state
+            select = None if figures is None else _selected(c, figures[r])
+            run.saved.save(at, alone, {"step": at, "clock": dict(clock)}, select=select)
+
+    def write(split, rows):
+        for run, row in zip(runs, rows, strict=True):
+            run.log.write(at, split, row)
+        progress.row(at, split, rows, c.steps)
 
     while at < c.steps and stop.signal is None:
         source = program.source if feed is None else _stack([next(feed) for _ in range(per_call)])
         state, values = program.run(state, source, program.key)
         if pending is not None:
             settle(pending)
-        saved.poll()
+        for run in runs:
+            run.saved.poll()
         at += per_call
         pending = (at, values)
         progress.advance(per_call)
@@ -160,27 +212,34 @@ def _run(s, state, places, at, saved, log, progress, stop, clock):
         if at % c.log_every == 0 or validating:
             settle(pending)
             pending = None
-            now = time.perf_counter()
-            row = dict(zip(program.names, np.concatenate(window).mean(0).tolist(), strict=True))
-            row |= {"lr": float(lr(at - 1)), "images_per_s": sum(map(len, window)) * c.batch / (now - window_began)}
-            log.write(at, "train", row)
-            progress.row(at, "train", row, c.steps)
+            seconds = time.perf_counter() - window_began
+            images = sum(map(len, window)) * c.batch * len(runs)
+            means_RxM = np.concatenate(window).mean(0).tolist()
+            rows = [dict(zip(program.names, means, strict=True)) for means in means_RxM]
+            write(
+                "train",
+                [
+                    m | {"lr": float(f(at - 1)), "images_per_s": images / seconds}
+                    for m, f in zip(rows, rates, strict=True)
+                ],
+            )
             window = []
             if validating:
                 figures = validate(state)
-                if not all(map(math.isfinite, figures.values())):
-                    raise UserError(f"non-finite validation at step {at}: {guilty(figures)}")
-                log.write(at, "validation", figures)
-                progress.row(at, "validation", figures, c.steps)
-                clock["seconds"] = offset + time.perf_counter() - began
-                saved.save(at, state, {"step": at, "clock": dict(clock)}, select=_selected(c, figures))
+                for r, one in enumerate(figures):
+                    if not all(map(math.isfinite, one.values())):
+                        raise UserError(
+                            f"non-finite validation at step {at}{f' of replica {r}' if several else ''}: {guilty(one)}"
+                        )
+                write("validation", figures)
+                save(figures)
             window_began = time.perf_counter()
     if pending is not None:
         settle(pending)
     clock["seconds"] = offset + time.perf_counter() - began
-    if at < c.steps and saved.latest() != at:
-        saved.save(at, state, {"step": at, "clock": dict(clock)})
-    return state, at >= c.steps
+    if at < c.steps and runs[0].saved.latest() != at:
+        save()
+    return at
 
 
 def _stack(batches):
@@ -188,19 +247,24 @@ def _stack(batches):
 
 
 def _validator(s):
-    """validate(state) → figures over the validation split, averaged parameters, fixed noise."""
-    c = s.c
-    terms = step.make_terms(c, s.model, s.dataset)
-    run = compile_lib.over_batches(lambda params, batch, key: step.eval_step(params, batch, key, terms=terms), s.mesh)
-    key = step.stream(c.seed, "validation")
+    """validate(state) → figures over the validation split for each run: averaged parameters, fixed noise."""
+    c, count = s.c, config_lib.replica_count(s.c)
+
+    def figures(params, batch, key):
+        one = lambda c, p, k: step.eval_step(p, batch, k, terms=step.make_terms(c, s.model, s.dataset))  # noqa: E731
+        return compile_lib.over_replicas(c, one)(params, key)
+
+    run = compile_lib.over_batches(figures, s.mesh, whole=bool(count))
+    key = compile_lib.root(c, "validation")
+    fold = jax.vmap(jax.random.fold_in, (0, None)) if count else jax.random.fold_in
 
     def validate(state):
         params, totals = step.averaged(state), {}
         for i, (batch, _) in enumerate(likelihood.batches(s.dataset.validation, c.eval.batch, s.mesh)):
-            for name, value in run(params, batch, jax.random.fold_in(key, i)).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
+            for name, value in run(params, batch, fold(key, i)).items():
+                totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64).reshape(-1)
         n = totals.pop("n")
-        return {name: total / n for name, total in totals.items()}
+        return [{name: float(total[r] / n[r]) for name, total in totals.items()} for r in range(len(n))]
 
     return validate
 

@@ -12,14 +12,20 @@ def learning_rate(c, steps):
     - stages: lr · 10^(−i/7) in stage i = 0 … 7, of 3^i parts each, 3,280 parts in all (Burda et al. 2016,
       arXiv:1509.00519, section 5, where a part is an epoch; here ``steps`` / 3,280 steps). No warm-up.
     """
+    shape = _shape(c, steps)
+    return lambda step: c.lr * shape(step)  # c.lr may be a traced number
+
+
+def _shape(c, steps):
+    """The schedule for a peak of 1."""
     if c.schedule == "stages":
         ends = {round(steps * (3 ** (i + 1) - 1) / 2 / 3280): 10 ** (-1 / 7) for i in range(7)}
-        return optax.piecewise_constant_schedule(c.lr, ends)
+        return optax.piecewise_constant_schedule(1.0, ends)
     if c.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0 if c.warmup else c.lr, c.lr, c.warmup, steps)
+        return optax.warmup_cosine_decay_schedule(0.0 if c.warmup else 1.0, 1.0, c.warmup, steps)
     if c.warmup:
-        return optax.linear_schedule(0.0, c.lr, c.warmup)
-    return optax.constant_schedule(c.lr)
+        return optax.linear_schedule(0.0, 1.0, c.warmup)
+    return optax.constant_schedule(1.0)
 
 
 def optimizer(c, steps):

@@ -21,7 +21,7 @@ import numpy as np
 from vae_jax.config import UserError, flatten
 
 METRICS_FILE = "metrics.jsonl"
-PICTURES = ("reconstructions", "samples", "interpolations", "latents", "confusion", "curves")
+PICTURES = ("reconstructions", "samples", "interpolations", "latents", "rates", "confusion", "curves")
 
 # key -> (name, unit, format, which way is better, meaning)
 METRICS = {
@@ -164,6 +164,7 @@ class Pictures(NamedTuple):
     latents: np.ndarray | None = None  # PxD
     latent_labels: np.ndarray | None = None  # P, integers; a negative one is "no label"
     confusion: np.ndarray | None = None  # YxY counts: rows true, columns predicted
+    kl_per_dimension: np.ndarray | None = None  # D, nats, in falling order
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -489,6 +490,17 @@ def _draw_latents(theme, latents_PxD, labels_P, classes):
     return figure
 
 
+def _draw_rates(theme, kl_D):
+    figure = _figure(9, 2.2)
+    ax = figure.subplots()
+    _style(ax, theme)
+    ax.bar(np.arange(1, len(kl_D) + 1), kl_D, width=0.8, color=theme["train"])
+    ax.set_xlim(0.4, len(kl_D) + 0.6)
+    ax.set_xlabel("latent dimension, by rank", fontsize=8.5, color=theme["muted"])
+    ax.set_ylabel("nats", fontsize=8.5, color=theme["muted"])
+    return figure
+
+
 def _class_colour(y):
     return CLASS_COLOURS[y % len(CLASS_COLOURS)]
 
@@ -709,6 +721,11 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
         named = p.latent_labels is not None and len(np.unique(p.latent_labels)) <= TABLE_CLASSES
         files["latents"] = _figure_png(draw(LIGHT))
         page["latents"] = _both(draw) | {"n": len(p.latents), "dims": np.shape(p.latents)[1], "named": named}
+    if p.kl_per_dimension is not None:
+        kl_D = np.asarray(p.kl_per_dimension)
+        files["rates"] = _figure_png(_draw_rates(LIGHT, kl_D))
+        few = f"{kl_D[0]:.2f} nats in the first of {len(kl_D)} dimensions, {kl_D[-1]:.4f} in the last"
+        page["rates"] = _both(lambda theme: _draw_rates(theme, kl_D)) | {"alt": few}
     if _has(p.confusion) and np.sum(p.confusion):
         confusion = np.asarray(p.confusion)
 

@@ -56,6 +56,16 @@ def check_batch(batch, mesh, field="batch"):
         raise UserError(f"{field}={batch}: does not divide over {n} devices (mesh.data); nearest that does: {near}")
 
 
+def check_replicas(replicas, mesh):
+    """Raise where the replicas cannot be dealt out over the mesh's data axis, each whole on one device."""
+    n = mesh.shape["data"]
+    if replicas and mesh.shape["model"] > 1:
+        raise UserError(f"mesh.model={mesh.shape['model']}: replicas are not split; want 1")
+    if replicas and replicas % n:
+        near = max(d for d in range(1, n + 1) if replicas % d == 0)
+        raise UserError(f"mesh.data={n}: {replicas} replicas do not divide over {n} devices; want mesh.data={near}")
+
+
 def spec(path, shape, mesh, rules=RULES):
     """The first rule's PartitionSpec for a leaf, axes that do not divide its dimensions left out."""
     wanted = next(s for pattern, s in rules if re.search(pattern, path))

@@ -7,7 +7,7 @@ import os
 
 import jax
 
-from vae_jax import checkpoint, data, model, optim, sharding, step
+from vae_jax import checkpoint, data, model, sharding, step
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
@@ -32,7 +32,6 @@ class Setup:
     c: object
     dataset: object
     model: object
-    tx: object
     mesh: object
 
 
@@ -42,9 +41,11 @@ def setup(c):
     if not c.unroll and "conv" in (c.encoder.name, c.decoder.name) and jax.default_backend() == "cpu":
         raise UserError("unroll=False: convolutions in a loop are ten times slower on CPU; want unroll=True")
     dataset = data.load(c.data)
-    s = Setup(c, dataset, model.build_for(c, dataset), optim.optimizer(c.optim, c.steps), mesh)
-    params = compile_lib.shapes(c, s.model, s.tx, mesh)[0].params
-    figures = step.check(step.make_terms(c, s.model, dataset), params, dataset.shape)
+    s = Setup(c, dataset, model.build_for(c, dataset), mesh)
+    sharding.check_replicas(config_lib.replica_count(c), mesh)
+    alone = config_lib.override(c, {})
+    params = compile_lib.shapes(alone, s.model, mesh)[0].params
+    figures = step.check(step.make_terms(alone, s.model, dataset), params, dataset.shape)
     if c.eval.select not in figures:
         raise UserError(f"eval.select={c.eval.select}: objective {c.objective.name} gives {', '.join(sorted(figures))}")
     if c.eval.select == "loss" and hasattr(config_lib.resolve("objective", c.objective.name), "init"):
@@ -79,6 +80,14 @@ def claim(workdir, c):
     return lock
 
 
+def members(c, workdir):
+    """[(config, folder)] of each replica: a folder like that of a run alone; of a run alone, itself."""
+    count = config_lib.replica_count(c)
+    if not count:
+        return [(c, workdir)]
+    return [(config_lib.replica(c, r), os.path.join(workdir, f"replica_{r}")) for r in range(count)]
+
+
 def read_config(workdir):
     """The config of the run in a workdir."""
     path = os.path.join(workdir, "config.json")
@@ -102,11 +111,13 @@ def restore(workdir, which="best", *, data_dir="", say=print):
       UserError: there is no run, or no good checkpoint in it.
     """
     c = read_config(workdir)
+    if config_lib.replica_count(c):
+        raise UserError(f"workdir={workdir}: holds {config_lib.replica_count(c)} replicas; want {workdir}/replica_0, …")
     c.mesh.data, c.mesh.model = -1, 1  # of this machine, not of the one that trained
     if data_dir:
         c.data.dir = data_dir
     s = setup(c)
-    shapes, places = compile_lib.shapes(c, s.model, s.tx, s.mesh)
+    shapes, places = compile_lib.shapes(c, s.model, s.mesh)
     if not checkpoint.steps(workdir):
         raise UserError(f"workdir={workdir}: no checkpoint in it; run train.py first")
     saved = checkpoint.Checkpoints(workdir, say, write=False)

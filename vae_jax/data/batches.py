@@ -102,10 +102,11 @@ def to_input(image, ids_B, key, *, levels, binarize, shift=0, flip=False):
 
     ``binarize``: 'none'; 'threshold', x > 1/2; 'static', x ~ Bernoulli(value), the same whenever
     an example (its id) is met; 'dynamic', drawn anew from the step's ``key`` (Burda et al. 2015,
-    arXiv:1509.00519). The probability is the value to 2^-16, and exact at 0 and 1. Training images are then moved by up to ``shift`` pixels each way, zeros
-    coming in, and mirrored with probability 1/2 if ``flip``. ``key=None`` is evaluation: no
-    augmentation, and 'dynamic' draws as 'static', so that no pass resamples the data. Every
-    example has its own key, so the values do not depend on the number of devices.
+    arXiv:1509.00519). The probability is the value to 2^-16, and exact at 0 and 1. Training images
+    are then moved by up to ``shift`` pixels each way, zeros coming in, and mirrored with probability
+    1/2 if ``flip``. ``key=None`` is evaluation: no augmentation, and 'dynamic' draws as 'static', so
+    that no pass resamples the data. Every example has its own stream, so the values do not depend
+    on the number of devices.
     """
     x = image.astype(jnp.float32) / (levels - 1)
     if binarize == "threshold":

@@ -1,0 +1,15 @@
+"""IWAE with 5 samples on the net, data and schedule of vae_mnist.py (Burda et al. 2016, table 1: 85.54).
+
+    python train.py --config=configs/iwae_mnist.py --data_dir=~/data --workdir=runs/iwae_mnist
+
+Figures, time and device: results/iwae_mnist.json.
+"""
+
+from configs import vae_mnist
+from vae_jax import config
+
+
+def get_config():
+    c = vae_mnist.get_config()
+    c.objective = config.call("objective", "iwae", samples=5)
+    return c

@@ -1,0 +1,15 @@
+"""The twin of vamp_mnist.py under a standard normal prior (Tomczak & Welling 2018, table 1: 88.56 nats).
+
+    python train.py --config=configs/normal_mnist.py --data_dir=~/data --workdir=runs/normal_mnist
+
+Figures, time and device: results/normal_mnist.json.
+"""
+
+from configs import vamp_mnist
+from vae_jax import config
+
+
+def get_config():
+    c = vamp_mnist.get_config()
+    c.prior = config.call("prior", "normal")
+    return c

@@ -1,0 +1,126 @@
+"""Replicas in one program: each is the run that it would have been alone."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from tests.test_step import TOLERANCE, small
+from vae_jax import checkpoint, config, flags, loop, workdir
+from vae_jax.config import UserError
+
+
+def several(**fields):
+    c = small(steps=20, log_every=10, eval__every=10, eval__iw_k=2)
+    for field, values in fields.items():
+        config.replicate(c, field.replace("__", "."), values)
+    config.validate(c)
+    return c
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def params(folder):
+    _, state, _ = workdir.restore(str(folder), "latest", say=lambda _: None)
+    return jax.tree.map(np.asarray, state)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep") / "run"
+    c = several(seed=(0, 3), objective__gamma=(10.0, 30.0), optim__lr=(1e-3, 3e-3))
+    c.mesh.data = 2  # one replica on each of two devices
+    assert loop.train(c, str(folder))
+    return folder, c
+
+
+@pytest.mark.parametrize("r", [0, 1])
+def test_a_replica_is_the_run_alone(swept, tmp_path, r):
+    """The same rows and the same state, to float32 rounding over 20 steps."""
+    folder, c = swept
+    alone = config.replica(c, r)
+    alone.mesh.data = 1
+    assert loop.train(alone, str(tmp_path / "alone"))
+    mine, its = rows(folder / f"replica_{r}"), rows(tmp_path / "alone")
+    assert [(m["step"], m["split"]) for m in mine] == [(m["step"], m["split"]) for m in its]
+    for a, b in zip(mine, its, strict=True):
+        for name in b.keys() - {"images_per_s", "split", "accuracy"}:
+            assert a[name] == pytest.approx(b[name], rel=TOLERANCE), name
+    a, b = params(folder / f"replica_{r}"), params(tmp_path / "alone")
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)  # Adam divides small gradients by themselves
+    assert not np.allclose(jax.tree.leaves(params(folder / f"replica_{1 - r}"))[-1], jax.tree.leaves(b)[-1])
+
+
+def test_a_sweep_killed_between_two_saves_goes_on_from_the_step_that_all_have(swept, tmp_path):
+    """Bit for bit: the later step of one replica is dropped and made again."""
+    folder, c = swept
+    short = tmp_path / "run"
+    whole = {r: params(folder / f"replica_{r}") for r in (0, 1)}
+    shutil.copytree(folder, short)
+    checkpoints = checkpoint.Checkpoints(str(short / "replica_1"), lambda _: None)
+    checkpoints.drop_after(10)  # as if the kill had come after replica 0's save of step 20
+    checkpoints.close()
+    said = []
+    assert loop.train(c, str(short), said.append)
+    assert said == [f"going on from step 10 of 20 in {short}"]
+    for r in (0, 1):
+        again = params(short / f"replica_{r}")
+        assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (whole[r], again)), strict=True))
+
+
+def test_the_command_line_gives_each_replica_a_page_and_all_one_table(tmp_path, capsys):
+    argv = ["train.py", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", "--config.steps=20"]
+    argv += ["--config.eval.every=20", "--config.log_every=20", "--config.eval.iw_k=1", "--config.optim.warmup=0"]
+    argv += ["--config.replicas.seed=0,1", "--config.mesh.data=1", f"--results={tmp_path / 'seeds.json'}"]
+    assert train.run(argv) == 0
+    assert "side by side" in capsys.readouterr().out
+    table = json.loads((tmp_path / "run" / "replicas.json").read_text())
+    assert [row["seed"] for row in table] == [0, 1]
+    for r in (0, 1):
+        assert (tmp_path / "run" / f"replica_{r}" / "report" / "index.html").is_file()
+        assert json.loads((tmp_path / "run" / f"replica_{r}" / "config.json").read_text())["seed"] == r
+    result = json.loads((tmp_path / "seeds.json").read_text())
+    each = [row["elbo_nats"] for row in table]
+    figure = result["figures"]["elbo_nats"]
+    assert figure["value"] == pytest.approx(np.mean(each)) and figure["sd"] == pytest.approx(np.std(each, ddof=1))
+    assert result["seed"] == [0, 1] and figure["n"] == 2
+    with pytest.raises(UserError, match=r"holds 2 replicas; want .*replica_0"):
+        workdir.restore(str(tmp_path / "run"))
+
+
+def test_a_config_with_replicas_is_read_back(swept):
+    folder, c = swept
+    assert config.differences(workdir.read_config(str(folder)), c) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"batch": "32,64"}, r"replicas\.batch: cannot differ between replicas; want one of .*optim\.lr"),
+        ({"seed": "0,x"}, r"replicas\.seed=0,x: want numbers"),
+        ({"seed": "0"}, r"replicas\.seed=0: want two or more, all different"),
+        ({"seed": "1,1"}, r"replicas\.seed=1,1: want two or more, all different"),
+        ({"seed": "0,1,2", "optim.lr": "1e-3,1e-4"}, r"replicas: .*seed has 3 values.*; want as many of each"),
+        ({"optim.lr": "1e-3,-1"}, r"optim\.lr=-1\.0: want a number > 0"),
+    ],
+)
+def test_wrong_replicas_are_one_line(given, line):
+    c = small()
+    with pytest.raises(UserError, match=line) as error:
+        config.validate(flags.apply(c, [(f"replicas.{k}", v) for k, v in given.items()]))
+    assert "\n" not in str(error.value)
+
+
+def test_replicas_that_no_mesh_can_share_are_one_line():
+    c = several(seed=(0, 1, 2))
+    with pytest.raises(UserError, match=r"mesh\.data=8: 3 replicas do not divide over 8 devices; want mesh\.data=3"):
+        workdir.setup(c)
+    c.mesh.data, c.mesh.model = 1, 2
+    with pytest.raises(UserError, match=r"mesh\.model=2: replicas are not split; want 1"):
+        workdir.setup(c)
