@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vae_jax import compile as compile_lib
-from vae_jax import config, data, loop, model, sharding, step
+from vae_jax import config, data, loop, model, optim, sharding, step
 
 TOLERANCE = 2e-5  # relative, over 20 steps: float32 sums in another order
 
