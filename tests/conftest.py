@@ -1,20 +1,28 @@
 """What every test stands on: eight virtual CPU devices, its own compilation cache, real data."""
 
+import importlib.metadata
 import os
 import pathlib
 import tempfile
 
 import pytest
 
-# Before jax is imported. Child processes inherit all of it.
+# Before jax is imported. Child processes inherit these.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_DEVICES = "--xla_force_host_platform_device_count"
-if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+# Compiling is what the suite spends its time on: LLVM's optimisations off, and XLA's lighter emitters where it
+# still has them (an unknown flag would end the process).
+_FAST = ["--xla_backend_optimization_level=0"]
+if importlib.metadata.version("jaxlib") < "0.11":
+    _FAST.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*_FAST, os.environ.get("XLA_FLAGS", "")]).strip()
 
 # Scripts that the tests start share compiled programs; the user's own cache stays as it is.
 _CACHE = tempfile.TemporaryDirectory(prefix="vae_jax_cache_", ignore_cleanup_errors=True)
 os.environ["VAE_JAX_CACHE"] = _CACHE.name
+
+import jax  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)  # in this process; those that it starts have one
 
 
 @pytest.fixture(scope="session")

@@ -2,18 +2,21 @@
 
 python -m tests.measure clone --out=results/clone.json     # git clone, make train: seconds to the report
 python -m tests.measure step --out=results/step.json       # one against eight devices, recompilations
+python -m tests.measure iw --workdir=RUN --k=5000 --images=10000 --out=results/iw.json    # speed and memory of IW-K
 """
 
 import argparse
 import json
 import os
+import resource
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 
 
-def clone():
+def clone(args):
     """Seconds and test accuracy of README's first command in a fresh clone in an empty folder."""
     from vae_jax import results
 
@@ -33,7 +36,7 @@ def clone():
     }
 
 
-def step():
+def step(args):
     """The largest relative difference of a loss trace on eight devices, and what the step asks of the host."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -56,16 +59,81 @@ def step():
     }
 
 
+def iw(args):
+    """Seconds and peak memory of the test set's IW-K, and the peak at K / 10.
+
+    The share of the peak counts the decoder alone: K passes an image, of the FLOPs that XLA counts, against
+    the best float32 matrix product.
+    """
+    import concurrent.futures
+    import multiprocessing
+
+    from vae_jax import results
+    from vae_jax.benchmark import machine
+
+    # A process for each K: the peak of one that did both would never fall.
+    fresh = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, fresh, max_tasks_per_child=1) as processes:
+        calls = [processes.submit(bound, args, k) for k in (max(1, args.k // 10), args.k)]
+        tenth, whole = (call.result() for call in calls)
+    n, draws, peak = whole["n"], whole["n"] * args.k / whole["seconds"], machine.measured()["float32"]
+    return whole["config"], {
+        "seconds": results.figure(whole["seconds"], "s", n=n),
+        "k": results.figure(args.k, "samples / image"),
+        "draws_per_s": results.figure(draws, "images x samples / s"),
+        "iw_nats": results.figure(whole["mean"], "nats / image", sd=whole["sd"], n=n),
+        "peak_memory": results.figure(whole["mib"], "MiB"),
+        "peak_memory_at_a_tenth_of_k": results.figure(tenth["mib"], "MiB"),
+        "matmul_peak": results.figure(peak / 1e9, "GFLOP / s / device"),
+        "share_of_peak": results.figure(draws * whole["flops"] / peak / whole["devices"], ""),
+    }
+
+
+def bound(args, k):
+    """IW-K of the first test images by evaluation's own code on a run's checkpoint, compilation included."""
+    import jax
+    import jax.numpy as jnp
+
+    from vae_jax import config as config_lib
+    from vae_jax import step as step_lib
+    from vae_jax import workdir
+    from vae_jax.data import Split
+    from vae_jax.evaluate import likelihood
+
+    s, state, _ = workdir.restore(args.workdir, data_dir=args.data_dir)
+    params, key = step_lib.averaged(state), step_lib.stream(s.c.seed, "test")
+    split = Split(s.dataset.test.image[: args.images], None)
+    began = time.perf_counter()
+    iw_N = likelihood.log_likelihood(s.c, s.model, params, split, s.dataset.levels, s.mesh, key, k=k)["iw"]
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform == "linux" else 2**20)
+    one = jax.jit(s.model.decode).lower(params, jnp.zeros((1, s.model.latent))).cost_analysis()
+    return {
+        "config": config_lib.to_json(s.c),
+        "n": len(iw_N),
+        "mean": iw_N.mean(),
+        "sd": iw_N.std(ddof=1),
+        "seconds": seconds,
+        "mib": peak,
+        "flops": one["flops"],
+        "devices": s.mesh.size,
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("clone", "step"))
+    parser.add_argument("what", choices=("clone", "step", "iw"))
     parser.add_argument("--out", required=True)
+    parser.add_argument("--workdir", help="iw: a finished run with a decoder")
+    parser.add_argument("--k", type=int, default=5000, help="iw: samples of an image")
+    parser.add_argument("--images", type=int, default=10_000, help="iw: test images, from the first")
+    parser.add_argument("--data_dir", default="", help="iw: where the run's data is, if it moved")
     args = parser.parse_args()
     began = time.time()
-    config, figures = {"clone": clone, "step": step}[args.what]()
+    config, figures = {"clone": clone, "step": step, "iw": iw}[args.what](args)
     from vae_jax import results
 
-    command = f"python -m tests.measure {args.what} --out={args.out}"
+    command = shlex.join(["python", "-m", "tests.measure", *sys.argv[1:]])
     results.write(args.out, command=command, config=config, seed=0, seconds=time.time() - began, figures=figures)
 
 

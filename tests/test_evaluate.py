@@ -1,13 +1,37 @@
-"""Figures of evaluation against independent libraries and written-out values."""
+"""Figures of evaluation against independent libraries and written-out values, the same on any mesh."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
-from vae_jax import densities
-from vae_jax.evaluate import classification, latent, recognition
+from vae_jax import compile as compile_lib
+from vae_jax import config, data, densities, sharding
+from vae_jax import model as model_lib
+from vae_jax.evaluate import classification, evaluate, latent, likelihood, recognition
+
+KEY = jax.random.key(1)
+
+
+def digits(images, **parts):
+    """(config, dataset cut to so many test images, model, parameters) of a small MLP on digits."""
+    c = config.default()
+    c.latent = 3
+    c.encoder, c.decoder = (config.call(part, "mlp", widths=(8,)) for part in ("encoder", "decoder"))
+    for part, (name, fields) in parts.items():
+        c[part] = config.call(part, name, **fields)
+    dataset = data.load(c.data)
+    dataset = dataset._replace(test=data.Split(dataset.test.image[:images], dataset.test.label[:images]))
+    model = model_lib.build_for(c, dataset)
+    params = compile_lib.simple(model.init)(jax.random.key(0))
+    # Fresh flows are the identity and fresh mixtures symmetric: not what a test wants.
+    leaves, tree = jax.tree.flatten(params)
+    noise = [0.3 * jax.random.normal(jax.random.fold_in(KEY, i), a.shape) for i, a in enumerate(leaves)]
+    return c, dataset, model, jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
 
 
 def test_classification_figures_against_scikit_learn():
@@ -66,7 +90,7 @@ def test_the_rate_is_mutual_information_plus_aggregate_kl_and_the_closed_forms()
     v = a**2 + s**2
     assert got["mutual_information"] == pytest.approx(0.5 * np.log(v / s**2), abs=0.05)
     assert got["aggregate_kl"] == pytest.approx(0.5 * (v - 1 - np.log(v)), abs=0.05)
-    assert latent.kl_per_dimension(q.mu, q.logvar)[0] == pytest.approx(got["rate"], abs=0.05)
+    assert latent.kl_per_dimension(q.mu, q.logvar, prior)[0] == pytest.approx(got["rate"], abs=0.05)
 
 
 def test_a_collapsed_code_carries_nothing():
@@ -83,3 +107,112 @@ def test_mutual_information_gap():
     assert latent.mutual_information_gap(apart, v) > 0.97
     twice = np.concatenate([v, v], 1)  # two dimensions know each factor equally well
     assert latent.mutual_information_gap(twice, v) == pytest.approx(0, abs=1e-9)
+
+
+# Importance weights
+
+
+@pytest.mark.parametrize(
+    ("posterior", "prior"),
+    [
+        (("gaussian", {}), ("normal", {})),
+        (("full", {}), ("mixture", {"components": 5})),
+        (("iaf", {"steps": 2, "hidden": (8,), "context": 4}), ("realnvp", {"steps": 2, "hidden": (8,)})),
+        (("gaussian", {}), ("vamp", {"components": 5})),
+    ],
+)
+def test_streamed_figures_are_the_direct_ones_whatever_q_and_p(posterior, prior):
+    """Chunks that do not divide K against all K at once in float64; the encoder's KL where it is analytic."""
+    n, k = 5, 11
+    c, dataset, model, params = digits(n, posterior=posterior, prior=prior)
+    mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
+    got = likelihood.log_likelihood(c, model, params, dataset.test, dataset.levels, mesh, KEY, k=k, chunk=4)
+    x = jnp.asarray(dataset.test.image, jnp.float32) / (dataset.levels - 1)
+    direct = compile_lib.simple(lambda p, x: likelihood.draws(model, p, x, jnp.arange(n), KEY, 0, k))(params, x)
+    log_w, log_px, kl = (np.asarray(a, np.float64) for a in (direct.log_w, direct.log_px, direct.kl.sum(-1)))
+    close = {"rtol": 2e-5, "atol": 1e-4}
+    np.testing.assert_allclose(got["iw"], logsumexp(log_w, axis=1) - np.log(k), **close)
+    np.testing.assert_allclose(got["ess"], np.exp(2 * logsumexp(log_w, axis=1) - logsumexp(2 * log_w, axis=1)), 1e-3)
+    np.testing.assert_allclose(got["log_px"], log_px.mean(1), **close)
+    np.testing.assert_allclose(got["kl"], kl.mean(1), **close)
+    np.testing.assert_allclose(got["elbo"], log_px.mean(1) - kl.mean(1), **close)
+    assert log_w.std(1).min() > 1e-2 and got["iw"].std() > 1  # samples differ, and examples
+
+
+def test_a_draw_is_a_function_of_its_example_and_its_number():
+    """Not of the order of the examples, of who is beside them, nor of how many samples there are."""
+    _, dataset, model, params = digits(6)
+    x, ids = jnp.asarray(dataset.test.image, jnp.float32) / (dataset.levels - 1), jnp.arange(6)
+    draws = lambda x, ids, first, k: likelihood.draws(model, params, x, ids, KEY, first, k)  # noqa: E731
+    whole = compile_lib.simple(functools.partial(draws, k=9))(x, ids, 0)
+    some, order = compile_lib.simple(functools.partial(draws, k=5)), jnp.array([4, 1, 5])
+    for first in (0, 4):
+        part = some(x[order], order, first)
+        for a, b in zip(part, whole, strict=True):
+            np.testing.assert_allclose(a, b[order, first : first + 5], rtol=2e-5, atol=1e-5)
+    q = model.encode(params, x)
+    noise = (whole.z - q.mu[:, None]) * jnp.exp(-0.5 * q.logvar[:, None])
+    assert len(np.unique(np.round(noise, 5))) == noise.size  # none is used twice
+
+
+def test_samples_over_the_model_axis_are_those_of_one_device():
+    """Each of eight devices makes an eighth of the draws, and the parameters stay where they were."""
+    n, k = 6, 18  # the last chunk, of two samples, does not divide over the devices
+    c, dataset, model, params = digits(n)
+
+    def run(devices, d, m):
+        c.mesh.data, c.mesh.model = d, m
+        mesh = sharding.make_mesh(c.mesh, jax.devices()[:devices])
+        places = sharding.shardings(params, mesh)
+        here = jax.device_put(params, places)
+        out = likelihood.log_likelihood(c, model, here, dataset.test, dataset.levels, mesh, KEY, k=k, chunk=8)
+        assert jax.tree.map(lambda a: a.sharding, here) == places
+        x, carry = jnp.zeros((n, *dataset.shape)), (jnp.zeros(n),) * 4
+        f = lambda p, x, i, carry: likelihood.add_samples(carry, model, p, x, i, KEY, 0, 64, mesh)  # noqa: E731
+        batch = jax.device_put((x, jnp.arange(n), carry), sharding.over_batch(mesh))
+        return out, compile_lib.simple(f).lower(here, *batch).compile(), places
+
+    one, alone, _ = run(1, 1, 1)
+    for d, m in ((2, 4), (1, 8)):
+        out, program, places = run(8, d, m)
+        for name in one:
+            np.testing.assert_allclose(out[name], one[name], rtol=1e-3 if name == "ess" else 2e-5)
+        assert "model" in places["decoder"]["Layer_0"]["dense"]["kernel"].spec  # split at rest
+        assert program.cost_analysis()["flops"] < 1.1 / 8 * alone.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(("d", "m"), [(1, 1), (2, 4), (8, 1)])
+def test_what_a_device_makes_in_a_call_does_not_grow_with_the_number_of_samples(d, m):
+    _, _, model, _ = digits(1)
+    c = config.default().mesh
+    c.data, c.model = d, m
+    mesh = sharding.make_mesh(c, jax.devices()[: d * m])
+    for k in (1, 7, 100, 5000, 100_003, 10**7):
+        images, samples = likelihood.call_size(model, mesh, k)
+        draws = images // d * -(-samples // m)
+        assert images % d == 0 and samples <= k
+        share = draws * 64 * model.likelihood.outputs(1) / likelihood.VALUES["cpu"]
+        assert share <= 1 and (k < 100 or share > 0.5)
+
+
+def test_batches_are_every_example_once_with_its_place_and_no_label_of_its_own_making():
+    split = data.Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), None)
+    mesh = sharding.make_mesh(config.default().mesh, jax.devices()[:2])
+    for every, want in ((1, range(10)), (3, (0, 3, 6, 9))):
+        found = [(b["id"][:real], b["image"].ravel()[:real]) for b, real in likelihood.batches(split, 3, mesh, every)]
+        for got in zip(*found, strict=True):
+            assert np.concatenate(got).tolist() == list(want)
+    assert all("label" not in b and b["mask"].sum() == real for b, real in likelihood.batches(split, 3, mesh))
+    labelled = split._replace(label=np.arange(10, dtype=np.int32))
+    assert all((b["label"] == b["id"]).all() for b, _ in likelihood.batches(labelled, 4, mesh, 3))
+
+
+def test_the_rate_is_the_sum_of_its_dimensions_and_one_image_has_no_error():
+    c, dataset, model, params = digits(1)
+    mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
+    dataset = dataset._replace(train=data.Split(dataset.train.image[:40], dataset.train.label[:40]))
+    metrics, why, pictures = evaluate(c, model, params, dataset, mesh, iw_k=2)
+    kl_D = pictures["kl_per_dimension"]
+    assert kl_D.shape == (3,) and (np.diff(kl_D) <= 0).all()
+    assert kl_D.sum() == pytest.approx(metrics["kl_nats"], rel=1e-5)
+    assert metrics["iw_nats_se"] is None and "one image" in why["iw_nats_se"]

@@ -1,5 +1,7 @@
 """Flows: they invert, their log-determinants are the Jacobian's, their densities integrate to 1."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,10 @@ from vae_jax import densities as de
 from vae_jax.nets.flows import MADE, CouplingNet
 
 KEY = jax.random.key(0)
-STEPS = 3
+STEPS = 2
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def perturb(params, scale, seed=1):
     """Random numbers in place of all parameters, the zero last layers included."""
     leaves, tree = jax.tree.flatten(params)
@@ -24,7 +27,8 @@ def perturb(params, scale, seed=1):
 def coupling_flow(d, scale=None):
     """A RealNVP prior over d dimensions; ``scale`` of the random weights, None for a fresh one."""
     net = CouplingNet(hidden=(16,), out=d)
-    params = [net.init(jax.random.key(i), jnp.zeros(d))["params"] for i in range(STEPS)]
+    init = jax.jit(net.init)
+    params = [init(jax.random.key(i), jnp.zeros(d))["params"] for i in range(STEPS)]
     params = params if scale is None else perturb(params, scale)
     return de.coupling_flow(de.Normal(jnp.zeros(d), jnp.zeros(d)), lambda p, z: net.apply({"params": p}, z), params)
 
@@ -34,7 +38,8 @@ def iaf(b, d, scale=None):
     net = MADE(hidden=(12, 16), dim=d)
     draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)  # noqa: E731
     context = draw(7, b, 5)
-    params = [net.init(jax.random.key(i), jnp.zeros((b, d)), context)["params"] for i in range(STEPS)]
+    init = jax.jit(net.init)
+    params = [init(jax.random.key(i), jnp.zeros((b, d)), context)["params"] for i in range(STEPS)]
     params = params if scale is None else perturb(params, scale)
     base = de.Normal(draw(8, b, d), 0.3 * draw(9, b, d))
     return de.autoregressive_flow(base, lambda p, z, c: net.apply({"params": p}, z, c), params, context)
@@ -44,6 +49,9 @@ def flow_of(kind, b, d, scale=None):
     return coupling_flow(d, scale) if kind == "coupling" else iaf(b, d, scale)
 
 
+log_prob = jax.jit(lambda flow, z: flow.log_prob(z))
+sample = jax.jit(lambda flow, key, shape: flow.sample_and_log_prob(key, shape), static_argnums=2)
+
 KINDS = pytest.mark.parametrize("kind", ["coupling", "autoregressive"])
 
 
@@ -51,9 +59,8 @@ KINDS = pytest.mark.parametrize("kind", ["coupling", "autoregressive"])
 def test_made_sees_earlier_dimensions_and_all_of_the_context(dim, hidden):
     net = MADE(hidden, dim)
     z, context = jax.random.normal(KEY, (dim,)), jnp.ones(3)
-    params = perturb(net.init(KEY, z, context), 1.0)
-    for output in (0, 1):
-        by_z, by_context = jax.jacobian(lambda *a, o=output: net.apply(params, *a)[o], (0, 1))(z, context)
+    params = perturb(jax.jit(net.init)(KEY, z, context), 1.0)
+    for by_z, by_context in jax.jit(jax.jacobian(lambda *a: net.apply(params, *a), (0, 1)))(z, context):
         below = np.tri(dim, k=-1, dtype=bool)
         assert (by_z[~below] == 0).all()
         assert (by_z[below] != 0).all()
@@ -80,8 +87,8 @@ def test_a_step_inverts_and_its_log_det_is_the_jacobians(step, d):
             net = lambda z: (jnp.sin(z @ w[0]), jnp.cos(z @ w[1]))  # noqa: E731
             f = lambda z, **kw: de.autoregressive(z, net, reverse="reversed" in step, **kw)  # noqa: E731
         u = 2 * jax.random.normal(jax.random.key(1), (6, d), jnp.float64)
-        z, log_det = f(u)
-        back, log_det_back = f(z, inverse=True)
+        z, log_det = jax.jit(f)(u)
+        back, log_det_back = jax.jit(lambda z: f(z, inverse=True))(z)
         np.testing.assert_allclose(back, u, atol=1e-12)
         np.testing.assert_allclose(log_det_back, -log_det, atol=1e-12)
         for kw, x, want in (({}, u, log_det), ({"inverse": True}, z, -log_det)):
@@ -102,33 +109,31 @@ def test_a_flow_moves_every_dimension_and_its_log_det_is_the_jacobians(kind):
             return u[0], total
 
         u = jax.random.normal(KEY, (1, 4), jnp.float64)
-        z, log_det = forward(u)
+        z, log_det = jax.jit(forward)(u)
         jacobian = jax.jit(jax.jacobian(lambda u: forward(u)[0]))(u)[:, 0]
         np.testing.assert_allclose(np.linalg.slogdet(jacobian)[1], log_det, atol=1e-12)
         assert (np.abs(np.asarray(jacobian)) > 0).sum() > 10  # the steps' order alternates
         want = flow.base.log_prob(u) - log_det
-        np.testing.assert_allclose(flow.log_prob(z[None]), want, rtol=1e-10)
+        np.testing.assert_allclose(log_prob(flow, z[None]), want, rtol=1e-10)
 
 
 @KINDS
 def test_a_fresh_flow_is_its_base(kind):
     flow = flow_of(kind, 6, 5)
     shape = (6,) if kind == "coupling" else ()
-    z, log_prob = flow.sample_and_log_prob(KEY, shape)
+    z, log_q = sample(flow, KEY, shape)
     np.testing.assert_allclose(z, flow.base.sample(KEY, shape), rtol=1e-6)
-    np.testing.assert_allclose(log_prob, flow.base.log_prob(z), rtol=1e-5)
+    np.testing.assert_allclose(log_q, flow.base.log_prob(z), rtol=1e-5)
 
 
 @KINDS
 def test_samples_come_with_their_density_in_every_layout(kind):
     flow = flow_of(kind, 6, 5, 0.3)
     shape = (3, 6) if kind == "coupling" else (3,)
-    z_KxBxD, log_prob = flow.sample_and_log_prob(KEY, shape)
-    assert z_KxBxD.shape == (3, 6, 5) and log_prob.shape == (3, 6)
-    np.testing.assert_allclose(flow.log_prob(z_KxBxD), log_prob, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(jax.vmap(flow.log_prob)(z_KxBxD), log_prob, rtol=1e-3, atol=1e-3)
-    jitted = jax.jit(lambda flow, z: flow.log_prob(z))(flow, z_KxBxD)
-    np.testing.assert_allclose(jitted, log_prob, rtol=1e-3, atol=1e-3)
+    z_KxBxD, log_q = sample(flow, KEY, shape)
+    assert z_KxBxD.shape == (3, 6, 5) and log_q.shape == (3, 6)
+    np.testing.assert_allclose(log_prob(flow, z_KxBxD), log_q, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(jax.jit(jax.vmap(flow.log_prob))(z_KxBxD), log_q, rtol=1e-3, atol=1e-3)
     assert (np.abs(z_KxBxD - flow.base.sample(KEY, shape)) > 1e-2).any()
 
 
@@ -137,10 +142,10 @@ def test_a_flows_density_integrates_to_one_and_is_that_of_its_samples(kind):
     flow = flow_of(kind, 1, 2, 0.3)
     x = np.arange(-16, 16, 0.1, dtype=np.float32)
     grid_GxD = jnp.asarray(np.stack(np.meshgrid(x, x, indexing="ij"), -1).reshape(-1, 1, 2))
-    p = np.exp(np.asarray(jax.jit(flow.log_prob)(grid_GxD)[:, 0], np.float64)) * 0.1**2
+    p = np.exp(np.asarray(log_prob(flow, grid_GxD)[:, 0], np.float64)) * 0.1**2
     np.testing.assert_allclose(p.sum(), 1, atol=2e-3)
     shape = (50_000, 1) if kind == "coupling" else (50_000,)
-    z = np.asarray(flow.sample(KEY, shape)[:, 0], np.float64)
+    z = np.asarray(sample(flow, KEY, shape)[0][:, 0], np.float64)
     for moment in (lambda v: v, np.abs, lambda v: v[:, :1] * v[:, 1:]):
         values = moment(z)
         error = values.std(0) / np.sqrt(len(values))
@@ -158,7 +163,7 @@ def test_stop_makes_a_flows_parameters_constant(kind):
     by_flow, by_z = gradients(de.stop)
     assert all((g == 0).all() for g in jax.tree.leaves(by_flow))
     np.testing.assert_allclose(by_z, gradients(lambda f: f)[1], rtol=1e-6)
-    moved = jax.grad(lambda f: f.sample_and_log_prob(KEY)[1].sum())(flow)  # a sample's log q
+    moved = jax.jit(jax.grad(lambda f: f.sample_and_log_prob(KEY)[1].sum()))(flow)  # a sample's log q
     assert any((g != 0).any() for g in jax.tree.leaves(moved.params))
 
 
@@ -173,7 +178,7 @@ def test_values_and_gradients_are_finite_whatever_a_conditioner_says(kind, outpu
             (a, b), (c, d) = (de.autoregressive(z, net, inverse=i) for i in (False, True))
         return a.sum() + b.sum() + c.sum() + d.sum()
 
-    value, gradients = jax.value_and_grad(f, argnums=(0, 1))(jnp.ones((2, 3)), output)
+    value, gradients = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(jnp.ones((2, 3)), output)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
     assert (gradients[0] != 0).all() and gradients[1] != 0
 

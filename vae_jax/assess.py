@@ -124,7 +124,7 @@ def _publish(path, c, metrics, run):
     n = metrics["n"]
     figures = {}
     for key, value in metrics.items():
-        sd = metrics["iw_nats_se"] * math.sqrt(n) if key == "iw_nats" and value is not None else None
+        sd = metrics["iw_nats_se"] * math.sqrt(n) if key == "iw_nats" and metrics["iw_nats_se"] is not None else None
         figures[key] = results.figure(value, _unit(key), sd=sd, n=n)
     for key in ("training_seconds", "evaluation_seconds"):
         figures[key] = results.figure(run[key], "s")

@@ -18,7 +18,7 @@ def use_cache():
     """Keep compiled programs in the user's cache folder, so that the second start is fast."""
     folder = os.environ.get("VAE_JAX_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "vae_jax")
     jax.config.update("jax_compilation_cache_dir", os.path.join(folder, "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 class Training(NamedTuple):

@@ -12,10 +12,14 @@ from vae_jax import compile as compile_lib
 from vae_jax import densities
 
 
-def kl_per_dimension(mu_NxD, logvar_NxD):
-    """Mean KL(q(z_d|x) ‖ N(0, 1)) of each latent dimension over N examples; nats, shape D."""
-    mu, logvar = np.asarray(mu_NxD, np.float64), np.asarray(logvar_NxD, np.float64)
-    return 0.5 * (mu**2 + np.expm1(logvar) - logvar).mean(0)
+def kl_per_dimension(mu_NxD, logvar_NxD, prior):
+    """Mean KL(q(z_d|x) ‖ p(z_d)) of each latent dimension over N examples; nats, shape D.
+
+    q and the prior, a ``densities.Normal``, are diagonal Gaussians: of others the KL is no sum over dimensions.
+    """
+    mu, logvar, mu_p, logvar_p = (np.asarray(a, np.float64) for a in (mu_NxD, logvar_NxD, *prior))
+    log_r = logvar - logvar_p
+    return 0.5 * ((mu - mu_p) ** 2 * np.exp(-logvar_p) + np.expm1(log_r) - log_r).mean(0)
 
 
 def surgery(q, prior, key, chunk=500):
@@ -44,6 +48,10 @@ def mutual_information_gap(z_NxD, factors_NxF, bins=20):
 
     I from a histogram of z_d in ``bins`` equal-width bins; factors are integers. Between 0 and 1. Chen et
     al. 2018 (arXiv:1802.04942), eq. 6.
+
+    No evaluation calls it: it wants the factors that made the images (position, scale, orientation, ...), as
+    synthetic data has. A class label is one factor among others that nobody wrote down, and its gap alone
+    says little.
     """
     z, factors = np.asarray(z_NxD), np.asarray(factors_NxF)
     edges = [np.linspace(c.min(), c.max(), bins + 1)[1:-1] for c in z.T]

@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 from vae_jax import compile as compile_lib
 from vae_jax import data, sharding
 
-SAMPLES = 1000  # of an image in one call, at most
-VALUES = {"cpu": 2**20, "other": 2**26}  # parameters of p(x|z) that one device makes in one call
+# Parameters of p(x|z) that one device makes in one call: on CPU, what stays in its caches.
+VALUES = {"cpu": 2**20, "other": 2**26}
 
 
 def inputs(c, levels):
@@ -70,8 +70,8 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
     call runs once, cost next to nothing. ``c.eval.batch`` is the most images in a call.
     """
     to_x = inputs(c, levels)
-    rows = _rows(model, params, mesh)
-    chunk = chunk or min(k, SAMPLES, rows)
+    images, fitting = call_size(model, mesh, k)
+    chunk = chunk or fitting
 
     def program(params, batch, first, carry, samples):
         return add_samples(carry, model, params, to_x(batch), batch["id"], key, first, samples, mesh)
@@ -79,7 +79,7 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
     sizes = [chunk] * (k // chunk) + ([k % chunk] if k % chunk else [])
     programs = {s: compile_lib.over_batches(functools.partial(program, samples=s), mesh) for s in set(sizes)}
     start, found = None, []
-    for batch, real in batches(split, min(c.eval.batch, max(1, rows // chunk)), mesh):
+    for batch, real in batches(split, min(c.eval.batch, images), mesh):
         batch = jax.device_put(batch, sharding.over_batch(mesh))
         if start is None:
             none, zero = np.full(len(batch["id"]), -np.inf, np.float32), np.zeros(len(batch["id"]), np.float32)
@@ -97,11 +97,17 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
     return out
 
 
-def _rows(model, params, mesh):
-    """How many draws all devices of the mesh make in one call."""
-    one = jax.eval_shape(model.decode, params, jax.ShapeDtypeStruct((1, model.latent), jnp.float32))
+def call_size(model, mesh, k):
+    """(images, samples of each) in one call, for K samples: as many samples as fit, then images beside them.
+
+    The parameters of p(x|z) of all draws of a device come to :data:`VALUES`, but no less than 32 draws.
+    """
+    height, width, channels = model.shape
     values = VALUES.get(mesh.devices.flat[0].platform, VALUES["other"])
-    return mesh.size * max(1, values // one.size)
+    rows = max(32, values // (height * width * model.likelihood.outputs(channels)))
+    calls = -(-k // (rows * mesh.shape["model"]))
+    samples = -(-k // calls)
+    return mesh.shape["data"] * max(1, rows // -(-samples // mesh.shape["model"])), samples
 
 
 def batches(split, size, mesh, every=1):

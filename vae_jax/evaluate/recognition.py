@@ -2,11 +2,14 @@
 
 import numpy as np
 
-NEIGHBOURS = 60_000  # training images at most, an even stride apart, that neighbours are looked for among
+NEIGHBOURS = 60_000  # training images that neighbours are looked for among, at most
 
 
 def knn_accuracy(train_NxD, train_label_N, test_MxD, test_label_M, k=5):
-    """Share of test examples whose ``k`` nearest training latents (Euclidean) vote for their class."""
+    """Share of test examples whose ``k`` nearest training latents (Euclidean) vote for their class.
+
+    Evaluation gives it :data:`NEIGHBOURS` training images at most, an even stride apart.
+    """
     from sklearn.neighbors import KNeighborsClassifier
 
     knn = KNeighborsClassifier(min(k, len(train_NxD)), algorithm="brute", n_jobs=1).fit(train_NxD, train_label_N)

@@ -14,8 +14,9 @@ SURGERY = ("mutual_information_nats", "aggregate_kl_nats")
 FIGURES = (*CLASSIFIED, *BOUNDS, "knn_accuracy", "active_units", *SURGERY)
 
 
-def forward(c, model, params, split, levels, mesh):
-    """Posterior means and logits at them over a whole split: {'mu': NxD, 'logits': NxY}."""
+def forward(c, model, params, split, levels, mesh, every=1):
+    """Posterior means, their log-variances where q is a diagonal Gaussian, and logits at the means, of each
+    ``every``-th example of a split: {'mu': NxD, 'logvar': NxD, 'logits': NxY}."""
     to_x = likelihood.inputs(c, levels)
 
     def program(params, batch):
@@ -25,7 +26,7 @@ def forward(c, model, params, split, levels, mesh):
         return {"mu": mu} | spread | ({} if model.classify is None else {"logits": model.classify(params, mu)})
 
     run = compile_lib.over_batches(program, mesh)
-    rows = [(run(params, batch), real) for batch, real in likelihood.batches(split, c.eval.batch, mesh)]
+    rows = [(run(params, batch), real) for batch, real in likelihood.batches(split, c.eval.batch, mesh, every)]
     return likelihood.gather(rows)
 
 
@@ -33,6 +34,8 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
     """(metrics, why, pictures, latents): all that eval.py writes.
 
     metrics is flat with units in its names; a figure without a meaning is None, and ``why`` says why.
+    ``iw_nats_se`` is that of the mean over the N images, each image's bound taken as it is.
+    ``pictures["kl_per_dimension"]``, nats in falling order, is there for diagonal Gaussian q and p.
     Noise is keyed by example id, so the figures depend on neither the batch size nor the devices.
     """
     test, levels = dataset.test, dataset.levels
@@ -43,8 +46,10 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
     if test.label is None:
         why |= dict.fromkeys((*CLASSIFIED, "knn_accuracy"), "the data has no labels")
     else:
-        train = forward(c, model, params, dataset.train, levels, mesh)
-        metrics["knn_accuracy"] = recognition.knn_accuracy(train["mu"], dataset.train.label, out["mu"], test.label)
+        every = -(-len(dataset.train.image) // recognition.NEIGHBOURS)
+        train = forward(c, model, params, dataset.train, levels, mesh, every)
+        near = (train["mu"], dataset.train.label[::every])
+        metrics["knn_accuracy"] = recognition.knn_accuracy(*near, out["mu"], test.label)
         if model.classify is None:
             why |= dict.fromkeys(CLASSIFIED, "the model has no classifier")
         else:
@@ -57,18 +62,23 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
         return metrics, why, pictures
     rows = likelihood.log_likelihood(c, model, params, test, levels, mesh, stream(c.seed, "test"), k=iw_k)
     iw = rows["iw"]
+    se = iw.std(ddof=1) / np.sqrt(len(iw)) if len(iw) > 1 else None
     metrics |= {
         "elbo_nats": rows["elbo"].mean(),
         "kl_nats": rows["kl"].mean(),
         "reconstruction_nats": -rows["log_px"].mean(),
         "iw_nats": iw.mean(),
-        "iw_nats_se": iw.std(ddof=1) / np.sqrt(len(iw)),
+        "iw_nats_se": se,
         "iw_k": iw_k,
     }
+    if se is None:
+        why["iw_nats_se"] = "one image has no spread"
     if "logvar" in out:
-        q = densities.Normal(*(jnp.asarray(out[k], jnp.float32) for k in ("mu", "logvar")))
-        parts = latent.surgery(q, model.prior(params), stream(c.seed, "surgery"))
+        q, prior = densities.Normal(*(jnp.asarray(out[k], jnp.float32) for k in ("mu", "logvar"))), model.prior(params)
+        parts = latent.surgery(q, prior, stream(c.seed, "surgery"))
         metrics |= {key: parts[key.removesuffix("_nats")] for key in SURGERY}
+        if isinstance(prior, densities.Normal):
+            pictures["kl_per_dimension"] = np.sort(latent.kl_per_dimension(out["mu"], out["logvar"], prior))[::-1]
     else:
         why |= dict.fromkeys(SURGERY, f"posterior {c.posterior.name} is no diagonal Gaussian")
     if model.likelihood.discrete:
