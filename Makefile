@@ -24,7 +24,7 @@ train: $(MAIN)
 	$(BIN)/python train.py --config=configs/digits.py --workdir=runs/digits $(ARGS)
 
 test: lint $(MAIN)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(TEST)
 	$(BIN)/ruff check $(SOURCES)

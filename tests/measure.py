@@ -2,6 +2,7 @@
 
 python -m tests.measure clone --out=results/clone.json     # git clone, make train: seconds to the report
 python -m tests.measure step --out=results/step.json       # one against eight devices, recompilations
+python -m tests.measure replicas --out=results/replicas.json    # five seeds as one program, and one after the other
 python -m tests.measure iw --workdir=RUN --k=5000 --images=10000 --out=results/iw.json    # speed and memory of IW-K
 """
 
@@ -57,6 +58,53 @@ def step(args):
         "host_transfers": results.figure(0, "inside a step", n=5),
         "bad_inputs": results.figure(len(test_errors.FLAGS), "one clear line each"),
     }
+
+
+def replicas(args):
+    """Seconds of five seeds trained as one program, and one after the other: compilation, steps, checkpoints."""
+    import jax
+    import numpy as np
+
+    from configs import digits
+    from vae_jax import config as config_lib
+    from vae_jax import loop, results
+
+    def c(**fields):
+        c = digits.get_config()
+        c.steps, c.steps_per_call, c.eval.every, c.log_every, c.unroll = 2000, 50, 1000, 500, False
+        for field, value in fields.items():
+            c[field] = value
+        return c
+
+    def elbo(folder):
+        """The last validation's."""
+        with open(f"{folder}/metrics.jsonl") as f:
+            return [row["elbo"] for row in map(json.loads, f) if row["split"] == "validation"][-1]
+
+    seconds, apart = {"together": [], "one_by_one": []}, []
+    together = c()
+    config_lib.replicate(together, "seed", range(5))
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            loop.train(together, f"{folder}/together")
+            seconds["together"].append(time.perf_counter() - began)
+            began = time.perf_counter()
+            for seed in range(5):
+                loop.train(c(seed=seed), f"{folder}/{seed}")
+            seconds["one_by_one"].append(time.perf_counter() - began)
+            apart += [abs(elbo(f"{folder}/together/replica_{r}") - elbo(f"{folder}/{r}")) for r in range(5)]
+        jax.clear_caches()
+    ratios = [a / b for a, b in zip(seconds["one_by_one"], seconds["together"], strict=True)]
+    figures = {
+        name: results.figure(float(np.median(all_)), "s", sd=float(np.std(all_, ddof=1)), n=len(all_))
+        for name, all_ in seconds.items()
+    }
+    figures["one_by_one_over_together"] = results.figure(
+        float(np.median(ratios)), "", sd=float(np.std(ratios, ddof=1)), n=len(ratios)
+    )
+    figures["elbo_apart"] = results.figure(max(apart), "nats / image, at most, after 2,000 steps", n=5)
+    return "configs/digits.py, 50 steps a call, seeds 0-4", figures
 
 
 def iw(args):
@@ -122,7 +170,7 @@ def bound(args, k):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("clone", "step", "iw"))
+    parser.add_argument("what", choices=("clone", "step", "replicas", "iw"))
     parser.add_argument("--out", required=True)
     parser.add_argument("--workdir", help="iw: a finished run with a decoder")
     parser.add_argument("--k", type=int, default=5000, help="iw: samples of an image")
@@ -130,7 +178,7 @@ def main():
     parser.add_argument("--data_dir", default="", help="iw: where the run's data is, if it moved")
     args = parser.parse_args()
     began = time.time()
-    config, figures = {"clone": clone, "step": step, "iw": iw}[args.what](args)
+    config, figures = {"clone": clone, "step": step, "replicas": replicas, "iw": iw}[args.what](args)
     from vae_jax import results
 
     command = shlex.join(["python", "-m", "tests.measure", *sys.argv[1:]])

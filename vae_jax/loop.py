@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from vae_jax import checkpoint, data, optim, report, step
+from vae_jax import checkpoint, data, optim, report, sharding, step
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
@@ -99,6 +99,8 @@ def train(c, workdir, say=print):
       UserError: bad input; or a loss that is not finite, with its step and guilty term.
     """
     s = setup(c)
+    if not config_lib.replica_count(c):
+        sharding.check_batch(c.batch, s.mesh)
     parts = members(c, workdir)
     with contextlib.ExitStack() as held:
         for folder, one in ({workdir: c} | {folder: one for one, folder in parts}).items():
@@ -169,7 +171,8 @@ def _run(s, state, places, at, runs, progress, stop, clock):
     feed = None
     if program.source is None:
         # One element of the feed per step; S of them are stacked for a call.
-        feed = data.host_batches(s.dataset.train, start=at, steps=c.steps - at, batch=c.batch, seed=c.seed)
+        sizes = {"batch": c.batch, "labelled": c.data.labelled_batch}
+        feed = data.host_batches(s.dataset.train, start=at, steps=c.steps - at, seed=c.seed, **sizes)
     began, offset = time.perf_counter(), clock["seconds"]
     window, window_began, pending = [], began, None
 
@@ -243,7 +246,7 @@ def _run(s, state, places, at, runs, progress, stop, clock):
 
 
 def _stack(batches):
-    return {name: np.stack([b[name] for b in batches]) for name in batches[0]}
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
 def _validator(s):
@@ -259,12 +262,12 @@ def _validator(s):
     fold = jax.vmap(jax.random.fold_in, (0, None)) if count else jax.random.fold_in
 
     def validate(state):
-        params, totals = step.averaged(state), {}
+        params, totals = step.averaged(state), None
         for i, (batch, _) in enumerate(likelihood.batches(s.dataset.validation, c.eval.batch, s.mesh)):
-            for name, value in run(params, batch, fold(key, i)).items():
-                totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64).reshape(-1)
-        n = totals.pop("n")
-        return [{name: float(total[r] / n[r]) for name, total in totals.items()} for r in range(len(n))]
+            sums = jax.tree.map(lambda a: np.asarray(a, np.float64).reshape(-1), run(params, batch, fold(key, i)))
+            totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+        means = step.divided(totals)
+        return [{name: float(mean[r]) for name, mean in means.items()} for r in range(max(1, count))]
 
     return validate
 
