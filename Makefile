@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 MAIN := $(VENV)/.installed$(if $(JAX),-$(JAX))
 TEST := $(VENV)/.installed-test
-SOURCES := vae_jax tests configs $(wildcard *.py)
+SOURCES := vae_jax tests configs benchmarks $(wildcard *.py)
 
 .PHONY: train test lint lock clean
 .DEFAULT_GOAL := train

@@ -3,6 +3,7 @@
 python -m tests.measure clone --out=results/clone.json     # git clone, make train: seconds to the report
 python -m tests.measure step --out=results/step.json       # one against eight devices, recompilations
 python -m tests.measure replicas --out=results/replicas.json    # five seeds as one program, and one after the other
+python -m tests.measure sigma --workdir=RUN --twin=RUN --out=results/sigma.json    # two Gaussian decoders
 python -m tests.measure iw --workdir=RUN --k=5000 --images=10000 --out=results/iw.json    # speed and memory of IW-K
 """
 
@@ -107,6 +108,70 @@ def replicas(args):
     return "configs/digits.py, 50 steps a call, seeds 0-4", figures
 
 
+def sigma(args):
+    """Two Gaussian decoders on one data set: bits per dimension, sharpness of samples, and a picture of both.
+
+    A density of 256 grey levels has no bits per dimension, so both decoders are read as what they can code
+    with: a Gaussian of one σ integrated over each level's bin, σ being the root mean square error on the
+    validation set, or 1 where the run's own likelihood fixes it. The figure is -(log p(x|z) - KL) of one draw.
+    Sharpness is the variance of an image's Laplacian, over that of the test images.
+    """
+    import jax
+    import numpy as np
+    from PIL import Image, ImageDraw
+    from scipy import ndimage, special
+
+    from vae_jax import config as config_lib
+    from vae_jax import densities, results, workdir
+    from vae_jax import step as step_lib
+
+    def sharpness(image_NxHxW):
+        return float(np.mean([ndimage.laplace(x.astype(np.float64)).var() for x in image_NxHxW]))
+
+    figures, rows, configs = {}, [], {}
+    for name, folder in (("optimal", args.workdir), ("unit", args.twin)):
+        s, state, _ = workdir.restore(folder, data_dir=args.data_dir)
+        params, model, n = step_lib.averaged(state), s.model, min(args.images, len(s.dataset.test.image))
+        configs[name] = config_lib.to_json(s.c)
+
+        @jax.jit
+        def one(image, key, model=model, params=params):
+            x = image.astype(np.float32) / 255
+            d = model.draw(params, x, key)
+            return x, model.decode(params, d.z), d.kl.sum(-1)
+
+        key = step_lib.stream(0, "sigma")
+        x, mean, _ = one(s.dataset.validation.image, key)
+        scale = 1.0 if name == "unit" else float(np.sqrt(np.mean((x - mean) ** 2)))
+        x, mean, kl = (np.asarray(a, np.float64) for a in one(s.dataset.test.image[:n], key))
+        edges = [
+            np.where(x == end, side * np.inf, (x + side * 0.5 / 255 - mean) / scale) for end, side in ((0, -1), (1, 1))
+        ]
+        swap = edges[0] > 0  # the tail that is small is the one to subtract in
+        low, high = np.where(swap, -edges[1], edges[0]), np.where(swap, -edges[0], edges[1])
+        high = special.log_ndtr(high)
+        log_p = high + np.log1p(-np.exp(special.log_ndtr(low) - high))
+        bits = densities.bits_per_dim(kl - log_p.sum((1, 2, 3)), s.dataset.shape)
+        figures[f"{name}_bits_per_dim"] = results.figure(bits.mean(), "bits / dim", n=n)
+        figures[f"{name}_kl"] = results.figure(kl.mean(), "nats / image", n=n)
+        figures[f"{name}_sigma"] = results.figure(scale, "of the grey scale")
+        z = model.prior(params).sample(jax.random.fold_in(key, 1), (1000,))
+        samples = np.clip(np.asarray(model.decode(params, z)), 0, 1)
+        relative = sharpness(samples[..., 0]) / sharpness(x[:1000, ..., 0])
+        figures[f"{name}_sharpness"] = results.figure(relative, "of the test images'", n=1000)
+        rows += [(f"samples, {name} variance", samples[:16]), (f"reconstructions, {name} variance", mean[:16])]
+    rows.append(("test images", x[:16]))
+    size, left = 56, 190
+    page = Image.new("L", (left + 16 * size, len(rows) * (size + 6)), 255)
+    for i, (label, images) in enumerate(rows):
+        ImageDraw.Draw(page).text((4, i * (size + 6) + size // 2 - 6), label, fill=0)
+        for j, image in enumerate(images):
+            tile = Image.fromarray((np.clip(image[..., 0], 0, 1) * 255).astype(np.uint8)).resize((size, size))
+            page.paste(tile, (left + j * size, i * (size + 6)))
+    page.save(os.path.splitext(args.out)[0] + ".png", optimize=True)
+    return configs, figures
+
+
 def iw(args):
     """Seconds and peak memory of the test set's IW-K, and the peak at K / 10.
 
@@ -170,15 +235,16 @@ def bound(args, k):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("clone", "step", "replicas", "iw"))
+    parser.add_argument("what", choices=("clone", "step", "replicas", "sigma", "iw"))
     parser.add_argument("--out", required=True)
-    parser.add_argument("--workdir", help="iw: a finished run with a decoder")
+    parser.add_argument("--workdir", help="iw, sigma: a finished run with a decoder")
+    parser.add_argument("--twin", help="sigma: the run with the other variance")
     parser.add_argument("--k", type=int, default=5000, help="iw: samples of an image")
-    parser.add_argument("--images", type=int, default=10_000, help="iw: test images, from the first")
-    parser.add_argument("--data_dir", default="", help="iw: where the run's data is, if it moved")
+    parser.add_argument("--images", type=int, default=10_000, help="iw, sigma: test images, from the first")
+    parser.add_argument("--data_dir", default="", help="iw, sigma: where the run's data is, if it moved")
     args = parser.parse_args()
     began = time.time()
-    config, figures = {"clone": clone, "step": step, "replicas": replicas, "iw": iw}[args.what](args)
+    config, figures = {"clone": clone, "step": step, "replicas": replicas, "sigma": sigma, "iw": iw}[args.what](args)
     from vae_jax import results
 
     command = shlex.join(["python", "-m", "tests.measure", *sys.argv[1:]])

@@ -50,7 +50,7 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
         "device": results.device(),
         "versions": results.versions(),
         "commit": results.commit(),
-        "command": _command(),
+        "command": command(),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "why": why,
     }
@@ -103,7 +103,7 @@ def sweep(c, workdir, *, publish="", say=print):
     seconds = runs[0]["training_seconds"] + sum(run["evaluation_seconds"] for run in runs)
     seeds = [one.get("seed", c.seed) for one in values]
     results.write(
-        publish, command=_command(), config=config_lib.to_json(c), seed=seeds, seconds=seconds, figures=figures
+        publish, command=command(), config=config_lib.to_json(c), seed=seeds, seconds=seconds, figures=figures
     )
 
 
@@ -111,7 +111,7 @@ def _unit(key):
     return next((u for end, u in UNITS.items() if key.endswith(end)), "")
 
 
-def _command():
+def command():
     """The command line as it was given, with the flags of XLA that it ran under."""
     xla = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
     return xla + shlex.join(["python", *sys.argv])

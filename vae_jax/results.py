@@ -7,7 +7,8 @@ A committed command measures, :func:`write` puts its figures into ``results/NAME
     <!-- /results -->
     The accuracy is <!-- r:digits.accuracy:.1% -->98.1%<!-- /r -->.
 
-Before the bar stand files (NAME), after it figures (KEY or KEY:FORMAT), each with =Label if wanted.
+Before the bar stand files (NAME), after it figures (KEY or KEY:FORMAT), each with =Label if wanted; a key that holds
+an = stands in quotes.
 Several files make one row each; one file makes one row per figure. ``--check`` writes nothing and
 exits 1 where the Markdown is out of date.
 """
@@ -18,7 +19,6 @@ import os
 import pathlib
 import platform
 import re
-import shlex
 import subprocess
 import sys
 
@@ -174,8 +174,11 @@ def _get(result, key):
 
 
 def _labelled(text):
-    """'a b="A label"' → [('a', None), ('b', 'A label')]."""
-    return [(word, label or None) for word, _, label in (w.partition("=") for w in shlex.split(text))]
+    """'a b="A label" "c=1.x"="Another"' → [('a', None), ('b', 'A label'), ('c=1.x', 'Another')]."""
+    found = []
+    for quoted, plain, label, bare in re.findall(r"""(?:"([^"]*)"|([^\s"=]+))(?:=(?:"([^"]*)"|(\S+)))?""", text):
+        found.append((quoted or plain, label or bare or None))
+    return found
 
 
 def render(text, folder):

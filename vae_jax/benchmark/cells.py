@@ -7,6 +7,7 @@ import math
 import re
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ def cells(load, pairs, sweep, data_dir=""):
         c.steps = max(s, min(c.steps, 2**31 // max(1, c.batch)) // max(1, s) * s)
         c.log_every = c.eval.every = s
         config_lib.validate(c)
-        key = ",".join(f"{f}={re.sub(r'\s', '', v)}" for f, v in fields) or "all"
+        key = ",".join(f"{f}={''.join(v.split())}" for f, v in fields) or "all"
         made.append(Cell(c, {"key": key, "fields": dict(fields), "error": ""}))
     keys = [cell.row["key"] for cell in made]
     twice = next((k for k in keys if keys.count(k) > 1), None)
@@ -131,12 +132,17 @@ def _compile(c, s, state, places):
     jax.monitoring.register_event_duration_secs_listener(on_duration)
     jax.monitoring.register_event_listener(on_event)
     try:
-        program = compile_lib.training(c, s.model, s.tx, s.mesh, s.dataset, state, places)
+        program = compile_lib.training(c, s.model, s.mesh, s.dataset, state, places)
     finally:
         jax.monitoring.unregister_event_duration_listener(on_duration)
         jax.monitoring.unregister_event_listener(on_event)
     compiling = seconds[-1]  # the program is the last thing that is compiled there
     return program, program.seconds - compiling, compiling, bool(hits)
+
+
+def images(c):
+    """Images in one step: for each replica a batch, and the labelled examples beside it."""
+    return (c.batch + c.data.labelled_batch) * max(1, config_lib.replica_count(c))
 
 
 def analysis(c, program, state, devices):
@@ -146,8 +152,8 @@ def analysis(c, program, state, devices):
     out are S times the work, S steps in a scan are one.
     """
     cost, memory = program.run.cost_analysis() or {}, program.run.memory_analysis()
-    images = c.batch * (c.steps_per_call if c.unroll else 1)
-    per_image = lambda total: None if total is None else total * devices / images  # noqa: E731
+    counted = images(c) * (c.steps_per_call if c.unroll else 1)
+    per_image = lambda total: None if total is None else total * devices / counted  # noqa: E731
     return {
         "xla_flops_per_image": per_image(cost.get("flops")),
         "bytes_per_image": per_image(cost.get("bytes accessed")),
@@ -174,19 +180,21 @@ def build(cell, peer=None):
     """Compile a cell twice, run it once, and let a peer build its own; fills ``cell.row`` and ``cell.lanes``."""
     c, row = cell.c, cell.row
     s = workdir.setup(c)
-    state, places = compile_lib.init(c, s.model, s.tx, s.mesh, s.dataset)
+    state, places = compile_lib.init(c, s.model, s.mesh, s.dataset)
     program, lower, cold, hit = _compile(c, s, state, places)
     if program.source is None:
         raise UserError(f"data.on_device_mb={c.data.on_device_mb}: the training set is larger; want it on the device")
     _, _, warm, warm_hit = _compile(c, s, state, places)
+    alone = c.batch + c.data.labelled_batch  # of one replica
     row |= {
         "batch": c.batch,
+        "images": images(c),
         "dtype": c.dtype,
         "devices": s.mesh.size,
         "lower_s": lower,
         "cold_s": None if hit else cold,  # a hit: the same program as another cell's
         "warm_s": warm if warm_hit else None,
-        "hand_flops_per_image": count.flops(count.traced(c, s.model, s.tx, s.dataset, state)) / c.batch,
+        "hand_flops_per_image": count.flops(count.traced(c, s.model, s.mesh, s.dataset)) / alone,
         **analysis(c, program, state, s.mesh.size),
     }
     params = jax.tree.map(np.asarray, state.params) if peer else None  # before the state is donated
@@ -276,12 +284,8 @@ def calls_for(lane, seconds):
         calls *= 4
 
 
-def measure(made, *, rounds, seconds, peer=None, say=print):
-    """Fill the rows of all cells: ``row['windows'][lane]`` is seconds per step, one number for each round.
-
-    Every round gives each lane of each cell one window, in an order drawn anew, so that what drifts
-    (clock, temperature, neighbours) meets all of them alike. What fails becomes the cell's ``error``, and the
-    others go on.
+def build_all(made, *, seconds, peer=None, say=print):
+    """:func:`build` every cell, with windows of ``seconds``; what fails becomes the cell's ``error``.
 
     Raises:
       UserError: every cell fails by bad input; the first one's.
@@ -295,6 +299,15 @@ def measure(made, *, rounds, seconds, peer=None, say=print):
             cell.row["windows"] = {name: [] for name in cell.lanes}
     if len(failed) == len(made) and all(isinstance(error, UserError) for error in failed):
         raise failed[0]
+
+
+def take_turns(made, *, rounds, say=print):
+    """Fill the rows: ``row['windows'][lane]`` is seconds per step, one number for each round.
+
+    Every round gives each lane of each cell one window, in an order drawn anew, so that what drifts
+    (clock, temperature, neighbours) meets all of them alike. What fails becomes the cell's ``error``, and the
+    others go on.
+    """
     rng = np.random.default_rng(0)
     for i in range(rounds):
         say(f"round {i + 1} of {rounds}")
@@ -302,7 +315,7 @@ def measure(made, *, rounds, seconds, peer=None, say=print):
         for at in rng.permutation(len(turns)):
             cell, name = turns[at]
             if not cell.row["error"]:
-                with _survives(cell, failed):
+                with _survives(cell, []):
                     cell.row["windows"][name].append(window(cell.lanes[name], cell.calls[name]))
 
 
@@ -312,5 +325,5 @@ def _survives(cell, failed):
         yield
     except Exception as error:  # out of memory, no compiler for it, too few devices: a row that says so
         failed.append(error)
-        cell.row["error"] = _line(error)
+        cell.row |= {"error": _line(error), "traceback": traceback.format_exc()}
         cell.lanes.clear()  # its memory is for the others

@@ -5,7 +5,9 @@ import math
 import jax
 import numpy as np
 
-from vae_jax import step
+from vae_jax import compile as compile_lib
+from vae_jax import config as config_lib
+from vae_jax import optim, step
 
 
 def flops(jaxpr):
@@ -68,10 +70,12 @@ def _conv(eqn):
     return 2 * images * w[dims.rhs_spec[0]] * w[dims.rhs_spec[1]] * pairs
 
 
-def traced(c, model, tx, dataset, state):
-    """The jaxpr of one training step; shapes are enough for ``state``."""
-    terms = step.make_terms(c, model, dataset)
-    batch = step.raw_batch(dataset.shape, c.batch)
+def traced(c, model, mesh, dataset):
+    """The jaxpr of one training step of one replica; nothing is computed or compiled."""
+    c = config_lib.override(c, {})
+    terms, tx = step.make_terms(c, model, dataset), optim.optimizer(c.optim, c.steps)
+    state, _ = compile_lib.shapes(c, model, mesh)
+    batch = step.raw_batch(dataset.shape, c.batch, labelled=c.data.labelled_batch)
     one = lambda s, b, k: step.train_step(s, b, k, terms=terms, tx=tx, decay=c.optim.ema)  # noqa: E731
     return jax.make_jaxpr(one)(state, batch, jax.random.key(0))
 

@@ -1,0 +1,116 @@
+"""Time the compiled training step of a config: a sweep of cells in turns, beside the machine's limits and a peer.
+
+    python benchmark.py --config=configs/digits.py --sweep='batch=20,128;dtype=float32,bfloat16'
+        [--config.x=y] [--rounds=10] [--seconds=0.3] [--out=results/NAME.json] [--page=DIR]
+        [--compare=old.json] [--peer=torch]
+    python benchmark.py --startup --config=configs/digits.py --out=results/startup.json
+
+Exit codes: 0, done; 1, --compare found a cell slower or failing, or no cell could be measured; 2, bad input.
+"""
+
+import importlib
+import os
+import pathlib
+import time
+
+from absl import flags
+
+from vae_jax import flags as flags_lib
+
+
+def define(values):
+    flags.DEFINE_string("config", "configs/digits.py", "a page of configs/", flag_values=values)
+    flags.DEFINE_string("data_dir", "", "where TFDS data is (same as --config.data.dir)", flag_values=values)
+    flags.DEFINE_string("sweep", "", "FIELD=VALUE,VALUE;FIELD=...: every combination", flag_values=values)
+    flags.DEFINE_integer("rounds", 10, "windows of each cell", lower_bound=1, flag_values=values)
+    flags.DEFINE_float("seconds", 0.3, "length of a window, about", lower_bound=0.001, flag_values=values)
+    flags.DEFINE_string("out", "", "write the figures to this NAME.json, all windows to NAME.jsonl", flag_values=values)
+    flags.DEFINE_string("page", "", "write a page with pictures into this folder", flag_values=values)
+    flags.DEFINE_string("compare", "", "an older --out: mark what changed, exit 1 on a regression", flag_values=values)
+    flags.DEFINE_string("peer", "", "torch: time the PyTorch step in turns with ours", flag_values=values)
+    flags.DEFINE_bool("startup", False, "time the start of train.py instead", flag_values=values)
+
+
+def find_peer(name):
+    """benchmarks/peers/NAME_step.py as a module."""
+    from vae_jax.config import UserError, nearest
+
+    folder = pathlib.Path(__file__).parent / "benchmarks" / "peers"
+    known = [path.name.removesuffix("_step.py") for path in folder.glob("*_step.py")]
+    if name not in known:
+        raise UserError(f"peer={name}: unknown; {nearest(name, known)}")
+    try:
+        return importlib.import_module(f"benchmarks.peers.{name}_step")
+    except ModuleNotFoundError as error:
+        raise UserError(f"peer={name}: {error.name} is not installed; want -r requirements-peers.txt") from None
+
+
+def run(argv):
+    values, pairs = flags_lib.parse(argv, define)
+    from vae_jax import assess, config, results
+    from vae_jax.benchmark import cells, machine, present, startup
+
+    began, command, load = time.perf_counter(), assess.command(), os.getloadavg()[0]
+    written = {"command": command, "config": values.config, "seed": None}
+    if values.startup:
+        c = flags_lib.apply(config.load(values.config), pairs)
+        given = [f"--config={values.config}", f"--data_dir={values.data_dir}"]
+        given += [f"{flags_lib.PREFIX}{field}={value}" for field, value in pairs]
+        figures = startup.measure(c, given, values.rounds)
+        if values.out:
+            results.write(values.out, **written, seconds=time.perf_counter() - began, figures=figures)
+        return 0
+
+    sweep = cells.parse_sweep(values.sweep)
+    peer = find_peer(values.peer) if values.peer else None
+    made = cells.cells(lambda: config.load(values.config), pairs, sweep, values.data_dir)
+    keys = [cell.row["key"] for cell in made]
+    old = present.read_old(values.compare, keys) if values.compare else None
+    if peer:  # before the first array: XLA would take most of an accelerator's memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    with cells.fresh_cache():
+        cells.build_all(made, seconds=values.seconds, peer=peer)
+        before = machine.measured()
+        cells.take_turns(made, rounds=values.rounds)
+        measured, published = machine.better(before, machine.measured()), machine.published()
+    rows = [cell.row for cell in made]
+    summaries = [present.summary(row, measured, published) for row in rows]
+    figures = present.figures(rows, summaries, measured, load)
+    print(present.table(rows, summaries))
+    facts = {
+        "device": results.device(),
+        "peaks": machine.words(measured),
+        "versions": ", ".join(f"{k} {v}" for k, v in results.versions().items()),
+        "peer": "" if peer is None else peer.describe(),
+        "load": f"{load:.2f} processes at the start",
+        "commit": results.commit() or "",
+        "command": command,
+    }
+    print("\n".join(f"{name}: {text}" for name, text in facts.items() if text and name != "command"))
+    for row in rows:
+        for name, reason in row.get("peer_errors", {}).items():
+            print(f"{row['key']}: {name} failed: {reason}")
+    verdicts = present.compare(old["figures"], figures) if old else []
+    for cell, verdict, words in verdicts:
+        print(f"{verdict:<7} {cell}  {words}")
+    if values.out:
+        results.write(values.out, **written, seconds=time.perf_counter() - began, figures=figures)
+        present.write_lines(f"{values.out}l", facts | {"measured": measured, "published": published}, rows, summaries)
+    if values.page:
+        title = f"Training step of {pathlib.Path(values.config).stem}"
+        where = present.page(
+            values.page,
+            title=title,
+            facts={name: text for name, text in facts.items() if text},
+            rows=rows,
+            summaries=summaries,
+            measured=measured,
+            published=published,
+            verdicts=verdicts,
+        )
+        print(f"page: {where}")
+    return int(present.regressed(verdicts) or not any(summaries))
+
+
+if __name__ == "__main__":
+    flags_lib.main(run)

@@ -1,0 +1,383 @@
+"""The benchmark counts right, compiles what train.py compiles, and goes on where a cell fails. No time is asserted."""
+
+import json
+import pathlib
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import benchmark
+from vae_jax import compile as compile_lib
+from vae_jax import config, data, flags, model, results, sharding, step
+from vae_jax.benchmark import cells, count, machine, present, startup
+from vae_jax.config import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+# FLOPs of dense and convolutional layers in a training step, for one image.
+GOLDEN = {
+    "digits": 1_142_528,
+    "fashion_cnn": 13_659_648,
+    "fashion_mnist": 27_955_264,
+    "iwae_mnist": 7_206_880,
+    "m2_mnist": 36_616_248,
+    "mnist": 27_955_264,
+    "mnist_dynamic": 2_231_136,
+    "normal_mnist": 5_743_936,
+    "seed_conv": 295_533_312,
+    "sigma_fashion": 5_289_536,
+    "static_mnist": 3_427_136,
+    "unit_fashion": 5_289_536,
+    "vae_mnist": 2_231_136,
+    "vamp_mnist": 25_975_936,
+}
+SHAPES = {"digits": (8, 8, 1), "cifar10_20k": (32, 32, 3)}  # others are 28x28x1
+TINY = {
+    "classifier.name": "none",
+    "objective.name": "elbo",
+    "encoder.widths": "(16,)",
+    "decoder.widths": "(16,)",
+    "latent": "3",
+    "batch": "8",
+    "data.shift": "0",
+    "steps_per_call": "1",
+}
+
+
+def shipped():
+    """Names of the pages in configs/ that give a config of a model."""
+    return sorted(p.stem for p in (ROOT / "configs").glob("*.py") if "def get_config" in p.read_text())
+
+
+def setup(name, **fields):
+    """(config, model, mesh, data set) of a shipped config, with blank images of its data's shape."""
+    c = flags.apply(config.load(f"{ROOT}/configs/{name}.py"), list(fields.items()))
+    shape = SHAPES.get(c.data.name, (28, 28, 1))
+    blank = data.Split(np.zeros((16, *shape), np.uint8), np.zeros(16, np.int32))
+    levels = {"digits": 17, "binarized_mnist": 2}.get(c.data.name, 256)
+    dataset = data.Dataset(c.data.name, shape, levels, tuple("0123456789"), *[blank] * 3)
+    return c, model.build_for(c, dataset), sharding.make_mesh(c.mesh, jax.devices()[:1]), dataset
+
+
+def tiny(**fields):
+    return setup("digits", **TINY | fields)
+
+
+def program(c, m, mesh, dataset):
+    state, places = compile_lib.init(c, m, mesh, dataset)
+    return compile_lib.training(c, m, mesh, dataset, state, places), state
+
+
+# --- the hand count ---
+
+
+def flops_of(function, *shapes):
+    return count.flops(jax.make_jaxpr(function)(*(jnp.zeros(s) for s in shapes)))
+
+
+def test_a_dense_layer_and_its_backward():
+    layer = lambda x, w: jnp.sum(jnp.tanh(x @ w))  # noqa: E731
+    once = 2 * 3 * 5 * 7
+    assert flops_of(layer, (3, 5), (5, 7)) == once
+    assert flops_of(jax.grad(layer, 1), (3, 5), (5, 7)) == 2 * once  # no gradient of the image
+    assert flops_of(jax.grad(layer, (0, 1)), (3, 5), (5, 7)) == 3 * once
+    assert flops_of(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (4, 3, 5), (4, 5, 7)) == 4 * once
+
+
+def conv(x, w, **kwargs):
+    return jax.lax.conv_general_dilated(x, w, dimension_numbers=("NHWC", "HWIO", "NHWC"), **kwargs)
+
+
+def test_a_convolution_and_its_backward_count_no_padding():
+    # A row of 8 pixels, kernel 4, stride 2, one of padding at each end: its 4 windows hold 3 + 4 + 4 + 3 pixels.
+    layer = lambda x, w: jnp.sum(jnp.tanh(conv(x, w, window_strides=(2, 2), padding="SAME")))  # noqa: E731
+    x, w = (2, 8, 8, 3), (4, 4, 3, 5)
+    once = 2 * 2 * 3 * 5 * 14**2
+    assert flops_of(layer, x, w) == once
+    assert flops_of(jax.grad(layer, 1), x, w) == 2 * once
+    assert flops_of(jax.grad(layer, (0, 1)), x, w) == 3 * once
+
+
+def test_an_upsampling_convolution_counts_no_holes():
+    from vae_jax.nets.conv import up2
+
+    layer = lambda z, w: jnp.sum(jnp.tanh(up2(z, w)))  # noqa: E731
+    z, w = (2, 4, 4, 5), (4, 4, 3, 5)  # the mirror image of the convolution above
+    once = 2 * 2 * 3 * 5 * 14**2
+    assert flops_of(layer, z, w) == once
+    assert flops_of(jax.grad(layer, (0, 1)), z, w) == 3 * once
+
+
+def test_groups_and_dilated_kernels():
+    # 6 pixels, kernel 3 with holes of one between its taps, no padding: 2 windows of 3 pixels.
+    got = flops_of(
+        lambda x, w: conv(x, w, window_strides=(1, 1), padding="VALID", rhs_dilation=(2, 2), feature_group_count=2),
+        *((1, 6, 6, 4), (3, 3, 2, 8)),
+    )
+    assert got == 2 * 2 * 8 * 6**2
+
+
+def test_loops_branches_and_nested_functions():
+    w = jnp.zeros((5, 5))
+    once = 2 * 5**3
+    assert flops_of(lambda x: jax.lax.scan(lambda x, _: (x @ w, None), x, length=7)[0], (5, 5)) == 7 * once
+    either = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ w @ w, lambda x: x @ w, x)  # noqa: E731
+    assert flops_of(either, (5, 5)) == 2 * once
+    assert flops_of(compile_lib.simple(lambda x: x @ w), (5, 5)) == once
+    # A checkpointed layer is computed again on the way back.
+    again = jax.grad(lambda x: jnp.sum(jax.checkpoint(lambda x: jnp.tanh(jnp.tanh(x @ w) @ w))(x)))
+    assert flops_of(again, (5, 5)) == (2 + 2 + 2) * once
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_the_work_of_every_shipped_config(name):
+    c, m, mesh, dataset = setup(name)
+    traced = count.traced(c, m, mesh, dataset)
+    flops = count.flops(traced) / (c.batch + c.data.labelled_batch)
+    assert name in GOLDEN, f"new config: add '{name}': {flops:_.0f} to GOLDEN"
+    assert flops == pytest.approx(GOLDEN[name], rel=1e-3)
+    assert "float64" not in count.dtypes(traced)
+
+
+def test_the_work_of_the_mlp_is_what_its_widths_say():
+    sizes = (784 * 200, 200 * 200, 200 * 2 * 50, 50 * 200, 200 * 200, 200 * 784)
+    assert pytest.approx(3 * 2 * sum(sizes) - 2 * sizes[0], rel=0.01) == GOLDEN["mnist_dynamic"]
+
+
+def test_xla_counts_the_same_work():
+    """The gradient of the loss, without the optimiser, whose share falls with the batch."""
+    c, m, mesh, dataset = setup("mnist_dynamic", batch="20")
+    terms = step.make_terms(c, m, dataset)
+    params = compile_lib.shapes(c, m, mesh)[0].params
+
+    def loss(params, batch, key):
+        return jnp.mean(terms(params, batch, key, 0).loss)
+
+    lowered = compile_lib.simple(jax.grad(loss)).lower(params, step.raw_batch(dataset.shape, 20), jax.random.key(0))
+    xla = lowered.compile().cost_analysis()["flops"] / 20
+    assert xla == pytest.approx(GOLDEN["mnist_dynamic"], rel=0.05)
+
+
+def test_the_steps_of_a_call_are_accounted_for():
+    figures = []
+    for steps, unroll in ((1, True), (2, True), (2, False)):
+        c, m, mesh, dataset = tiny(steps_per_call=str(steps), unroll=str(unroll), batch="64")
+        run, state = program(c, m, mesh, dataset)
+        figures.append(cells.analysis(c, run, state, mesh.size))
+    assert figures[0]["alias_bytes"] == figures[0]["state_bytes"] > 0  # the whole state is donated
+    for one in figures[1:]:
+        assert one["xla_flops_per_image"] == pytest.approx(figures[0]["xla_flops_per_image"], rel=0.2)
+
+
+def test_dtypes_are_found_and_bfloat16_nets_multiply_in_it():
+    with jax.enable_x64(True):
+        assert "float64" in count.dtypes(jax.make_jaxpr(lambda x: compile_lib.simple(jnp.sin)(x))(np.ones(3)))
+    assert "bfloat16" not in count.dtypes(count.traced(*tiny()))
+    assert "bfloat16" in count.dtypes(count.traced(*tiny(dtype="bfloat16")))
+
+
+# --- cells ---
+
+
+def test_a_sweep_is_every_combination():
+    assert cells.parse_sweep("") == [()]
+    got = cells.parse_sweep("batch=20,128; encoder.widths=(8,8),[16];")
+    assert got == [(("batch", b), ("encoder.widths", w)) for b in ("20", "128") for w in ("(8,8)", "[16]")]
+
+
+def test_a_window_is_blocked_once_at_its_end():
+    events = []
+    lane = cells.Lane(lambda: events.append("call"), lambda: events.append("wait"), steps=5)
+    cells.window(lane, 3)
+    assert events == ["call", "wait", "call", "call", "call", "wait"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """One run of the script: two cells of a tiny config, and one that needs more devices than there are."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    given = [f"--config.{field}={value}" for field, value in TINY.items()]
+    argv = ["benchmark.py", f"--config={ROOT}/configs/digits.py", *given, "--rounds=3", "--seconds=0.01"]
+    argv += ["--sweep=mesh.data=1,2,64", f"--out={folder}/tiny.json", f"--page={folder}/page"]
+    old = jax.config.jax_compilation_cache_dir
+    with pytest.MonkeyPatch.context() as patch:  # the peaks are not what is tested here
+        patch.setattr(machine, "SIZES", {"cpu": (64, 128)})
+        patch.setattr(machine, "COPY", {"cpu": 2**20})
+        code = benchmark.run(argv)
+    assert jax.config.jax_compilation_cache_dir == old
+    return folder, argv, code
+
+
+def test_a_failing_cell_is_a_row_and_the_others_go_on(swept):
+    folder, _, code = swept
+    assert code == 0
+    figures = results.read(folder / "tiny.json")["figures"]
+    assert figures["mesh.data=64.step_ms"]["value"] is None
+    for cell in ("mesh.data=1", "mesh.data=2"):
+        assert figures[f"{cell}.step_ms"]["n"] == 3
+        assert figures[f"{cell}.warm_compile_s"]["value"] is not None  # it did come from the cache
+        low, middle, high = (figures[f"{cell}.{k}"]["value"] for k in ("p10_ms", "step_ms", "p90_ms"))
+        assert 0 < low <= middle <= high
+        assert figures[f"{cell}.images_per_s"]["value"] == pytest.approx(8e3 / middle)
+    one, two = (figures[f"mesh.data={n}.images_per_s_per_device"]["value"] for n in (1, 2))
+    assert one == figures["mesh.data=1.images_per_s"]["value"]
+    assert two == figures["mesh.data=2.images_per_s"]["value"] / 2
+    # Two devices do the work of one, but for the optimiser, which each does for itself.
+    one, two = (figures[f"mesh.data={n}.hand_mflop"]["value"] for n in (1, 2))
+    assert one == two
+
+
+def test_every_window_is_in_the_json_lines(swept):
+    facts, *rows = map(json.loads, (swept[0] / "tiny.jsonl").read_text().splitlines())
+    assert {"device", "versions", "load", "commit", "command"} <= set(facts)
+    assert [row["key"] for row in rows] == ["mesh.data=1", "mesh.data=2", "mesh.data=64"]
+    assert "64 x 1 devices asked for" in rows[2]["error"] and rows[2]["summary"] == {}
+    assert [len(row["windows"]["ours"]) for row in rows[:2]] == [3, 3]
+    s = rows[0]["summary"]
+    assert s["flops_per_s"] == pytest.approx(s["images_per_s"] * rows[0]["hand_flops_per_image"])
+    assert s["share_of_peak"] == pytest.approx(s["flops_per_s"] / facts["measured"]["float32"])
+    assert s["side"] in ("compute", "memory") and s["mfu"] is None
+
+
+def test_the_page_stands_alone(swept):
+    html = (swept[0] / "page/index.html").read_text()
+    assert "mesh.data=64" in html and "devices asked for" in html
+    assert html.count("data:image/svg+xml;base64,") == 4  # two pictures, light and dark
+    links = re.findall(r'(?:src|srcset|href)="(.{5})', html)
+    assert links and set(links) == {"data:"} and "<script" not in html
+
+
+def test_compare_in_the_same_command(swept, monkeypatch, capsys):
+    """A file whose steps were a thousand times faster: exit code 1, and the cell is named."""
+    folder, argv, _ = swept
+    old = json.loads((folder / "tiny.json").read_text())
+    for key, one in old["figures"].items():
+        if key.endswith("_ms") and one["value"]:
+            one["value"] /= 1000
+    (folder / "old.json").write_text(json.dumps(old | {"name": "old"}))
+    monkeypatch.setattr(machine, "measured", lambda: {"float32": 1e9, "bfloat16": 1e9, "bytes": 1e9})
+    assert benchmark.run([*argv[:-3], "--sweep=mesh.data=1", f"--compare={folder}/old.json"]) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"slower +mesh\.data=1 ", said) and re.search(r"absent +mesh\.data=2 ", said)
+
+
+# --- verdicts ---
+
+
+def figures(**of):
+    """{cell: (p10, median, p90) or None} as figures of results/."""
+    made = {}
+    for cell, values in of.items():
+        low, middle, high = values or (None,) * 3
+        named = {"p10_ms": low, "step_ms": middle, "p90_ms": high}
+        made |= {f"{cell}.{k}": results.figure(v, "ms") for k, v in named.items() if values or k == "step_ms"}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "verdict"),
+    [
+        ((1.0, 1.1, 1.2), (1.3, 1.4, 1.5), "slower"),
+        ((1.3, 1.4, 1.5), (1.0, 1.1, 1.2), "faster"),
+        ((1.0, 1.1, 1.2), (1.1, 1.4, 1.5), "same"),  # the spreads meet
+        ((1.0, 1.001, 1.002), (1.003, 1.004, 1.005), "same"),  # they do not, by next to nothing
+        ((1.0, 1.1, 1.2), None, "fails"),
+        (None, (1.0, 1.1, 1.2), "runs"),
+        (None, None, "same"),
+    ],
+)
+def test_verdicts(old, new, verdict):
+    got = present.compare(figures(a=old, b=(1, 1, 1)), figures(a=new))
+    assert [(cell, v) for cell, v, _ in got] == [("a", verdict), ("b", "absent")]
+    assert present.regressed(got) == (verdict in ("slower", "fails"))
+
+
+def test_published_peaks_are_those_of_the_device():
+    assert machine.published("NVIDIA H100 80GB HBM3")["bfloat16"] == 989e12
+    assert machine.published("NVIDIA H100 PCIe")["bfloat16"] == 756e12
+    assert machine.published("TPU v5 lite")["bfloat16"] == 197e12
+    assert machine.published("cpu") is None
+
+
+# --- bad input: one line ---
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--sweep=batchh=20"], "batchh=20: unknown field; nearest: batch"),
+        (["--sweep=;"], "sweep=;: no field in it"),
+        (["--sweep=batch"], "sweep=batch: want FIELD=VALUE"),
+        (["--sweep=batch=20,,30"], "sweep=batch=20,,30: want FIELD=VALUE"),
+        (["--sweep=batch=20,20"], "sweep: batch=20 is there twice"),
+        (["--sweep=batch=1;batch=2"], "batch is there twice"),
+        (["--sweep=batch=many"], "batch=many: want int"),
+        (["--sweep=batch=-1"], "batch=-1: want a number > 0"),
+        (["--sweep=mesh.data=64"], "mesh.data=64: 64 x 1 devices asked for"),
+        (["--peer=tensorflow"], "peer=tensorflow: unknown; "),
+        (["--rounds=0"], "rounds"),
+        (["--compare=nothing.json"], "nothing.json: No such file"),
+        (["--compare=results/digits.json"], "has none of these cells"),
+        (["--startup", "--config.steps_per_call=7", "--rounds=1"], "want a multiple of steps_per_call=7"),
+    ],
+)
+def test_bad_input_is_one_line(given, message):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        benchmark.run(["benchmark.py", f"--config={ROOT}/configs/digits.py", *given])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_peer_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.peers.torch_step", raising=False)
+    with pytest.raises(UserError, match=r"peer=torch: torch is not installed; want -r requirements-peers\.txt"):
+        benchmark.run(["benchmark.py", "--peer=torch"])
+
+
+# --- the peer ---
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoder.name": "mlp"},
+        {"encoder.name": "mlp", "objective.name": "iwae", "classifier.name": "none", "objective.samples": 3},
+        {"encoder.name": "conv", "objective.samples": 2},
+    ],
+    ids=["mlp", "iwae", "conv"],
+)
+def test_torch_computes_the_same_loss_and_gradients(changes):
+    pytest.importorskip("torch")
+    peer = benchmark.find_peer("torch")
+    c = config.load(f"{ROOT}/configs/digits.py")
+    for section in ("encoder", "classifier", "objective"):
+        if f"{section}.name" in changes:
+            c[section] = config.call(section, changes[f"{section}.name"])
+    c.decoder = config.call("decoder", c.encoder.name)
+    for field, value in changes.items():
+        config.set_field(c, field, value)
+    c.data.shift = 0
+    dataset = data.load(c.data)
+    m = model.build_for(c, dataset)
+    # Biases away from zero, which would hide a wrong order of them.
+    rng = np.random.default_rng(0)
+    params = m.init(jax.random.key(0))
+    params = jax.tree.map(lambda a: np.float32(a + 0.05 * rng.standard_normal(a.shape)), params)
+    gaps = cells.agreement(c, dataset, params, peer.Peer(c, dataset, params))
+    assert max(gaps.values()) < cells.AGREE
+    wrong = jax.tree.map(lambda a: 1.001 * a, params)
+    with pytest.raises(UserError, match="the peer is another function"):
+        cells.agreement(c, dataset, wrong, peer.Peer(c, dataset, params))
+
+
+# --- the start ---
+
+
+@pytest.mark.slow
+def test_the_start_is_measured():
+    figures = startup.measure(config.load(f"{ROOT}/configs/digits.py"), ["--config=configs/digits.py"], rounds=1)
+    assert set(figures) == {"cold_start", "warm_start", "help"}
+    assert all(f["value"] > 0 for f in figures.values())

@@ -1,0 +1,68 @@
+"""Seconds from the command to the first step, with nothing compiled before and with everything; and to --help."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from vae_jax import results
+from vae_jax.config import UserError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def first_step(c, flags, cache):
+    """Seconds until ``train.py`` with these flags has done its first call and told its figures.
+
+    Args:
+      c: the config that the flags make; it names the steps of a call.
+      cache: folder of compiled programs.
+    Raises:
+      UserError: it ended before; its last line.
+    """
+    with tempfile.TemporaryDirectory(prefix="vae_jax_start_") as folder:
+        command = [sys.executable, "train.py", *flags, f"--config.log_every={c.steps_per_call}"]
+        with open(os.path.join(folder, "stderr"), "w+") as said:
+            began = time.perf_counter()
+            process = subprocess.Popen(
+                [*command, f"--workdir={folder}/run"],
+                cwd=ROOT,
+                env=os.environ | {"VAE_JAX_CACHE": cache},
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+            )
+            try:
+                for line in process.stdout:
+                    if line.startswith("step "):
+                        return time.perf_counter() - began
+            finally:
+                process.kill()  # the first step is all that was wanted
+                process.communicate()
+            said.seek(0)
+            last = (said.read().strip().splitlines() or ["no step, no error"])[-1]
+            raise UserError(last.removeprefix("error: "))
+
+
+def answer():
+    """Seconds of ``train.py --help``."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def measure(c, flags, rounds, say=print):
+    """{'cold_start', 'warm_start', 'help': results.figure} of a config; warm and help are medians of ``rounds``."""
+    with tempfile.TemporaryDirectory(prefix="vae_jax_start_") as cache:
+        cold = first_step(c, flags, cache)
+        say(f"cold {cold:.1f} s")
+        warm, answers = [], []
+        for _ in range(rounds):
+            warm.append(first_step(c, flags, cache))
+            answers.append(answer())
+            say(f"warm {warm[-1]:.2f} s, --help {answers[-1]:.2f} s")
+    median = lambda v: results.figure(float(np.median(v)), "s", sd=float(np.std(v)), n=len(v))  # noqa: E731
+    return {"cold_start": results.figure(cold, "s", n=1), "warm_start": median(warm), "help": median(answers)}
