@@ -4,6 +4,7 @@ python -m tests.measure clone --out=results/clone.json     # git clone, make tra
 python -m tests.measure step --out=results/step.json       # one against eight devices, recompilations
 python -m tests.measure replicas --out=results/replicas.json    # five seeds as one program, and one after the other
 python -m tests.measure sigma --workdir=RUN --twin=RUN --out=results/sigma.json    # two Gaussian decoders
+python -m tests.measure gradients --workdir=RUN --out=results/gradients.json    # variance and SNR of estimators
 python -m tests.measure iw --workdir=RUN --k=5000 --images=10000 --out=results/iw.json    # speed and memory of IW-K
 """
 
@@ -172,6 +173,27 @@ def sigma(args):
     return configs, figures
 
 
+def gradients(args):
+    """The probe of gradient estimators on a run's checkpoint: its table as figures, its picture beside them."""
+    import shutil
+
+    from vae_jax import results
+    from vae_jax.evaluate import gradients as probe
+
+    probe.run(["gradients", f"--workdir={args.workdir}", f"--data_dir={args.data_dir}", "--samples=1,5,50"])
+    shutil.copy(os.path.join(args.workdir, "gradients.png"), os.path.splitext(args.out)[0] + ".png")
+    with open(os.path.join(args.workdir, "gradients.json")) as f:
+        rows = json.load(f)
+    figures = {
+        f"{row['estimator']}_{row['samples']}_{side}_{what}": results.figure(row[side][what], "", n=row["repeats"])
+        for row in rows
+        for side in ("inference", "generative")
+        for what in ("variance", "snr")
+    }
+    with open(os.path.join(args.workdir, "config.json")) as f:
+        return json.load(f), figures
+
+
 def iw(args):
     """Seconds and peak memory of the test set's IW-K, and the peak at K / 10.
 
@@ -235,16 +257,23 @@ def bound(args, k):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("clone", "step", "replicas", "sigma", "iw"))
+    parser.add_argument("what", choices=("clone", "step", "replicas", "sigma", "gradients", "iw"))
     parser.add_argument("--out", required=True)
-    parser.add_argument("--workdir", help="iw, sigma: a finished run with a decoder")
+    parser.add_argument("--workdir", help="sigma, gradients, iw: a finished run with a decoder")
     parser.add_argument("--twin", help="sigma: the run with the other variance")
     parser.add_argument("--k", type=int, default=5000, help="iw: samples of an image")
     parser.add_argument("--images", type=int, default=10_000, help="iw, sigma: test images, from the first")
-    parser.add_argument("--data_dir", default="", help="iw, sigma: where the run's data is, if it moved")
+    parser.add_argument("--data_dir", default="", help="sigma, gradients, iw: where the run's data is, if it moved")
     args = parser.parse_args()
     began = time.time()
-    config, figures = {"clone": clone, "step": step, "replicas": replicas, "sigma": sigma, "iw": iw}[args.what](args)
+    config, figures = {
+        "clone": clone,
+        "step": step,
+        "replicas": replicas,
+        "sigma": sigma,
+        "gradients": gradients,
+        "iw": iw,
+    }[args.what](args)
     from vae_jax import results
 
     command = shlex.join(["python", "-m", "tests.measure", *sys.argv[1:]])
