@@ -13,6 +13,7 @@ import json
 import math
 import numbers
 import os
+import re
 import tempfile
 from typing import NamedTuple
 
@@ -352,6 +353,16 @@ def _both(draw):
     return {name: _uri(_svg(draw(t)), "svg+xml") for name, t in (("light", LIGHT), ("dark", DARK))}
 
 
+def _recoloured(draw):
+    """As :func:`_both` in half the time, for figures without a raster: the dark one is the light one's text with
+    the theme's colours exchanged."""
+    light = _svg(draw(LIGHT))
+    dark = {LIGHT[name].encode(): DARK[name].encode() for name in LIGHT}
+    found = re.compile(b"|".join(dark))
+    twin = found.sub(lambda match: dark[match[0]], light)
+    return {"light": _uri(light, "svg+xml"), "dark": _uri(twin, "svg+xml")}
+
+
 def _has(array, least=1):
     return array is not None and len(array) >= least
 
@@ -414,7 +425,7 @@ def _curve_panel(key, series):
         at = np.flatnonzero(np.isfinite(values))[-1]
         last[split] = (steps[at], f"{values[at]:.2%}" if key.endswith("accuracy") else _plain(values[at]))
     alt = "; ".join(f"{split}: {value} at step {step}" for split, (step, value) in last.items())
-    return {"name": name, "unit": unit, "last": last, "alt": f"{name} over the steps. {alt}.", **_both(draw)}
+    return {"name": name, "unit": unit, "last": last, "alt": f"{name} over the steps. {alt}.", **_recoloured(draw)}
 
 
 def _draw_curves(panels):
@@ -725,7 +736,7 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
         kl_D = np.asarray(p.kl_per_dimension)
         files["rates"] = _figure_png(_draw_rates(LIGHT, kl_D))
         few = f"{kl_D[0]:.2f} nats in the first of {len(kl_D)} dimensions, {kl_D[-1]:.4f} in the last"
-        page["rates"] = _both(lambda theme: _draw_rates(theme, kl_D)) | {"alt": few}
+        page["rates"] = _recoloured(lambda theme: _draw_rates(theme, kl_D)) | {"alt": few}
     if _has(p.confusion) and np.sum(p.confusion):
         confusion = np.asarray(p.confusion)
 
