@@ -506,7 +506,7 @@ def _draw_rates(theme, kl_D):
     ax = figure.subplots()
     _style(ax, theme)
     ax.bar(np.arange(1, len(kl_D) + 1), kl_D, width=0.8, color=theme["train"])
-    ax.set_xlim(0.4, len(kl_D) + 0.6)
+    ax.set_xlim(0.4, max(len(kl_D), 12) + 0.6)  # two dimensions are two bars, not two walls
     ax.set_xlabel("latent dimension, by rank", fontsize=8.5, color=theme["muted"])
     ax.set_ylabel("nats", fontsize=8.5, color=theme["muted"])
     return figure
