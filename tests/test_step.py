@@ -37,7 +37,8 @@ def program(c, devices):
 def trace(c, devices, calls):
     state, run, dataset = program(c, devices)
     losses = []
-    feed = data.host_batches(dataset.train, start=0, steps=calls, batch=c.batch, seed=c.seed)
+    sizes = {"batch": c.batch, "labelled": c.data.labelled_batch}
+    feed = data.host_batches(dataset.train, start=0, steps=calls, seed=c.seed, **sizes)
     for _ in range(calls):
         source = run.source if run.source is not None else loop._stack([next(feed)])
         state, values = run.run(state, source, run.key)

@@ -92,6 +92,15 @@ def on_device(split, mesh, limit_mb):
     return jax.device_put({"image": np.asarray(split.image), "label": label}, sharding.replicated(mesh))
 
 
+def resident(c, dataset, mesh):
+    """What the device draws its batches from: the training set, and which of it the labelled stream may show."""
+    source = on_device(dataset.train, mesh, c.data.on_device_mb)
+    if source is not None and c.data.labelled_batch:
+        shown = np.flatnonzero(dataset.train.label >= 0).astype(np.int32)
+        source["labelled"] = jax.device_put(shown, sharding.replicated(mesh))
+    return source
+
+
 def training(c, model, mesh, dataset, state, places):
     """Compile S = ``steps_per_call`` updates as one program.
 
@@ -100,27 +109,40 @@ def training(c, model, mesh, dataset, state, places):
     With R replicas the metrics are S x R x M, and the devices share the replicas, not the batch.
     """
     n, size, steps = len(dataset.train.image), c.batch, c.steps_per_call
+    labelled = c.data.labelled_batch
     replicas = config_lib.replica_count(c)
-    source = on_device(dataset.train, mesh, c.data.on_device_mb)
-    resident = source is not None
-    if replicas and not resident:
+    source = resident(c, dataset, mesh)
+    held = source is not None
+    if replicas and not held:
         raise UserError(f"data.on_device_mb={c.data.on_device_mb}: replicas need the training set on the device")
     if not replicas:
         sharding.check_batch(size, mesh)
+        sharding.check_batch(labelled, mesh, "data.labelled_batch")
     split_batch = sharding.over_batch(mesh)
     spread = (lambda x: x) if replicas else lambda x: jax.lax.with_sharding_constraint(x, split_batch)
 
-    def indices(c, at):  # the examples of all S steps at once: the rounds of the shuffle cost once a call
-        return data.batch_indices(at + jnp.arange(steps), n=n, batch=size, seed=c.seed, xp=jnp)
+    def indices(c, source, at):  # the examples of all S steps at once: the rounds of the shuffle cost once a call
+        at = at + jnp.arange(steps)
+        ids = {"ids": data.batch_indices(at, n=n, batch=size, seed=c.seed, xp=jnp)}
+        if labelled:
+            shown = source["labelled"]
+            places = data.labelled_indices(at, n=len(shown), batch=labelled, seed=c.seed, xp=jnp)
+            ids["labelled"] = shown[places]
+        return ids
+
+    def take(source, ids):
+        ids = spread(ids)
+        return spread({name: source[name][ids] for name in ("image", "label")} | {"id": ids})
 
     names = []
 
     def many(state, source, key):
         def update(c, state, given, key):
             batch = given
-            if resident:
-                given = spread(given)
-                batch = spread({name: a[given] for name, a in source.items()} | {"id": given})
+            if held:
+                batch = take(source, given["ids"])
+                if labelled:
+                    batch["labelled"] = take(source, given["labelled"])
             terms, tx = step.make_terms(c, model, dataset), optim.optimizer(c.optim, c.steps)
             state, metrics = step.train_step(state, batch, key, terms=terms, tx=tx, decay=c.optim.ema)
             names[:] = metrics
@@ -128,9 +150,9 @@ def training(c, model, mesh, dataset, state, places):
 
         update = over_replicas(c, update)
         given = source
-        if resident:
-            given = over_replicas(c, indices)(state.step)
-            given = jnp.swapaxes(given, 0, 1) if replicas else given  # S first
+        if held:
+            given = over_replicas(c, lambda c, at: indices(c, source, at))(state.step)
+            given = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), given) if replicas else given  # S first
         if not c.unroll:
             return jax.lax.scan(lambda state, given: update(state, given, key), state, given, length=steps)
         # Written out here: even a scan of one unrolled step leaves a loop around the convolutions,
@@ -142,10 +164,10 @@ def training(c, model, mesh, dataset, state, places):
         return state, jnp.stack(rows)
 
     whole = sharding.replicated(mesh)
-    if resident:
+    if held:
         example, source_place = source, whole
     else:
-        example = step.raw_batch(dataset.shape, steps, size)  # S batches a call
+        example = step.raw_batch(dataset.shape, steps, size, labelled=labelled)  # S batches a call
         source_place = sharding.over_batch(mesh, leading=1)
     key_place = split_batch if replicas else whole
     jitted = jax.jit(

@@ -111,6 +111,9 @@ def default():
     c.data.size = 0  # folder: images are resized and cropped to size x size
     c.data.channels = 3  # folder: 1 grey or 3 colour
     c.data.validation = 0.1  # share of the training set held out, stratified
+    c.data.labels = 0  # label budget: how many training and validation labels there are; 0 = all (see data.load)
+    c.data.labels_seed = 0  # which examples have them
+    c.data.labelled_batch = 0  # labelled examples per step, a stream beside the batch; 0 = none
     c.data.binarize = "none"  # none, threshold, static or dynamic
     c.data.shift = 0  # training images are moved by up to this many pixels
     c.data.flip = False  # ... and mirrored
@@ -173,6 +176,9 @@ LIMITS = {
     "data.size": _natural,
     "data.channels": (lambda v: v in (1, 3), "1 or 3"),
     "data.validation": (lambda v: 0 < v <= 0.5, "0 < value <= 0.5"),
+    "data.labels": _natural,
+    "data.labels_seed": (lambda v: 0 <= v < 2**31, "0 <= value < 2**31"),
+    "data.labelled_batch": _natural,
     "data.binarize": (lambda v: v in BINARIZE, ", ".join(BINARIZE)),
     "data.shift": _natural,
     "data.memory_mb": _natural,
@@ -226,8 +232,9 @@ def validate(c):
             s = c.steps_per_call
             near = max(s, round(flat[field] / s) * s)
             raise UserError(f"{field}={flat[field]}: want a multiple of steps_per_call={s}, such as {near}")
-    if c.steps * c.batch >= 2**32:
-        raise UserError(f"steps={c.steps}: want steps * batch < 2**32, so at most {2**32 // c.batch - 1}")
+    for field, size in (("batch", c.batch), ("data.labelled_batch", c.data.labelled_batch)):
+        if c.steps * size >= 2**32:
+            raise UserError(f"steps={c.steps}: want steps * {field} < 2**32, so at most {2**32 // size - 1}")
     if c.optim.weight_decay and c.optim.name == "adam":
         raise UserError(f"optim.weight_decay={c.optim.weight_decay}: adam has none; want optim.name=adamw")
     if c.optim.warmup and c.optim.schedule == "stages":

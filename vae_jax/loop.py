@@ -56,16 +56,16 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1)
+            layout = "{percentage:3.0f}%|{bar:12}| {n}/{total} {remaining} left{postfix}"
+            self._bar = tqdm(total=steps, initial=start, dynamic_ncols=True, smoothing=0.1, bar_format=layout)
 
     def row(self, at, split, rows, steps):
         """One line for a run alone, or for the mean of its replicas."""
         values = {k: sum(row[k] for row in rows) / len(rows) for k in rows[0]}
-        shown = [k for k in ("loss", "elbo", "kl", "cross_entropy", "accuracy", "images_per_s") if k in values]
+        shown = [k for k in ("loss", "elbo", "kl", "cross_entropy", "accuracy") if k in values]
         text = f"mean of {len(rows)}  " if len(rows) > 1 else ""
-        text += "  ".join(
-            f"{k} {values[k]:,.4g}" if k != "images_per_s" else f"{values[k]:,.0f} images/s" for k in shown
-        )
+        text += f"{values['images_per_s']:,.0f} images/s  " if "images_per_s" in values else ""
+        text += "  ".join(f"{k} {values[k]:,.4g}" for k in shown)
         if self._bar is None:
             print(f"step {at:>6}/{steps}  {split:<10}  {text}", flush=True)
         elif split == "train":

@@ -51,22 +51,25 @@ class Model:
     prior: Callable  # params → p(z)
     decode: Callable | None  # params, z_BxD → out_BxHxWxO, the parameters of p(x|z)
     classify: Callable | None  # params, z_BxD → logits_BxY
+    # p(x|y,z), q(z|x,y) and q(y|x): encode and decode take a last argument y, labels of shape B or one for
+    # all, and classify takes x_BxHxWxC in the place of z.
+    conditional: bool = False
 
-    def log_px(self, params, x_BxHxWxC, z_BxD):
-        """log p(x|z), shape B."""
+    def log_px(self, params, x_BxHxWxC, z_BxD, y=None):
+        """log p(x|z), or log p(x|y,z); shape B."""
         if self.decode is None:
             raise UserError("decoder.name=none: this objective needs one; want decoder.name=mlp or conv")
-        return self.likelihood.log_prob(self.decode(params, z_BxD), x_BxHxWxC)
+        return self.likelihood.log_prob(self.decode(params, z_BxD, *_given(y)), x_BxHxWxC)
 
-    def draw(self, params, x_BxHxWxC, key, *, stop=False, scale_B=None):
-        """One :class:`Draw` with z ~ q(z|x).
+    def draw(self, params, x_BxHxWxC, key, *, y=None, stop=False, scale_B=None):
+        """One :class:`Draw` with z ~ q(z|x); or, given labels y of a conditional model, z ~ q(z|x,y).
 
         ``stop``: the *parameters* inside log q are constants, the path through z is not (sticking the
         landing; Roeder et al. 2017, arXiv:1703.09194, eq. 7), and the KL is the sampled one.
         ``scale_B``: gradients through z are multiplied by this, values are not: the weights of a
         doubly reparameterised estimator; 0 makes z a constant, for score-function estimators.
         """
-        q, p = self.encode(params, x_BxHxWxC), self.prior(params)
+        q, p = self.encode(params, x_BxHxWxC, *_given(y)), self.prior(params)
         z, log_qz = q.sample_and_log_prob(key)
         if scale_B is not None:
             z = scale_gradient(z, scale_B[:, None])
@@ -75,8 +78,17 @@ class Model:
         log_pz = p.log_prob(z)
         kl = None if stop or scale_B is not None else densities.kl(q, p)
         kl = log_qz - log_pz if kl is None else kl
-        log_px = self.log_px(params, x_BxHxWxC, z)
+        log_px = self.log_px(params, x_BxHxWxC, z, y)
         return Draw(log_px, log_pz[:, None], log_qz[:, None], kl[:, None], z)
+
+    def guess(self, params, x_BxHxWxC):
+        """What stands for the label of an image that has none, as arguments of ``encode`` and ``decode``: the most
+        probable y of q(y|x), shape B; nothing where the model is not conditional."""
+        return (jnp.argmax(self.classify(params, x_BxHxWxC), -1),) if self.conditional else ()
+
+
+def _given(y):
+    return () if y is None else (y,)
 
 
 def _logit_bias(mean_HxWxC, shape):
@@ -91,6 +103,9 @@ def build(c, *, shape, levels, classes, binary):
 
     ``binary``: the nets see images of {0, 1} (two-level data, or binarised).
 
+    Where the objective has an attribute ``conditional`` that is true, so is the model. q(y|x) is then a net of
+    its own: a second one like the encoder, ``trunk``, and on its features the classifier.
+
     Raises:
       UserError: the likelihood is not one of this data, or a part that another one needs is missing.
     """
@@ -101,6 +116,11 @@ def build(c, *, shape, levels, classes, binary):
         raise UserError(f"classifier.name={c.classifier.name}: data.name={c.data.name} has no labels; want none")
     if c.bias_from_data and (c.likelihood.name != "bernoulli" or c.decoder.name == "none"):
         raise UserError("bias_from_data=True: only for likelihood.name=bernoulli and a decoder; want False")
+    conditional = getattr(config_lib.resolve("objective", c.objective.name), "conditional", False)
+    if conditional and c.classifier.name == "none":
+        raise UserError(f"classifier.name=none: objective {c.objective.name} learns q(y|x); want classifier.name=mlp")
+    if conditional and c.prior.name == "vamp":
+        raise UserError(f"prior.name=vamp: the pseudo-inputs have no label, {c.objective.name} needs one; want normal")
     if c.prior.name == "vamp" and c.posterior.name != "gaussian":
         raise UserError(f"posterior.name={c.posterior.name}: a VampPrior mixes diagonal posteriors; want gaussian")
     dtype = jnp.dtype(c.dtype)
@@ -115,12 +135,19 @@ def build(c, *, shape, levels, classes, binary):
         modules["decoder"] = config_lib.build("decoder", c.decoder, shape=out, dtype=dtype)
     if c.classifier.name != "none":
         modules["classifier"] = config_lib.build("classifier", c.classifier, outputs=classes, dtype=dtype)
+    if conditional:
+        modules["trunk"] = modules["encoder"]
+
+    def one_hot(y):
+        if conditional and not y:
+            raise UserError(f"objective.name={c.objective.name}: this model's p(x|y,z) and q(z|x,y) want a label")
+        return tuple(jax.nn.one_hot(label, classes, dtype=dtype) for label in y)
 
     def apply(part, params, *args):
         return modules[part].apply({"params": params[part]}, *args)
 
-    def encode(params, x):
-        return apply("posterior", params, apply("encoder", params, x.astype(dtype)))
+    def encode(params, x, *y):
+        return apply("posterior", params, apply("encoder", params, x.astype(dtype), *one_hot(y)))
 
     def prior(params):
         found = apply("prior", params)
@@ -129,17 +156,20 @@ def build(c, *, shape, levels, classes, binary):
             return densities.MixtureOfNormals(jnp.zeros(len(found)), q.mu, q.logvar)
         return found
 
-    def decode(params, z):
-        return apply("decoder", params, z.astype(dtype)).astype(jnp.float32)
+    def decode(params, z, *y):
+        return apply("decoder", params, z.astype(dtype), *one_hot(y)).astype(jnp.float32)
 
     def classify(params, z):
-        return apply("classifier", params, z.astype(dtype)).astype(jnp.float32)
+        z = z.astype(dtype)
+        return apply("classifier", params, apply("trunk", params, z) if conditional else z).astype(jnp.float32)
 
     def init(key, mean_HxWxC=None):
         x, z = jnp.zeros((1, *shape), dtype), jnp.zeros((1, c.latent), dtype)
         keys = {part: jax.random.fold_in(key, i) for i, part in enumerate(sorted(nets.PARTS))}
-        features, encoder = modules["encoder"].init_with_output(keys["encoder"], x)
-        inputs = {"posterior": (features,), "prior": (), "decoder": (z,), "classifier": (z,)}
+        y = (jnp.zeros(classes, dtype),) if conditional else ()
+        features, encoder = modules["encoder"].init_with_output(keys["encoder"], x, *y)
+        inputs = {"posterior": (features,), "prior": (), "decoder": (z, *y), "trunk": (x,)}
+        inputs["classifier"] = (features,) if conditional else (z,)
         variables = {"encoder": encoder}
         for part in modules:
             if part != "encoder":
@@ -159,6 +189,7 @@ def build(c, *, shape, levels, classes, binary):
         prior=prior,
         decode=decode if "decoder" in modules else None,
         classify=classify if "classifier" in modules else None,
+        conditional=conditional,
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vae_jax import config as config_lib
@@ -63,47 +64,81 @@ def make_terms(c, model, dataset):
     objective = config_lib.resolve("objective", c.objective.name)
     numbers = {k: v for k, v in c.objective.items() if k != "name"}
     d, n = c.data, len(dataset.train.image)
+    budget = bool(d.labels or d.labelled_batch)
+
+    def to_input(batch, key):
+        image = data.to_input(
+            batch["image"], batch["id"], key, levels=dataset.levels, binarize=d.binarize, shift=d.shift, flip=d.flip
+        )
+        return {**batch, "image": image}
 
     def terms(params, batch, key, step=None):
         kwargs = dict(numbers)
         if step is not None and c.warmup.steps:
             kwargs[c.warmup.of] = numbers[c.warmup.of] * weight_at(c.warmup, step)
         inputs, draws = (None, key) if step is None else jax.random.split(key)
-        image = data.to_input(
-            batch["image"], batch["id"], inputs, levels=dataset.levels, binarize=d.binarize, shift=d.shift, flip=d.flip
-        )
-        return objective(model, params, {**batch, "image": image, "n": n, "step": step}, draws, **kwargs)
+        given = {**to_input(batch, inputs), "n": n, "step": step}
+        if budget and step is None:
+            given["labelled"] = dict(given)  # eval_step counts those that have a label
+        elif "labelled" in batch:
+            given["labelled"] = to_input(batch["labelled"], jax.random.fold_in(inputs, 2))
+        elif d.labels:
+            given["labelled"] = None
+        return objective(model, params, given, draws, **kwargs)
 
     return terms
 
 
-def raw_batch(shape, *lead):
-    """What a batch of raw images of this shape holds, as shapes with these leading dimensions."""
+def raw_batch(shape, *lead, labelled=0):
+    """What a batch of raw images of this shape holds, as shapes with these leading dimensions.
+
+    ``labelled``: how many examples its labelled part has, if any.
+    """
     number = jax.ShapeDtypeStruct(lead, jnp.int32)
-    return {"image": jax.ShapeDtypeStruct((*lead, *shape), jnp.uint8), "label": number, "id": number}
+    batch = {"image": jax.ShapeDtypeStruct((*lead, *shape), jnp.uint8), "label": number, "id": number}
+    return batch | ({"labelled": raw_batch(shape, *lead[:-1], labelled)} if labelled else {})
 
 
-def check(terms, params, shape, size=3):
-    """The names of an objective's figures, by tracing it on shapes alone, before anything is made.
+def check(c, model, dataset, params):
+    """The names of the figures that validation has, by tracing the objective on shapes alone, before anything is made.
 
     Raises:
       UserError: a figure is not one number per example.
     """
-    batch = raw_batch(shape, size)
+    terms, size = make_terms(c, model, dataset), 3
     for at in (0, None):  # as in training, and as in evaluation
+        other = 2 if c.data.labelled_batch and at == 0 else 0
+        batch = raw_batch(dataset.shape, size, labelled=other)
         extra = {} if at == 0 else {"mask": jax.ShapeDtypeStruct((size,), bool)}
-        run = lambda p, b, at=at: figures(terms(p, b, jax.random.key(0), at))  # noqa: E731
-        values = jax.eval_shape(run, params, batch | extra)
-        for name, value in values.items():
-            if value.shape != (size,):
-                raise UserError(f"objective: {name} has shape {value.shape}; want one number per example, ({size},)")
-    return tuple(values)
+        run = lambda p, b, at=at: parts(terms(p, b, jax.random.key(0), at))  # noqa: E731
+        found = jax.eval_shape(run, params, batch | extra)
+        for values, want in zip(found, (size, other or size), strict=False):
+            for name, value in values.items():
+                if value.shape != (want,):
+                    raise UserError(
+                        f"objective: {name} has shape {value.shape}; want one number per example, ({want},)"
+                    )
+    judged = dataset.validation.label is not None and (dataset.validation.label >= 0).any()
+    return tuple(merged(*(dict.fromkeys(values, 0) for values in (found if judged else found[:1]))))
 
 
 def figures(terms):
     """The figures of a Terms that have a meaning, as {name: values_B}."""
     named = {"loss": terms.loss, "elbo": terms.elbo, "log_px": terms.log_px, "kl": terms.kl, **terms.extra}
     return {k: v for k, v in named.items() if v is not None}
+
+
+def parts(terms):
+    """The :func:`figures` of the batch and, where an objective has them apart, of its labelled examples."""
+    return [figures(t) for t in (terms, terms.labelled) if t is not None]
+
+
+def merged(batch, labelled=None):
+    """Mean figures of both parts as one dict: the loss is their sum, the bounds of the labelled are labelled_elbo, …"""
+    if labelled is None:
+        return batch
+    named = {f"labelled_{k}" if k in ("elbo", "log_px", "kl") else k: v for k, v in labelled.items()}
+    return batch | named | {"loss": batch["loss"] + labelled["loss"]}
 
 
 def init_state(key, mean, *, model, objective, tx, decay):
@@ -122,32 +157,45 @@ def train_step(state, batch, key, *, terms, tx, decay=0.0, axis=None):
     """(state, batch, key) → (state, metrics): one update; pure.
 
     ``batch``: image uint8, label, id, each with leading dimension B (of this shard where ``axis`` names
-    a device axis). ``key``: the stream's root. Metrics are means over the batch before the update.
+    a device axis), and 'labelled', such a batch of labelled examples, where the config asks for one.
+    ``key``: the stream's root. Metrics are means over the batch before the update.
     """
     key = jax.random.fold_in(key, state.step)
     if axis is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis))
 
     def objective(params):
-        values = figures(terms(params, batch, key, state.step))
-        mask = jnp.ones(values["loss"].shape, bool)
-        metrics = {name: masked_mean(v, mask) for name, v in values.items()}
+        found = parts(terms(params, batch, key, state.step))
+        masks = [jnp.ones(values["loss"].shape, bool) for values in found]
+        metrics = merged(*({n: masked_mean(v, m) for n, v in p.items()} for p, m in zip(found, masks, strict=True)))
         return all_mean(metrics["loss"], axis), metrics
 
     grads, metrics = jax.grad(objective, has_aux=True)(state.params)
     grads, metrics = all_mean((grads, metrics), axis)
     metrics["grad_norm"] = optax.tree.norm(grads)
-    updates, opt = tx.update(grads, state.opt, state.params)
+    # The barrier keeps XLA from making the gradients once more for each of the optimiser's arrays.
+    updates, opt = tx.update(jax.lax.optimization_barrier(grads), state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     average = optim.ema(state.ema, params, state.step, decay) if decay else ()
     return TrainState(state.step + 1, params, opt, average), metrics
 
 
 def eval_step(params, batch, key, *, terms):
-    """Sums over a batch's real examples, {'loss': Σ, ..., 'n': count}; divide once, at the end."""
-    values = figures(terms(params, batch, key))
-    sums = {name: masked_sum(v, batch["mask"]) for name, v in values.items()}
-    return sums | {"n": jnp.sum(batch["mask"].astype(jnp.float32))}
+    """Sums over a batch's real examples, [{'loss': Σ, ..., 'n': count}], and over those of them that have a label
+    where an objective has figures of these apart; divide once, at the end, by :func:`divided`."""
+    found, masks = parts(terms(params, batch, key)), [batch["mask"]]
+    if len(found) > 1:
+        masks.append(batch["mask"] & (batch["label"] >= 0))
+    return [
+        {name: masked_sum(v, mask) for name, v in values.items()} | {"n": jnp.sum(mask.astype(jnp.float32))}
+        for values, mask in zip(found, masks, strict=True)
+    ]
+
+
+def divided(totals):
+    """Mean figures from :func:`eval_step`'s sums over all batches; without those of labels where no example has one."""
+    means = [{k: v / t["n"] for k, v in t.items() if k != "n"} for t in totals if np.all(t["n"])]
+    return merged(*means)
 
 
 def averaged(state):

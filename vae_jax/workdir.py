@@ -45,7 +45,7 @@ def setup(c):
     sharding.check_replicas(config_lib.replica_count(c), mesh)
     alone = config_lib.override(c, {})
     params = compile_lib.shapes(alone, s.model, mesh)[0].params
-    figures = step.check(step.make_terms(alone, s.model, dataset), params, dataset.shape)
+    figures = step.check(alone, s.model, dataset, params)
     if c.eval.select not in figures:
         raise UserError(f"eval.select={c.eval.select}: objective {c.objective.name} gives {', '.join(sorted(figures))}")
     if c.eval.select == "loss" and hasattr(config_lib.resolve("objective", c.objective.name), "init"):

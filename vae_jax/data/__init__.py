@@ -1,6 +1,9 @@
 """Images, labels and splits of a named data set; batches are a pure function of (seed, step)."""
 
+import gzip
+import importlib.util
 import math
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +11,7 @@ import numpy as np
 from vae_jax import config
 from vae_jax.config import UserError
 from vae_jax.data import cache, sources
-from vae_jax.data.batches import batch_indices, eval_batches, host_batches, shuffle, to_input
+from vae_jax.data.batches import batch_indices, eval_batches, host_batches, labelled_indices, shuffle, to_input
 
 __all__ = [
     "Dataset",
@@ -19,18 +22,20 @@ __all__ = [
     "check",
     "eval_batches",
     "host_batches",
+    "labelled",
+    "labelled_indices",
     "load",
     "to_input",
 ]
 
 # What is carved off never depends on the run's seed: runs of different seeds share their splits.
-VALIDATION_SEED, TEST_SEED = 1, 2
+VALIDATION_SEED, TEST_SEED, LABELS_SEED = 1, 2, 3
 TEST_SHARE = 0.2
 
 
 class Split(NamedTuple):
     image: Any  # uint8 [N, H, W, C]: an array, a memory map, or a Stream
-    label: np.ndarray | None  # int32 [N]; None where there are no labels
+    label: np.ndarray | None  # int32 [N]; −1: unlabelled; None where there are no labels
 
 
 class Dataset(NamedTuple):
@@ -82,6 +87,12 @@ def load(c):
 
     A missing test split (20 %) or validation split (``c.validation``) is carved from the training
     images, stratified by label, by constant seeds. Raises :class:`UserError`.
+
+    ``c.labels`` = N > 0 leaves N labels in training and validation together, as many of each class as of
+    another; every other label of the two is −1, and nothing reads it. Of the N, round(``c.validation`` · N)
+    are validation labels, but one of each class at least; below two for each class none are, and then
+    validation has no accuracy. The validation *images* are ``c.validation`` of all, and are then carved
+    without a look at their labels. ``c.labels_seed`` draws other examples; the run's seed does not.
     """
     check(c)
     levels = 256
@@ -102,22 +113,26 @@ def load(c):
     if "test" not in splits:
         splits["train"], splits["test"] = carve(splits["train"], TEST_SHARE, TEST_SEED)
     if "validation" not in splits:
-        rest, part = carve(splits["train"], c.validation, VALIDATION_SEED)
+        rest, part = carve(splits["train"], c.validation, VALIDATION_SEED, stratified=not c.get("labels"))
         splits["train"], splits["validation"] = rest, part
     for split in Dataset._fields[4:]:
         if not len(splits[split].image):
             raise UserError(f"data.name={c.name}: no images are left for {split}; want more images")
+    if c.get("labelled_batch") and not classes:
+        raise UserError(f"data.labelled_batch={c.labelled_batch}: data.name={c.name} has no labels; want 0")
+    if c.get("labels"):
+        spend(splits, c, len(classes))
     return Dataset(c.name, shape, levels, classes, *(splits[s] for s in Dataset._fields[4:]))
 
 
-def carve(split, share, seed):
-    """(the rest, a part): ``share`` of the examples of each class, in their old order.
+def carve(split, share, seed, *, stratified=True):
+    """(the rest, a part): ``share`` of the examples (of each class, if ``stratified``), in their old order.
 
     The part has round(share * N) examples, spread over the classes by largest remainder; but a
     class of two or more examples is in both.
     """
     n = len(split.image)
-    label = np.zeros(n, np.int32) if split.label is None else split.label
+    label = split.label if stratified and split.label is not None else np.zeros(n, np.int32)
     classes, count = np.unique(label, return_counts=True)
     want = share * count
     take = np.floor(want).astype(int)
@@ -129,6 +144,43 @@ def carve(split, share, seed):
     for c, k in zip(classes, take, strict=True):
         part[order[label[order] == c][:k]] = True
     return _take(split, np.flatnonzero(~part)), _take(split, np.flatnonzero(part))
+
+
+def spend(splits, c, classes):
+    """Leave the label budget of :func:`load` in ``splits["train"]`` and ``splits["validation"]``, in place."""
+    if not classes:
+        raise UserError(f"data.labels={c.labels}: data.name={c.name} has no labels; want 0")
+    if c.labels < classes:
+        raise UserError(f"data.labels={c.labels}: want 0 (all) or at least {classes}, one of each class")
+    judging = max(round(c.validation * c.labels), classes) if c.labels >= 2 * classes else 0
+    for name, count in (("train", c.labels - judging), ("validation", judging)):
+        split = splits[name]
+        chosen = balanced(split.label, count, classes, c.labels_seed)
+        if len(chosen) < count:
+            raise UserError(f"data.labels={c.labels}: want no more than {name} has, {len(chosen)} of {count}; 0 is all")
+        label = np.full(len(split.label), -1, np.int32)
+        label[chosen] = split.label[chosen]
+        splits[name] = Split(split.image, label)
+
+
+def balanced(label_N, count, classes, seed):
+    """Indices, in rising order, of ``count`` examples: as many of each class as of another.
+
+    The first of each class in one shuffled order, so the examples of a smaller ``count`` are among those of a
+    larger one. What does not divide goes to the first classes; what a small class lacks, to the others.
+    """
+    n = len(label_N)
+    order = shuffle(np.arange(n, dtype=np.uint32), np.full(n, seed, np.uint32), n=n, seed=LABELS_SEED)
+    have, take = np.bincount(label_N, minlength=classes), np.zeros(classes, int)
+    while (left := count - take.sum()) > 0 and len(some := np.flatnonzero(take < have)):
+        take[some[:left]] += np.minimum(max(left // len(some), 1), (have - take)[some[:left]])
+    index = [order[label_N[order] == y][:k] for y, k in enumerate(take)]
+    return np.sort(np.concatenate(index)).astype(np.int32)
+
+
+def labelled(split):
+    """The examples of a split that have a label."""
+    return split if split.label is None or split.label.min() >= 0 else _take(split, np.flatnonzero(split.label >= 0))
 
 
 def _take(split, index):
@@ -152,9 +204,10 @@ def _decode(source, shape, path, limit):
 
 
 def _digits():
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    image = digits.images.astype(np.uint8)[..., None]  # 0 .. 16
-    split = Split(image, digits.target.astype(np.int32))
+    # The file that sklearn.datasets.load_digits reads: importing scikit-learn for it takes more than a second.
+    (folder,) = importlib.util.find_spec("sklearn").submodule_search_locations
+    with gzip.open(os.path.join(folder, "datasets", "data", "digits.csv.gz")) as f:
+        rows = np.loadtxt(f, delimiter=",", dtype=np.uint8)  # 64 pixels, 0 .. 16, and the label
+    image = rows[:, :-1].reshape(-1, 8, 8, 1)
+    split = Split(image, rows[:, -1].astype(np.int32))
     return image.shape[1:], tuple("0123456789"), {"train": split}

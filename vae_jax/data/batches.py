@@ -70,6 +70,11 @@ def batch_indices(step, *, n, batch, seed, xp=np):
     return shuffle(offset, epoch, n=n, seed=seed, xp=xp).astype(xp.int32)
 
 
+def labelled_indices(step, *, n, batch, seed, xp=np):
+    """Places I_B (int32) in the list of the n labelled examples: :func:`batch_indices` of a stream of its own."""
+    return batch_indices(step, n=n, batch=batch, seed=xp.asarray(seed).astype(xp.uint32) + np.uint32(2**31), xp=xp)
+
+
 def eval_batches(n, batch):
     """Yield (indices int32 [batch], mask bool [batch]): every example once, padding masked."""
     for start in range(0, n, batch):
@@ -77,21 +82,28 @@ def eval_batches(n, batch):
         yield (np.arange(start, start + batch) % n).astype(np.int32), mask
 
 
-def host_batches(split, *, start, steps, batch, seed, prefetch=4):
+def host_batches(split, *, start, steps, batch, seed, labelled=0, prefetch=4):
     """Training batches start .. start + steps - 1, prepared in threads ahead of their use.
 
     Each is {'image': uint8 [B, H, W, C], 'label': int32 [B] (zeros where there are none),
-    'id': int32 [B]}.
+    'id': int32 [B]}, and with ``labelled`` such a batch of labelled examples, of that size, as 'labelled'.
     The order is :func:`batch_indices`', so any start is exact and there is no state to save.
     """
     import grain
 
     n = len(split.image)
+    index_L = np.flatnonzero(split.label >= 0).astype(np.int32) if labelled else None
+
+    def rows(ids):
+        label = np.zeros(len(ids), np.int32) if split.label is None else split.label[ids]
+        return {"image": np.asarray(split.image[ids]), "label": label, "id": ids}
 
     def gather(step):
-        ids = batch_indices(step, n=n, batch=batch, seed=seed)
-        label = np.zeros(batch, np.int32) if split.label is None else split.label[ids]
-        return {"image": np.asarray(split.image[ids]), "label": label, "id": ids}
+        found = rows(batch_indices(step, n=n, batch=batch, seed=seed))
+        if labelled:
+            places = labelled_indices(step, n=len(index_L), batch=labelled, seed=seed)
+            found["labelled"] = rows(index_L[places])
+        return found
 
     options = grain.ReadOptions(num_threads=2 if prefetch else 0, prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.range(start, start + steps).map(gather).to_iter_dataset(options))

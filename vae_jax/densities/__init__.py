@@ -28,6 +28,7 @@ from vae_jax.densities.likelihoods import (
     bits_per_dim,
     check,
     log_discretized_logistic,
+    softplus,
 )
 from vae_jax.densities.priors import MixtureOfNormals, label_normal
 
@@ -56,5 +57,6 @@ __all__ = [
     "real",
     "scale_tril",
     "soft_clip",
+    "softplus",
     "stop",
 ]

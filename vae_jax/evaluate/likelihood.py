@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from vae_jax import compile as compile_lib
 from vae_jax import data, sharding
+from vae_jax.objectives import semi
 
 # Parameters of p(x|z) that one device makes in one call: on CPU, what stays in its caches.
 VALUES = {"cpu": 2**20, "other": 2**26}
@@ -26,11 +27,15 @@ def inputs(c, levels):
 
 
 def draws(model, params, x_BxHxWxC, id_B, key, first, samples):
-    """Draws number ``first`` … ``first + samples − 1`` of each example; leaves BxKx…."""
+    """Draws number ``first`` … ``first + samples − 1`` of each example; leaves BxKx….
+
+    Of a conditional model each is a pass over all labels, ``semi.enumerated``.
+    """
+    draw = functools.partial(semi.enumerated, model) if model.conditional else model.draw
 
     def one(x, i):
         keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(key, i), s))(first + jnp.arange(samples))
-        return jax.vmap(lambda k: jax.tree.map(lambda a: a[0], model.draw(params, x[None], k)))(keys)
+        return jax.vmap(lambda k: jax.tree.map(lambda a: a[0], draw(params, x[None], k)))(keys)
 
     return jax.vmap(one)(x_BxHxWxC, id_B)
 
@@ -104,7 +109,8 @@ def call_size(model, mesh, k):
     """
     height, width, channels = model.shape
     values = VALUES.get(mesh.devices.flat[0].platform, VALUES["other"])
-    rows = max(32, values // (height * width * model.likelihood.outputs(channels)))
+    each = height * width * model.likelihood.outputs(channels) * (model.classes if model.conditional else 1)
+    rows = max(32, values // each)
     calls = -(-k // (rows * mesh.shape["model"]))
     samples = -(-k // calls)
     return mesh.shape["data"] * max(1, rows // -(-samples // mesh.shape["model"])), samples

@@ -16,14 +16,19 @@ FIGURES = (*CLASSIFIED, *BOUNDS, "knn_accuracy", "active_units", *SURGERY)
 
 def forward(c, model, params, split, levels, mesh, every=1):
     """Posterior means, their log-variances where q is a diagonal Gaussian, and logits at the means, of each
-    ``every``-th example of a split: {'mu': NxD, 'logvar': NxD, 'logits': NxY}."""
+    ``every``-th example of a split: {'mu': NxD, 'logvar': NxD, 'logits': NxY}.
+
+    Of a conditional model the logits are q(y|x)'s, and q(z|x,y) is that of the most probable y.
+    """
     to_x = likelihood.inputs(c, levels)
 
     def program(params, batch):
-        q = model.encode(params, to_x(batch))
+        x = to_x(batch)
+        q = model.encode(params, x, *model.guess(params, x))
         mu = q.mu
         spread = {"logvar": q.logvar} if isinstance(q, densities.Normal) else {}
-        return {"mu": mu} | spread | ({} if model.classify is None else {"logits": model.classify(params, mu)})
+        seen = x if model.conditional else mu
+        return {"mu": mu} | spread | ({} if model.classify is None else {"logits": model.classify(params, seen)})
 
     run = compile_lib.over_batches(program, mesh)
     rows = [(run(params, batch), real) for batch, real in likelihood.batches(split, c.eval.batch, mesh, every)]
@@ -46,9 +51,10 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
     if test.label is None:
         why |= dict.fromkeys((*CLASSIFIED, "knn_accuracy"), "the data has no labels")
     else:
-        every = -(-len(dataset.train.image) // recognition.NEIGHBOURS)
-        train = forward(c, model, params, dataset.train, levels, mesh, every)
-        near = (train["mu"], dataset.train.label[::every])
+        gallery = data.labelled(dataset.train)
+        every = -(-len(gallery.image) // recognition.NEIGHBOURS)
+        train = forward(c, model, params, gallery, levels, mesh, every)
+        near = (train["mu"], gallery.label[::every])
         metrics["knn_accuracy"] = recognition.knn_accuracy(*near, out["mu"], test.label)
         if model.classify is None:
             why |= dict.fromkeys(CLASSIFIED, "the model has no classifier")

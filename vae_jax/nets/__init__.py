@@ -3,6 +3,10 @@
 An encoder maps x_BxHxWxC to features_BxF; a decoder has ``shape = (H, W, O)`` and maps z_BxD to
 out_BxHxWxO; a classifier has ``outputs`` and maps z_BxD to logits_BxY. Their other fields are the
 fields of the config's section of that name.
+
+Encoders and decoders take a one-hot label y, BxY or one for all, Y. It enters the first dense layer (of a
+convolutional encoder, the one after the convolutions) split: W [h, y] + b is W_h h + b, computed once
+whatever the number of labels that ``vmap`` runs through, plus a row of W_y.
 """
 
 from vae_jax.nets.conv import ConvDecoder, ConvEncoder
@@ -13,7 +17,7 @@ ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder}
 DECODERS = {"none": None, "mlp": MLPDecoder, "conv": ConvDecoder}
 CLASSIFIERS = {"none": None, "mlp": MLPClassifier}
 # The parts of a model in a fixed order: each has its own key of initialisation.
-PARTS = ("classifier", "decoder", "encoder", "posterior", "prior")
+PARTS = ("classifier", "decoder", "encoder", "posterior", "prior", "trunk")
 
 POSTERIORS = {"gaussian": Gaussian, "full": FullGaussian, "iaf": InverseAutoregressive}
 PRIORS = {"normal": FixedNormal, "mixture": Mixture, "vamp": Vamp, "realnvp": RealNVP}

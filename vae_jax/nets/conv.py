@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from vae_jax.config import UserError
-from vae_jax.nets.mlp import act
+from vae_jax.nets.mlp import act, add_label
 
 
 def _down2(y, w):
@@ -86,14 +86,15 @@ class ConvEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, y=None):
         nonlinear = act(self.activation)
         if len(self.widths) != len(self.strides):
             raise UserError(f"encoder.strides={tuple(self.strides)}: want as many as widths={tuple(self.widths)}")
         for width, stride in zip(self.widths, self.strides, strict=True):
             conv = nn.Conv(width, (self.kernel,) * 2, (stride,) * 2, padding="SAME", dtype=self.dtype)
             x = nonlinear(conv(x))
-        return nonlinear(nn.Dense(self.dense, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
+        h = nn.Dense(self.dense, dtype=self.dtype)(x.reshape(x.shape[0], -1))
+        return nonlinear(add_label(h, y, self.dtype))
 
 
 class ConvDecoder(nn.Module):
@@ -111,7 +112,7 @@ class ConvDecoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z):
+    def __call__(self, z, y=None):
         nonlinear = act(self.activation)
         height, width, outputs = self.shape
         n = len(self.widths)
@@ -119,7 +120,7 @@ class ConvDecoder(nn.Module):
             raise UserError("decoder.widths=(): want one number or more")
         rows, columns = -(-height // 2**n), -(-width // 2**n)
         dense = functools.partial(nn.Dense, dtype=self.dtype)
-        h = nonlinear(dense(self.dense)(z))
+        h = nonlinear(add_label(dense(self.dense)(z), y, self.dtype))
         h = nonlinear(dense(rows * columns * self.widths[0])(h))
         h = h.reshape(z.shape[0], rows, columns, self.widths[0])
         for features in self.widths[1:]:

@@ -7,24 +7,32 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vae_jax import densities
 from vae_jax.config import UserError, nearest
 
-ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "gelu": nn.gelu, "silu": nn.silu}
+ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "gelu": nn.gelu, "silu": nn.silu, "softplus": densities.softplus}
 
 
 class Layer(nn.Module):
-    """Dense and activation; 'gated' is a ⊙ sigmoid(b) of two halves (Dauphin et al. 2017, eq. 1)."""
+    """Dense and activation; 'gated' is a ⊙ sigmoid(b) of two halves (Dauphin et al. 2017, eq. 1).
+
+    A label y, one-hot, adds a row of a kernel of its own, ``label``.
+    """
 
     width: int
     activation: str
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, h):
-        if self.activation == "gated":
-            a, b = jnp.split(nn.Dense(2 * self.width, dtype=self.dtype, name="gated")(h), 2, axis=-1)
+    def __call__(self, h, y=None):
+        gated = self.activation == "gated"
+        width = 2 * self.width if gated else self.width
+        h = nn.Dense(width, dtype=self.dtype, name="gated" if gated else "dense")(h)
+        h = add_label(h, y, self.dtype)
+        if gated:
+            a, b = jnp.split(h, 2, axis=-1)
             return a * nn.sigmoid(b)
-        return act(self.activation)(nn.Dense(self.width, dtype=self.dtype, name="dense")(h))
+        return act(self.activation)(h)
 
 
 def act(name):
@@ -32,6 +40,27 @@ def act(name):
     if name not in ACTIVATIONS:
         raise UserError(f"activation={name}: unknown; {nearest(name, [*ACTIVATIONS, 'gated'])}")
     return ACTIVATIONS[name]
+
+
+def add_label(h, y, dtype):
+    """h + W_y y within a module: what a one-hot label adds to the layer W_h h + b.
+
+    One entry of y is 1, so rows of unit variance give a label the scale that W_h h has for h ~ N(0, I). With a scale
+    for Y inputs M2's decoder meets z first, learns to do without y, and q(y|x) has nothing to learn from.
+    """
+    if y is None:
+        return h
+    rows = nn.initializers.normal(1.0)
+    return h + nn.Dense(h.shape[-1], use_bias=False, kernel_init=rows, dtype=dtype, name="label")(y)
+
+
+def hidden(net, h, y=None):
+    """The layers of ``net.widths``, called within it; a label y enters the first."""
+    if y is not None and not net.widths:
+        raise UserError("widths=(): a label enters the first layer; want one number or more")
+    for i, width in enumerate(net.widths):
+        h = Layer(width, net.activation, dtype=net.dtype)(h, y if i == 0 else None)
+    return h
 
 
 class MLPEncoder(nn.Module):
@@ -42,11 +71,8 @@ class MLPEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        h = x.reshape(x.shape[0], -1)
-        for width in self.widths:
-            h = Layer(width, self.activation, dtype=self.dtype)(h)
-        return h
+    def __call__(self, x, y=None):
+        return hidden(self, x.reshape(x.shape[0], -1), y)
 
 
 class MLPDecoder(nn.Module):
@@ -58,10 +84,8 @@ class MLPDecoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z):
-        h = z
-        for width in self.widths:
-            h = Layer(width, self.activation, dtype=self.dtype)(h)
+    def __call__(self, z, y=None):
+        h = hidden(self, z, y)
         out = nn.Dense(math.prod(self.shape), dtype=self.dtype, name="out")(h)
         return out.reshape(z.shape[0], *self.shape)
 
@@ -76,7 +100,4 @@ class MLPClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, z):
-        h = z
-        for width in self.widths:
-            h = Layer(width, self.activation, dtype=self.dtype)(h)
-        return nn.Dense(self.outputs, dtype=self.dtype, name="out")(h)
+        return nn.Dense(self.outputs, dtype=self.dtype, name="out")(hidden(self, z))

@@ -1,7 +1,9 @@
 """Objectives: (model, params, batch, key, *, its own numbers) → Terms, one number per example.
 
 ``batch`` holds image_BxHxWxC in [0, 1]; label_B where the data has labels; n, the size of the training
-set; step, None in evaluation; and there mask_B. Everything is in nats, summed over pixels and latent dimensions, one
+set; step, None in evaluation; and there mask_B. With a label budget or a labelled stream
+(``config.data.labels``, ``labelled_batch``) it also holds ``labelled``, such a batch of examples that have labels:
+see ``labels.examples``. Everything is in nats, summed over pixels and latent dimensions, one
 number per example: the mean over the batch is :func:`vae_jax.step.masked_mean`'s, once. (Objectives on the
 *aggregate* posterior also need statistics over the batch inside their equation, and say so.)
 
@@ -11,13 +13,15 @@ beta = 1 and every other weight at its neutral value.
 A new objective is a function like these and its line in ``OBJECTIVES``; or, with no line at all,
 ``--config.objective.name=my_file:my_loss``. Its keyword arguments are the fields of
 ``config.objective``. One that learns something of its own (a multiplier, a discriminator) has an attribute
-``init(key, model) → params``, found in ``params["objective"]``.
+``init(key, model) → params``, found in ``params["objective"]``. One on p(x|y,z) has an attribute ``conditional``,
+and its model's nets take labels.
 """
 
 from vae_jax.objectives.aggregate import beta_tcvae, dip_vae, factor_vae, info_vae
 from vae_jax.objectives.evidence import capacity, elbo, free_bits, geco
 from vae_jax.objectives.labels import cross_entropy, joint, supervised
 from vae_jax.objectives.multisample import ciwae, iwae, miwae, piwae, renyi, tvo, vr_max
+from vae_jax.objectives.semi import m2
 from vae_jax.objectives.terms import Terms, many
 
 __all__ = ["OBJECTIVES", "Terms", "cross_entropy", "many"]
@@ -28,6 +32,6 @@ OBJECTIVES = {
         *(elbo, free_bits, capacity, geco),
         *(iwae, miwae, ciwae, piwae, renyi, vr_max, tvo),
         *(beta_tcvae, factor_vae, dip_vae, info_vae),
-        *(joint, supervised),
+        *(joint, supervised, m2),
     )
 }

@@ -15,22 +15,49 @@ def joint(model, params, batch, key, *, beta=1.0, gamma=1.0, samples=1):
     The bound of a model in which z generates both x and y (gamma = 1 makes it the bound on
     log p(x, y)). ``elbo`` stays the bound on log p(x). The classifier is judged in evaluation at the
     posterior mean; here ``accuracy`` is at a sample.
+
+    With a label budget the loss is the mean of beta · KL − log p(x|z) over the batch, whose labels are not
+    looked at, + gamma times the mean cross-entropy over the labelled examples.
     """
     d = many(model, params, batch["image"], key, samples)
     value, log_px, kl = bound(d)
-    logits_KxBxY = jax.vmap(lambda z: _classify(model, params, z))(d.z)
-    ce, hit = (a.mean(0) for a in jax.vmap(lambda s: cross_entropy(s, batch["label"]))(logits_KxBxY))
-    return Terms(beta * kl - log_px + gamma * ce, value, log_px, kl, {"cross_entropy": ce, "accuracy": hit})
+    rows = examples(batch)
+    apart = rows is not batch
+    z_KxBxD = many(model, params, rows["image"], jax.random.fold_in(key, 1), samples).z if apart else d.z
+    logits_KxBxY = jax.vmap(lambda z: _classify(model, params, z))(z_KxBxD)
+    ce, hit = (a.mean(0) for a in jax.vmap(lambda s: cross_entropy(s, rows["label"]))(logits_KxBxY))
+    extra = {"cross_entropy": ce, "accuracy": hit}
+    if apart:
+        return Terms(beta * kl - log_px, value, log_px, kl, labelled=Terms(gamma * ce, extra=extra))
+    return Terms(beta * kl - log_px + gamma * ce, value, log_px, kl, extra)
 
 
 def supervised(model, params, batch, key):
     r"""The baseline: the same encoder and classifier, cross-entropy only, nothing sampled.
 
     .. math:: \mathrm{loss} = -\log p(y | z = \mu(x))
+
+    With a label budget it sees the labelled examples only.
     """
-    logits_BxY = _classify(model, params, model.encode(params, batch["image"]).mu)
-    ce, hit = cross_entropy(logits_BxY, batch["label"])
-    return Terms(loss=ce, extra={"cross_entropy": ce, "accuracy": hit})
+    rows = examples(batch)
+    logits_BxY = _classify(model, params, model.encode(params, rows["image"]).mu)
+    ce, hit = cross_entropy(logits_BxY, rows["label"])
+    terms = Terms(loss=ce, extra={"cross_entropy": ce, "accuracy": hit})
+    return terms if rows is batch else Terms(loss=jnp.zeros(len(batch["image"])), labelled=terms)
+
+
+def examples(batch):
+    """The examples to learn labels from: ``batch["labelled"]``, or all of a batch where every example has a label.
+
+    In evaluation these are the batch again, a label −1 where there is none; what is said of those is not counted.
+    """
+    rows = batch.get("labelled", batch)
+    if rows is None:
+        raise UserError(
+            "data.labelled_batch=0: with data.labels this objective learns from a stream of labelled "
+            "examples; want their number per step, such as 100"
+        )
+    return rows
 
 
 def cross_entropy(logits_BxY, label_B):

@@ -6,13 +6,18 @@ import jax
 
 
 class Terms(NamedTuple):
-    """What an objective says of each example, shape B each; None where a figure has no meaning."""
+    """What an objective says of each example, shape B each; None where a figure has no meaning.
+
+    Where ``batch["labelled"]`` is there, ``labelled`` may hold the terms of its examples. Each part is averaged
+    over its own examples, and what is minimised is the sum of the two mean losses.
+    """
 
     loss: jax.Array
     elbo: jax.Array | None = None  # the beta = 1 bound on log p(x)
     log_px: jax.Array | None = None  # E log p(x|z): minus the distortion
     kl: jax.Array | None = None  # the rate
     extra: dict[str, Any] = {}  # further figures, shape B; never changed  # noqa: RUF012
+    labelled: Any = None  # Terms
 
 
 def many(model, params, x_BxHxWxC, key, samples, **kwargs):

@@ -1,0 +1,381 @@
+"""Label budgets and M2: what is read, what the bound is, and that it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import log_softmax, logsumexp
+
+from tests.test_step import TOLERANCE, largest_difference, trace
+from vae_jax import compile as compile_lib
+from vae_jax import config, data, loop, nets, sharding, step, workdir
+from vae_jax import model as model_lib
+from vae_jax.config import UserError
+from vae_jax.evaluate import evaluate, likelihood
+from vae_jax.objectives import OBJECTIVES, Terms, many
+from vae_jax.objectives.terms import bound
+
+KEY = jax.random.key(3)
+# Of 20 labels on digits.
+GOLDEN_TRAIN = [249, 336, 728, 747, 787, 799, 849, 1058, 1146, 1253]
+GOLDEN_VALIDATION = [6, 12, 42, 47, 49, 67, 72, 83, 115, 137]
+jit = compile_lib.simple
+
+
+def semi_supervised(**changes):
+    """M2 on digits with 60 labels."""
+    c = config.default()
+    c.data.binarize, c.data.labels, c.data.labelled_batch = "threshold", 60, 40
+    c.latent, c.batch = 8, 40
+    c.encoder = config.call("encoder", "mlp", widths=(64,))
+    c.decoder = config.call("decoder", "mlp", widths=(64,))
+    c.classifier = config.call("classifier", "mlp")
+    c.likelihood = config.call("likelihood", "bernoulli")
+    c.objective = config.call("objective", "m2", alpha=20.0)
+    c.optim.lr, c.optim.schedule, c.eval.iw_k = 3e-3, "constant", 5
+    for field, value in changes.items():
+        config.set_field(c, field.replace("__", "."), value)
+    config.validate(c)
+    return c
+
+
+# ---- label budgets --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("labels", "judging"), [(10, 0), (19, 0), (20, 10), (60, 10), (207, 21)])
+def test_a_budget_is_exact_balanced_and_within_the_splits(labels, judging):
+    whole, c = data.load(config.default().data), semi_supervised(data__labels=labels)
+    found = data.load(c.data)
+    assert (found.train.label >= 0).sum() == labels - judging and (found.validation.label >= 0).sum() == judging
+    assert found.test.label.min() >= 0, "the test set keeps its labels"
+    for split in (found.train, found.validation):
+        chosen = split.label[split.label >= 0]
+        count = np.bincount(chosen, minlength=10)
+        assert count.max() - count.min() <= 1
+        truth = {image.tobytes(): y for part in whole[4:] for image, y in zip(part.image, part.label, strict=True)}
+        assert all(truth[split.image[i].tobytes()] == split.label[i] for i in np.flatnonzero(split.label >= 0))
+    sizes = [(len(d.train.image), len(d.validation.image)) for d in (whole, found)]
+    assert sizes[0] == sizes[1], "the images stay"
+
+
+def test_the_chosen_examples_are_these_on_every_machine():
+    found = data.load(semi_supervised(data__labels=20).data)
+    chosen = [np.flatnonzero(s.label >= 0) for s in (found.train, found.validation)]
+    np.testing.assert_array_equal(chosen[0], GOLDEN_TRAIN)
+    np.testing.assert_array_equal(chosen[1], GOLDEN_VALIDATION)
+    other = data.load(semi_supervised(data__labels=20, data__labels_seed=1).data)
+    assert set(np.flatnonzero(other.train.label >= 0)) != set(chosen[0])
+    more = data.load(semi_supervised(data__labels=200).data)
+    assert set(chosen[0]) <= set(np.flatnonzero(more.train.label >= 0)), "a larger budget has those of a smaller one"
+
+
+def test_a_class_of_few_examples_gives_what_it_has():
+    label = np.array([0] * 50 + [1] * 3 + [2] * 50)
+    chosen = data.balanced(label, 40, 3, 0)
+    assert len(chosen) == len(set(chosen)) == 40
+    assert sorted(np.bincount(label[chosen])) == [3, 18, 19]
+
+
+def test_no_label_outside_the_budget_is_read(monkeypatch):
+    """Other labels permuted: the same data set, and the same parameters to the last bit after a few steps."""
+    image, label = data._digits()[2]["train"]
+    c = semi_supervised(steps_per_call=4)
+
+    def load(label):
+        splits = {"train": data.Split(image[:1400], label[:1400]), "test": data.Split(image[1400:], label[1400:])}
+        monkeypatch.setattr(data, "_digits", lambda: ((8, 8, 1), tuple("0123456789"), dict(splits)))
+        return data.load(c.data)
+
+    dataset = load(label)
+    # Those that come after the last chosen one in the order of choice: earlier ones decide what is chosen.
+    parts = data.carve(data.Split(np.arange(1400), None), 0.1, data.VALIDATION_SEED, stratified=False)
+    rng, other = np.random.default_rng(0), label.copy()
+    for part, split in zip(parts, (dataset.train, dataset.validation), strict=True):
+        n = len(part.image)
+        order = data.shuffle(np.arange(n, dtype=np.uint32), np.zeros(n, np.uint32), n=n, seed=data.LABELS_SEED)
+        last = np.flatnonzero(split.label[order] >= 0).max()
+        rest = part.image[order[last + 1 :]]
+        other[rest] = rng.permutation(label[rest])
+    assert (other != label).sum() > 500
+    again = load(other)
+    for a, b in zip(jax.tree.leaves(dataset[4:]), jax.tree.leaves(again[4:]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
+    model = model_lib.build_for(c, dataset)
+    fresh, places = compile_lib.init(c, model, mesh, dataset)
+    program = compile_lib.training(c, model, mesh, dataset, jax.tree.map(jnp.copy, fresh), places)
+    train = lambda d: program.run(jax.tree.map(jnp.copy, fresh), compile_lib.resident(c, d, mesh), program.key)  # noqa: E731
+    results = [train(d) for d in (dataset, again, load((label + 1) % 10))]
+    same, moved = (largest_difference(results[0], r) for r in results[1:])
+    assert same == 0 and moved > 0, "those of the budget are read"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__labels": 5}, r"data\.labels=5: want 0 \(all\) or at least 10"),
+        ({"data__labels": 3000}, r"data\.labels=3000: want no more than train has"),
+        ({"data__labelled_batch": 0}, r"data\.labelled_batch=0: .* such as 100"),
+        ({"data__labels": 15, "eval__select": "accuracy"}, r"eval\.select=accuracy: .* gives elbo, kl, log_px, loss$"),
+        ({"encoder__widths": ()}, r"widths=\(\): a label enters the first layer"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(changes, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        loop.train(semi_supervised(**changes), str(tmp_path / "run"))
+
+
+def test_both_streams_are_the_same_on_eight_devices_and_from_the_host():
+    c = semi_supervised(data__binarize="dynamic")
+    losses, state = trace(c, jax.devices()[:1], 6)
+    for changes, devices in (({"data__on_device_mb": 0}, 1), ({}, 8)):
+        other = trace(semi_supervised(data__binarize="dynamic", **changes), jax.devices()[:devices], 6)
+        np.testing.assert_allclose(other[0], losses, rtol=TOLERANCE)
+        assert largest_difference(other[1].params, state.params) < 1e-4
+
+
+def test_the_labelled_stream_shows_the_budget_only_and_all_of_it():
+    split = data.load(semi_supervised().data).train
+    batches = list(data.host_batches(split, start=0, steps=5, batch=40, seed=0, labelled=40, prefetch=0))
+    ids = np.concatenate([b["labelled"]["id"] for b in batches])
+    assert sorted(ids[:50]) == sorted(ids[50:100]) == sorted(np.flatnonzero(split.label >= 0))
+    for b in batches:
+        np.testing.assert_array_equal(b["labelled"]["label"], split.label[b["labelled"]["id"]])
+        np.testing.assert_array_equal(b["labelled"]["image"], split.image[b["labelled"]["id"]])
+
+
+# ---- the equations --------------------------------------------------------------------------------
+
+SHAPE, PIXELS = (2, 3, 1), 6
+X = jnp.asarray(np.random.default_rng(1).integers(0, 2, (5, *SHAPE)), jnp.float32)
+LABEL = jnp.array([0, 1, 1, 0, 1])
+
+
+def tiny(objective="m2", labels=2, **changes):
+    """A model of 6 binary pixels, 2 classes and z of 1 dimension, and its parameters away from where they begin."""
+    c = config.default()
+    c.latent = 1
+    c.encoder, c.decoder = (config.call(part, "mlp", widths=(4,)) for part in ("encoder", "decoder"))
+    c.classifier = config.call("classifier", "mlp")
+    c.likelihood = config.call("likelihood", "bernoulli")
+    c.objective = config.call("objective", objective)
+    for part, value in changes.items():
+        c[part] = value
+    binary = c.likelihood.name == "bernoulli"
+    model = model_lib.build(c, shape=SHAPE, levels=256, classes=labels, binary=binary)
+    leaves, tree = jax.tree.flatten(jit(model.init)(jax.random.key(0)))
+    noise = [0.7 * jax.random.normal(jax.random.fold_in(KEY, i), a.shape) for i, a in enumerate(leaves)]
+    return model, jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
+
+
+def batch_of(x, label, labelled_x, labelled_y):
+    return {"image": x, "label": label, "labelled": {"image": labelled_x, "label": labelled_y}}
+
+
+def test_the_unlabelled_bound_is_the_sum_over_labels_written_out():
+    model, params = tiny()
+    batch = batch_of(X, jnp.full(5, -1), X[:3], LABEL[:3])
+    key_u, key_l = jax.random.split(KEY)
+
+    @jit
+    def run(params):
+        terms = OBJECTIVES["m2"](model, params, batch, KEY, alpha=7.0, labelled=0.5, samples=2)
+        each = [bound(many(model, params, X, key_u, 2, y=jnp.full(5, y)))[0] for y in (0, 1)]
+        labelled = bound(many(model, params, X[:3], key_l, 2, y=LABEL[:3]))[0]
+        return terms, each, labelled, model.classify(params, X)
+
+    terms, each, labelled, logits = run(params)
+    log_q = log_softmax(np.asarray(logits, np.float64), axis=1)
+    log_p = np.log(0.5)
+    want = sum(np.exp(log_q[:, y]) * (np.asarray(each[y], np.float64) + log_p) for y in (0, 1))
+    want += -(np.exp(log_q) * log_q).sum(1)
+    np.testing.assert_allclose(terms.elbo, want, rtol=1e-5)
+    np.testing.assert_allclose(terms.loss, -want, rtol=1e-5)
+    ce = -log_q[np.arange(3), LABEL[:3]]
+    np.testing.assert_allclose(terms.labelled.elbo, labelled + log_p, rtol=1e-5)
+    np.testing.assert_allclose(terms.labelled.loss, 7 * ce - 0.5 * (labelled + log_p), rtol=1e-5)
+    np.testing.assert_allclose(terms.labelled.extra["cross_entropy"], ce, rtol=1e-5)
+
+
+def test_with_a_sure_classifier_the_unlabelled_bound_is_the_labelled_one():
+    model, params = tiny()
+    params["classifier"]["out"] = {"kernel": jnp.zeros((4, 2)), "bias": jnp.array([-200.0, 200.0])}  # q(y = 1|x) = 1
+
+    def run(params):
+        terms = OBJECTIVES["m2"](model, params, batch_of(X, LABEL, X, LABEL), KEY)
+        same_noise = bound(many(model, params, X, jax.random.split(KEY)[0], 1, y=jnp.ones(5, int)))[0]
+        return terms.elbo, same_noise - jnp.log(2.0)
+
+    np.testing.assert_allclose(*jit(run)(params), rtol=1e-6)
+    gradient = jit(jax.grad(lambda p: OBJECTIVES["m2"](model, p, batch_of(X, LABEL, X, LABEL), KEY).loss.sum()))(params)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient)), "0 log 0"
+
+
+def test_the_bound_is_below_the_exact_evidence_which_importance_weights_reach():
+    """log p(x) by quadrature over z and the sum over y."""
+    model, params = tiny()
+    z = np.linspace(-9, 9, 3001)
+    decode = jit(lambda y: model.decode(params, jnp.asarray(z, jnp.float32)[:, None], y))
+    log_p = []
+    for y in (0, 1):
+        logits = np.asarray(decode(y), np.float64).reshape(len(z), 1, PIXELS)
+        log_px = -np.logaddexp(0, logits * (1 - 2 * np.asarray(X).reshape(5, PIXELS))).sum(-1)
+        log_p.append(logsumexp(log_px + stats.norm.logpdf(z)[:, None] + np.log(z[1] - z[0]), axis=0) + np.log(0.5))
+    exact = logsumexp(log_p, axis=0)
+    d = jit(lambda x: likelihood.draws(model, params, x, jnp.arange(5), KEY, 0, 4000))(X)
+    elbo = np.asarray(d.log_px - d.kl[..., 0], np.float64)
+    log_w = np.asarray(d.log_w, np.float64)
+    assert (elbo.mean(1) < exact - 0.01).all(), "a bound, and here not a tight one"
+    w = np.exp(log_w - exact[:, None])
+    error = w.std(1) / np.sqrt(w.shape[1])
+    assert (error < 0.1).all()
+    np.testing.assert_array_less(abs(w.mean(1) - 1), 4 * error)
+
+
+def test_with_exact_posteriors_both_bounds_are_the_evidence():
+    """p(x|y,z) = N(w z + c_y, s²): a mixture of two Gaussians, whose q(z|x,y) and q(y|x) these nets can be."""
+    rng = np.random.default_rng(0)
+    s2 = 0.3
+    parts = {
+        "likelihood": config.call("likelihood", "gaussian", logvar=float(np.log(s2))),
+        "encoder": config.call("encoder", "mlp", widths=(2 * PIXELS,), activation="relu"),
+    }
+    model, _ = tiny(**parts)
+    w, c = rng.normal(size=PIXELS), rng.normal(size=(2, PIXELS))
+    cov = np.outer(w, w) + s2 * np.eye(PIXELS)
+    x = np.concatenate([rng.multivariate_normal(m, cov, 3) for m in c])
+    exact = logsumexp([stats.multivariate_normal(m, cov).logpdf(x) for m in c], axis=0) - np.log(2)
+    variance = 1 / (1 + w @ w / s2)
+    both = np.concatenate([np.eye(PIXELS), -np.eye(PIXELS)], 1)  # relu(h), relu(-h): a linear layer
+    gain = variance * w / s2
+    to_y = np.linalg.solve(cov, c.T)  # P x Y
+    layer = lambda kernel: {"kernel": kernel, "bias": np.zeros(kernel.shape[1])}  # noqa: E731
+    params = {
+        "encoder": {"Layer_0": {"dense": layer(both), "label": {"kernel": -c @ both}}},
+        "posterior": {
+            "Dense_0": {
+                "kernel": np.stack([np.r_[gain, -gain], np.zeros(2 * PIXELS)], 1),
+                "bias": np.array([0, np.log(variance)]),
+            }
+        },
+        "trunk": {"Layer_0": {"dense": layer(both)}},
+        "classifier": {"out": {"kernel": np.concatenate([to_y, -to_y]), "bias": -0.5 * np.einsum("yp,py->y", c, to_y)}},
+        "decoder": {
+            "Layer_0": {"dense": layer(np.array([[1.0, -1, 0, 0]])), "label": {"kernel": np.eye(4)[2:]}},
+            "out": layer(np.stack([w, -w, *c])),
+        },
+        "prior": {},
+    }
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    images = jnp.asarray(x, jnp.float32).reshape(6, *SHAPE)
+    d = jit(lambda x: likelihood.draws(model, params, x, jnp.arange(6), KEY, 0, 2000))(images)
+    np.testing.assert_allclose(d.log_w, np.tile(exact[:, None], 2000), rtol=2e-5, atol=2e-4)  # each draw alone
+    elbo = np.asarray(d.log_px - d.kl[..., 0], np.float64)
+    error = elbo.std(1) / np.sqrt(2000)
+    np.testing.assert_array_less(abs(elbo.mean(1) - exact), 4 * error + 1e-4)
+    assert elbo.std(1).max() < 1.5
+
+
+# ---- nets -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["softplus", "gated"])
+def test_the_split_first_layer_is_that_of_the_joined_input(activation):
+    name = "gated" if activation == "gated" else "dense"
+    net = nets.MLPEncoder(widths=(7, 5), activation=activation)
+    y = jax.nn.one_hot(LABEL, 2)
+    params = net.init(KEY, X, y)["params"]
+    first = params["Layer_0"][name]
+    first["bias"] += 0.1
+    kernel = jnp.concatenate([first["kernel"], params["Layer_0"]["label"]["kernel"]])
+    joined = params | {"Layer_0": {name: {"kernel": kernel, "bias": first["bias"]}}}
+    want = net.apply({"params": joined}, jnp.concatenate([X.reshape(5, -1), y], 1))
+    np.testing.assert_allclose(net.apply({"params": params}, X, y), want, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+def test_the_image_meets_the_encoder_once_for_all_labels(net):
+    """Products of the enumeration over 3 labels, by rows: those of an image's own layers have 5, one for each image."""
+    fields = dict(widths=(4, 3)) if net == "conv" else dict(widths=(11,))
+    model, _ = tiny(labels=3, encoder=config.call("encoder", net, **fields))
+    params = jax.eval_shape(model.init, KEY)
+    every = lambda p, x: jax.vmap(lambda y: model.encode(p, x, y).mu)(jnp.arange(3))  # noqa: E731
+    products = [e for e in jax.make_jaxpr(every)(params, X).eqns if e.primitive.name in ROWS]
+    rows = [int(np.prod([e.invars[0].aval.shape[d] for d in ROWS[e.primitive.name](e)])) for e in products]
+    # The label's row alone has 3; of conv the dense layer is the image's too. Then the posterior's head, for all.
+    assert rows == ([5, 5] if net == "conv" else []) + [5, 3, 15]
+
+
+# The dimensions of the first operand of a product that are no part of its sums.
+ROWS = {
+    "dot_general": lambda e: set(range(e.invars[0].aval.ndim)) - set(e.params["dimension_numbers"][0][0]),
+    "conv_general_dilated": lambda e: (e.params["dimension_numbers"].lhs_spec[0],),
+}
+
+
+def test_convolutional_nets_take_labels():
+    conv = {part: config.call(part, "conv", widths=(4, 3)) for part in ("encoder", "decoder")}
+    model, params = tiny(**conv)
+    a, b = (jit(lambda p, y: model.draw(p, X, KEY, y=y))(params, y) for y in (0, 1))
+    assert (np.abs(a.log_px - b.log_px) > 1e-4).all() and (np.abs(a.kl - b.kl) > 1e-6).all()
+    with pytest.raises(UserError, match="want a label"):
+        model.draw(params, X, KEY)
+
+
+# ---- the labelled part ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["joint", "supervised"])
+def test_other_objectives_learn_from_the_labelled_examples_only(name):
+    model, params = tiny(name)
+    fields = {"gamma": 5.0} if name == "joint" else {}
+
+    @jit
+    def run(label, labelled):
+        batch = batch_of(X, label, X[:2], labelled)
+        split = OBJECTIVES[name](model, params, batch, KEY, **fields)
+        whole = OBJECTIVES[name](model, params, {"image": X, "label": jnp.abs(label)}, KEY, **fields)
+        return split, whole, model.classify(params, model.encode(params, X[:2]).mu)
+
+    split, whole, logits = run(jnp.array([-1, 1, -1, 0, 1]), LABEL[:2])
+    hidden, _, _ = run(jnp.full(5, -1), LABEL[:2])
+    for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(hidden), strict=True):
+        np.testing.assert_array_equal(a, b, "the labels of the batch are not looked at")
+    weight = fields.get("gamma", 1.0)
+    np.testing.assert_allclose(split.loss, whole.loss - weight * whole.extra["cross_entropy"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(split.labelled.loss, weight * split.labelled.extra["cross_entropy"], rtol=1e-6)
+    if name == "supervised":  # at the mean: nothing is sampled
+        ce = -log_softmax(np.asarray(logits, np.float64), 1)[[0, 1], LABEL[:2]]
+        np.testing.assert_allclose(split.labelled.loss, ce, rtol=1e-5)
+
+
+def test_each_part_is_averaged_over_its_own_examples():
+    label, mask = jnp.array([1, -1, 0, -1, 1]), jnp.array([True, True, True, True, False])
+    value = jnp.array([1.0, 2.0, 4.0, 8.0, 99.0])
+    labelled = jnp.array([10.0, jnp.nan, 30.0, jnp.nan, 99.0])  # what is said of the unlabelled is not counted
+    terms = Terms(value, elbo=-value, labelled=Terms(labelled, elbo=-labelled, extra={"accuracy": labelled / 30}))
+    means = lambda label: step.divided(  # noqa: E731
+        jax.tree.map(np.asarray, step.eval_step(None, {"label": label, "mask": mask}, None, terms=lambda *_: terms))
+    )
+    assert means(label) == pytest.approx(
+        {"loss": 15 / 4 + 20, "elbo": -15 / 4, "labelled_elbo": -20, "accuracy": 2 / 3}
+    )
+    assert means(-jnp.ones(5, int)) == pytest.approx({"loss": 15 / 4, "elbo": -15 / 4}), "no label, no figure of labels"
+
+
+# ---- a run ----------------------------------------------------------------------------------------
+
+
+def test_sixty_labels_are_enough_to_read_most_digits(tmp_path):
+    """Chance is 10 %. Evaluation reads q(y|x), and its bounds are in their order."""
+    c = semi_supervised(steps=400, eval__every=200, log_every=200, steps_per_call=20, unroll=False)
+    assert loop.train(c, str(tmp_path / "run"), say=lambda _: None)
+    s, state, _ = workdir.restore(str(tmp_path / "run"))
+    metrics, _, _ = evaluate(s.c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=c.eval.iw_k)
+    assert metrics["accuracy"] > 0.6
+    assert metrics["elbo_nats"] < metrics["iw_nats"] < -5
+    assert None not in (metrics["ece"], metrics["knn_accuracy"], metrics["bits_per_dim"])
+    rows = [r for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"validation"' in r]
+    assert '"labelled_elbo"' in rows[0] and '"accuracy"' in rows[0]
