@@ -481,19 +481,19 @@ def test_draws_pass_the_gradients_that_they_say():
         grad = jit(jax.grad(lambda p: jnp.sum(getattr(MODEL.draw(p, x, key, **kwargs), part))))(OTHER)
         return {name: jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(grad[name])]) for name in grad}
 
-    zero = g("log_px", scale_B=jnp.zeros(B))
+    zero = g("log_px", scale=jnp.zeros(B))
     assert (zero["encoder"] == 0).all() and (zero["posterior"] == 0).all() and (np.abs(zero["decoder"]) > 0).any()
     plain = g("log_px")
     assert np.abs(plain["encoder"]).max() > 0.1
-    close(g("log_px", scale_B=jnp.full(B, 0.25))["encoder"], 0.25 * plain["encoder"])
-    close(g("log_px", scale_B=jnp.full(B, 0.25))["decoder"], plain["decoder"])
+    close(g("log_px", scale=jnp.full(B, 0.25))["encoder"], 0.25 * plain["encoder"])
+    close(g("log_px", scale=jnp.full(B, 0.25))["decoder"], plain["decoder"])
     # Through log q: its parameters and z (plain), z alone (stop), its parameters alone (scale 0: the score).
-    total = jax.tree.map(lambda a, b: a + b, g("log_qz", stop=True), g("log_qz", scale_B=jnp.zeros(B)))
+    total = jax.tree.map(lambda a, b: a + b, g("log_qz", stop=True), g("log_qz", scale=jnp.zeros(B)))
     close(total, g("log_qz"), atol=1e-4)
     same = [
         MODEL.draw(OTHER, x, key),
         MODEL.draw(OTHER, x, key, stop=True),
-        MODEL.draw(OTHER, x, key, scale_B=x[:, 0, 0, 0]),
+        MODEL.draw(OTHER, x, key, scale=x[:, 0, 0, 0]),
     ]
     for d in same[1:]:
         np.testing.assert_array_equal(d.z, same[0].z)

@@ -55,31 +55,43 @@ class Model:
     # all, and classify takes x_BxHxWxC in the place of z.
     conditional: bool = False
 
-    def log_px(self, params, x_BxHxWxC, z_BxD, y=None):
-        """log p(x|z), or log p(x|y,z); shape B."""
+    def log_px(self, params, x_BxHxWxC, z, y=None):
+        """log p(x|z), or log p(x|y,z), of z_BxD or z_KxBxD; shape B or KxB."""
         if self.decode is None:
             raise UserError("decoder.name=none: this objective needs one; want decoder.name=mlp or conv")
-        return self.likelihood.log_prob(self.decode(params, z_BxD, *_given(y)), x_BxHxWxC)
+        if z.ndim == 2:
+            return self.likelihood.log_prob(self.decode(params, z, *_given(y)), x_BxHxWxC)
+        # One batch of B·K rows, those of an example side by side, as the devices hold them.
+        k, b, _ = z.shape
+        if y is not None and jnp.ndim(y):
+            y = jnp.repeat(y, k)
+        out = self.decode(params, jnp.swapaxes(z, 0, 1).reshape(b * k, -1), *_given(y))
+        return self.likelihood.log_prob(out.reshape(b, k, *out.shape[1:]), x_BxHxWxC[:, None]).T
 
-    def draw(self, params, x_BxHxWxC, key, *, y=None, stop=False, scale_B=None):
+    def draw(self, params, x_BxHxWxC, key, *, y=None, stop=False, scale=None):
         """One :class:`Draw` with z ~ q(z|x); or, given labels y of a conditional model, z ~ q(z|x,y).
 
+        ``key``: one, or an array of K keys for K draws, each leaf of shape K x B x …; the encoder runs once.
         ``stop``: the *parameters* inside log q are constants, the path through z is not (sticking the
         landing; Roeder et al. 2017, arXiv:1703.09194, eq. 7), and the KL is the sampled one.
-        ``scale_B``: gradients through z are multiplied by this, values are not: the weights of a
+        ``scale``, B or KxB: gradients through z are multiplied by this, values are not: the weights of a
         doubly reparameterised estimator; 0 makes z a constant, for score-function estimators.
         """
         q, p = self.encode(params, x_BxHxWxC, *_given(y)), self.prior(params)
-        z, log_qz = q.sample_and_log_prob(key)
-        if scale_B is not None:
-            z = scale_gradient(z, scale_B[:, None])
-        if stop or scale_B is not None:
-            log_qz = (densities.stop(q) if stop else q).log_prob(z)
-        log_pz = p.log_prob(z)
-        kl = None if stop or scale_B is not None else densities.kl(q, p)
-        kl = log_qz - log_pz if kl is None else kl
-        log_px = self.log_px(params, x_BxHxWxC, z, y)
-        return Draw(log_px, log_pz[:, None], log_qz[:, None], kl[:, None], z)
+
+        def latent(key, scale_B):
+            z, log_qz = q.sample_and_log_prob(key)
+            if scale_B is not None:
+                z = scale_gradient(z, scale_B[:, None])
+            if stop or scale_B is not None:
+                log_qz = (densities.stop(q) if stop else q).log_prob(z)
+            log_pz = p.log_prob(z)
+            kl = None if stop or scale_B is not None else densities.kl(q, p)
+            kl = log_qz - log_pz if kl is None else kl
+            return z, log_pz[:, None], log_qz[:, None], kl[:, None]
+
+        z, log_pz, log_qz, kl = (jax.vmap(latent) if key.ndim else latent)(key, scale)
+        return Draw(self.log_px(params, x_BxHxWxC, z, y), log_pz, log_qz, kl, z)
 
     def guess(self, params, x_BxHxWxC):
         """What stands for the label of an image that has none, as arguments of ``encode`` and ``decode``: the most

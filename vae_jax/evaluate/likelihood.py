@@ -31,11 +31,11 @@ def draws(model, params, x_BxHxWxC, id_B, key, first, samples):
 
     Of a conditional model each is a pass over all labels, ``semi.enumerated``.
     """
-    draw = functools.partial(semi.enumerated, model) if model.conditional else model.draw
+    draw = jax.vmap(functools.partial(semi.enumerated, model), (None, None, 0)) if model.conditional else model.draw
 
     def one(x, i):
         keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(key, i), s))(first + jnp.arange(samples))
-        return jax.vmap(lambda k: jax.tree.map(lambda a: a[0], draw(params, x[None], k)))(keys)
+        return jax.tree.map(lambda a: a[:, 0], draw(params, x[None], keys))
 
     return jax.vmap(one)(x_BxHxWxC, id_B)
 

@@ -40,7 +40,7 @@ def iw_bound(model, params, x, key, samples, estimator):
     scored = d
     if estimator == "dreg":
         keys = jax.random.split(key, samples)  # the same draws again: XLA computes them once
-        scored = jax.vmap(lambda k, w: model.draw(params, x, k, stop=True, scale_B=w))(keys, weight_KxB)
+        scored = model.draw(params, x, keys, stop=True, scale=weight_KxB)
     return with_gradient_of(log_mean_exp(d.log_w), jnp.sum(weight_KxB * scored.log_w, axis=0)), d
 
 
@@ -139,8 +139,8 @@ def tvo(model, params, batch, key, *, samples=10, partitions=5, beta1=0.025):
     if samples < 2:
         raise UserError(f"objective.samples={samples}: want at least 2, the gradient is a covariance over samples")
     x = batch["image"]
-    zero = jnp.zeros(len(x))
-    d = many(model, params, x, key, samples, scale_B=zero)  # z is a constant
+    zero = jnp.zeros((samples, len(x)))
+    d = many(model, params, x, key, samples, scale=zero)  # z is a constant
     inner = jnp.geomspace(beta1, 1.0, partitions)[:-1] if partitions > 1 else jnp.zeros(0)
     edges_J1 = jnp.concatenate([jnp.zeros(1), inner, jnp.ones(1)])
     log_w_1xKxB, beta_Jx1x1 = d.log_w[None], edges_J1[:-1, None, None]

@@ -21,12 +21,8 @@ class Terms(NamedTuple):
 
 
 def many(model, params, x_BxHxWxC, key, samples, **kwargs):
-    """K independent draws, each leaf with a leading axis K.
-
-    The encoder runs once: vmap maps only what depends on the key.
-    """
-    keys = jax.random.split(key, samples)
-    return jax.vmap(lambda k: model.draw(params, x_BxHxWxC, k, **kwargs))(keys)
+    """K independent draws, each leaf with a leading axis K."""
+    return model.draw(params, x_BxHxWxC, jax.random.split(key, samples), **kwargs)
 
 
 def bound(draws):
