@@ -19,7 +19,13 @@ from torch.nn import functional as F
 
 from vae_jax.config import UserError
 
-ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "gelu": lambda h: F.gelu(h, approximate="tanh"), "silu": F.silu}
+ACTIVATIONS = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "gelu": lambda h: F.gelu(h, approximate="tanh"),
+    "silu": F.silu,
+    "softplus": F.softplus,
+}
 LOGVAR, LOG_SCALE = (-20.0, 20.0), (-7.0, 7.0)  # the smooth bounds of nets/heads.py and densities/likelihoods.py
 
 
@@ -99,12 +105,19 @@ class Net(nn.Module):
         binary = c.data.binarize != "none" or levels == 2
         outputs = channels if binary else 2 * channels
         self.log_px = log_bernoulli if binary else log_discretized_logistic(levels, 1 if self.conv else -1)
+        self.labels = {}  # part: W_y of its first layer, where a label enters it
+        self.classes = classes if c.objective.name == "m2" else 0
         self.encoder, features = self._encoder(height, width, channels)
         self.posterior = self._linear("posterior/Dense_0", features, 2 * c.latent)
         self.decoder = self._decoder(height, width, outputs)
-        self.classifier = (
-            self._mlp("classifier", c.classifier, c.latent, classes) if c.classifier.name == "mlp" else None
-        )
+        self.classifier = None
+        if c.classifier.name == "mlp":
+            self.classifier = self._mlp("classifier", c.classifier, features if self.classes else c.latent, classes)
+        if self.classes:
+            trunk = self._mlp("trunk", c.encoder, math.prod(shape))
+            self.classifier = nn.Sequential(nn.Flatten(), trunk, self.classifier)
+            self._label("encoder", c.encoder.widths[0])
+            self._label("decoder", c.decoder.widths[0])
 
     def _leaf(self, path, layout, parameter):
         self.leaves.append((path, layout, parameter))
@@ -114,6 +127,12 @@ class Net(nn.Module):
         self._leaf(f"{path}/kernel", kernel, layer.weight)
         self._leaf(f"{path}/bias", bias, layer.bias)
         return layer
+
+    def _label(self, part, width):
+        layer = nn.Linear(self.classes, width, bias=False)
+        self.labels[part] = layer
+        self.add_module(f"{part}_label", layer)
+        self._leaf(f"{part}/Layer_0/label/kernel", _dense, layer.weight)
 
     def _mlp(self, part, section, inputs, outputs=None):
         """Dense layers with their activation, then a linear one where ``outputs`` is given."""
@@ -165,9 +184,14 @@ class Net(nn.Module):
             features = wide
         return nn.Sequential(*layers, Crop(height, width))
 
-    def forward(self, x, label, eps_KxBxD):
-        """The loss of a batch: x as [B, pixels, C] for fully connected nets, [B, C, H, W] for others."""
+    def forward(self, x, label, eps_KxBxD, labelled=None):
+        """The loss of a batch: x as [B, pixels, C] for fully connected nets, [B, C, H, W] for others.
+
+        ``labelled``: such a batch of labelled examples as well, (x, label, eps), for M2.
+        """
         c, objective = self.c, self.c.objective
+        if labelled is not None:
+            return self.m2(x, eps_KxBxD, *labelled)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=c.dtype == "bfloat16"):
             out = self.posterior(self.encoder(x))
         mu, logvar = out.float().chunk(2, -1)
@@ -192,6 +216,39 @@ class Net(nn.Module):
             ce = F.cross_entropy(logits.float(), label.repeat(samples), reduction="none")
             loss = loss + objective.gamma * ce.reshape(samples, batch).mean(0)
         return loss.mean()
+
+    def m2(self, x, eps_KxBxD, x_l, label, eps_l_KxBxD):
+        """As objectives.m2: the bound over all labels of the one batch, bound and cross-entropy of the other."""
+        c, o = self.c, self.c.objective
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=c.dtype == "bfloat16"):
+            logits, logits_l = self.classifier(x), self.classifier(x_l)
+        every = torch.arange(self.classes, device=x.device)[:, None].expand(-1, len(x))
+        log_q_YxB = F.log_softmax(logits.float(), -1).T
+        bound_YxB = self.bound(x, every, eps_KxBxD) + log_q_YxB
+        unlabelled = (log_q_YxB.exp() * bound_YxB).sum(0) + math.log(self.classes)
+        given = self.bound(x_l, label[None], eps_l_KxBxD)[0] + math.log(self.classes)
+        return unlabelled.mean() + o.labelled * given.mean() + o.alpha * F.cross_entropy(logits_l.float(), label)
+
+    def bound(self, x, label_YxB, eps_KxBxD):
+        """-(log p(x|y,z) - KL), shape YxB. What meets all labels is computed once: W_x x, and W_z z is not."""
+        c = self.c
+        y = F.one_hot(label_YxB, self.classes).float()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=c.dtype == "bfloat16"):
+            first, *rest = self.encoder[1]
+            h = rest[0](first(x.flatten(1)) + self.labels["encoder"](y))
+            for layer in rest[1:]:
+                h = layer(h)
+            out = self.posterior(h)
+        mu, logvar = out.float().chunk(2, -1)
+        logvar = soft_clip(logvar, *LOGVAR)
+        z_KxYxBxD = mu + torch.exp(0.5 * logvar) * eps_KxBxD[:, None]
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=c.dtype == "bfloat16"):
+            first, *rest = self.decoder[0]
+            h = rest[0](first(z_KxYxBxD) + self.labels["decoder"](y))
+            for layer in rest[1:]:
+                h = layer(h)
+        log_px_YxB = self.log_px(h.float(), x.flatten(1)).sum(-1).mean(0)
+        return 0.5 * (mu**2 + torch.expm1(logvar) - logvar).sum(-1) - log_px_YxB
 
 
 class Activation(nn.Module):
@@ -227,7 +284,11 @@ def _check(c):
     want("posterior.name", c.posterior.name, ("gaussian",))
     want("prior.name", c.prior.name, ("normal",))
     want("likelihood.name", c.likelihood.name, ("bernoulli", "discretized_logistic"))
-    want("objective.name", c.objective.name, ("elbo", "iwae", "joint"))
+    want("objective.name", c.objective.name, ("elbo", "iwae", "joint", "m2"))
+    if c.objective.name == "m2":
+        want("encoder.name", c.encoder.name, ("mlp",))
+        want("likelihood.name", c.likelihood.name, ("bernoulli",))
+        want("data.labelled_batch > 0", c.data.labelled_batch > 0, (True,))
     want("objective.estimator", c.objective.get("estimator", "pathwise"), ("pathwise",))
     want("objective.stl", c.objective.get("stl", False), (False,))
     want("data.binarize", c.data.binarize, ("none", "threshold", "dynamic"))
@@ -235,7 +296,8 @@ def _check(c):
     want("data.flip", c.data.flip, (False,))
     want("warmup.steps", c.warmup.steps, (0,))
     want("replicas", len(c.replicas), (0,))
-    want("data.labelled_batch", c.data.labelled_batch, (0,))
+    if c.objective.name != "m2":
+        want("data.labelled_batch", c.data.labelled_batch, (0,))
     for section in (c.encoder, c.decoder, c.classifier):
         want("activation", section.get("activation", "relu"), tuple(ACTIVATIONS))
 
@@ -259,6 +321,7 @@ class Peer:
         self.image = torch.from_numpy(self._pixels(dataset.train.image)).to(self.device)
         label = np.zeros(len(self.image)) if dataset.train.label is None else dataset.train.label
         self.label = torch.from_numpy(np.asarray(label, np.int64)).to(self.device)
+        self.shown = torch.nonzero(self.label >= 0).flatten()  # the examples whose label may be looked at
 
     def _pixels(self, image_BxHxWxC):
         """Images as the nets here read them."""
@@ -284,16 +347,23 @@ class Peer:
             raise UserError(f"--peer=torch: has no parameter {', '.join(sorted(set(flat) ^ set(known)))}")
         return [np.ascontiguousarray(layout(flat[path])) for path, layout, _ in self.net.leaves]
 
-    def loss_and_gradients(self, x_BxHxWxC, label_B, eps_KxBxD):
-        """The loss and every gradient, for a given batch in [0, 1] and given noise; in float32."""
+    def loss_and_gradients(self, x_BxHxWxC, label_B, eps_KxBxD, labelled=None):
+        """The loss and every gradient, for a given batch in [0, 1] and given noise; in float32.
+
+        ``labelled``: the same of a batch of labelled examples, where the config has them.
+        """
         precision, dtype = torch.get_float32_matmul_precision(), self.c.dtype
         torch.set_float32_matmul_precision("highest")
-        x, label, eps = (
-            torch.from_numpy(np.array(a)).to(self.device) for a in (self._pixels(x_BxHxWxC), label_B, eps_KxBxD)
-        )
+
+        def moved(x, label, eps):
+            x, label, eps = (torch.from_numpy(np.array(a)).to(self.device) for a in (self._pixels(x), label, eps))
+            return x, label.long(), eps
+
+        batch = moved(x_BxHxWxC, label_B, eps_KxBxD)
+        other = moved(*labelled) if labelled is not None else None
         self.c.dtype = "float32"
         try:
-            loss = self.net(x, label.long(), eps)
+            loss = self.net(*batch, other)
             loss.backward()
         finally:
             self.c.dtype = dtype
@@ -318,22 +388,28 @@ class Peer:
         averages = [p.detach().clone() for p in params] if o.ema else []
         samples = c.objective.get("samples", 1)
 
-        def loss_of(index):
+        def batch(index):
             x = self.image[index].float() / (self.levels - 1)
             if c.data.binarize == "dynamic":
                 x = (torch.rand_like(x) < x).float()
             elif c.data.binarize == "threshold":
                 x = (x > 0.5).float()
             eps = torch.randn(samples, len(index), c.latent, device=self.device)
-            return net(x, self.label[index], eps)
+            return x, self.label[index], eps
+
+        def loss_of(index, other):
+            return net(*batch(index), None if other is None else batch(other))
+
+        def some(n, size):
+            return torch.randint(n, (size,), device=self.device)
 
         if compiled:
             loss_of = torch.compile(loss_of, mode="reduce-overhead" if self.device == "cuda" else None)
 
         def call():
-            index = torch.randint(len(self.image), (c.batch,), device=self.device)
+            index, labelled = some(len(self.image), c.batch), c.data.labelled_batch
             optimiser.zero_grad(set_to_none=True)
-            loss_of(index).backward()
+            loss_of(index, self.shown[some(len(self.shown), labelled)] if labelled else None).backward()
             if o.clip:
                 torch.nn.utils.clip_grad_norm_(params, o.clip)
             optimiser.step()

@@ -228,24 +228,33 @@ def agreement(c, dataset, params, peer):
     m = model.build_for(c, dataset)
     objective = config_lib.resolve("objective", c.objective.name)
     numbers = {k: v for k, v in c.objective.items() if k != "name"}
-    index, key = np.arange(min(c.batch, 16)), jax.random.key(1)
-    x = dataset.train.image[index].astype(np.float32) / (dataset.levels - 1)
-    if m.likelihood.data == "binary":
-        x = (x > 0.5).astype(np.float32)
-    label = np.zeros(len(x), np.int32) if dataset.train.label is None else dataset.train.label[index]
-    given = {"image": x, "label": label, "id": index, "n": len(dataset.train.image), "step": 0}
-    # The noise of `many`: a standard normal drawn with its keys.
-    zeros = jnp.zeros((len(x), c.latent))
-    keys = jax.random.split(key, c.objective.get("samples", 1))
-    eps_KxBxD = jax.vmap(lambda k: densities.Normal(zeros, zeros).sample(k))(keys)
+    rows, key = np.arange(min(c.batch, 16)), jax.random.key(1)
+
+    def batch(index):
+        x = dataset.train.image[index].astype(np.float32) / (dataset.levels - 1)
+        if m.likelihood.data == "binary":
+            x = (x > 0.5).astype(np.float32)
+        label = np.zeros(len(x), np.int32) if dataset.train.label is None else dataset.train.label[index]
+        return {"image": x, "label": label, "id": index, "n": len(dataset.train.image), "step": 0}
+
+    def noise(key, given):  # of `many`: a standard normal drawn with its keys
+        zeros = jnp.zeros((len(given["image"]), c.latent))
+        keys = jax.random.split(key, c.objective.get("samples", 1))
+        return np.asarray(jax.vmap(lambda k: densities.Normal(zeros, zeros).sample(k))(keys))
+
+    given, labelled, key_given = batch(rows), None, key
+    if c.data.labelled_batch:
+        given["labelled"] = batch(np.flatnonzero(dataset.train.label >= 0)[: len(rows)])
+        key_given, key_labelled = jax.random.split(key)
+        labelled = [given["labelled"][k] for k in ("image", "label")] + [noise(key_labelled, given["labelled"])]
 
     def loss(params):
-        value = objective(m, params, given, key, **numbers).loss
-        return step.masked_mean(value, np.ones(len(x), bool))
+        terms = objective(m, params, given, key, **numbers)
+        return sum(step.masked_mean(t.loss, np.ones(len(t.loss), bool)) for t in (terms, terms.labelled) if t)
 
     with jax.default_matmul_precision("highest"):
         value, gradients = compile_lib.simple(jax.value_and_grad(loss))(params)
-    other, others = peer.loss_and_gradients(x, label, np.asarray(eps_KxBxD))
+    other, others = peer.loss_and_gradients(given["image"], given["label"], noise(key_given, given), labelled)
     gap = abs(other - float(value)) / abs(float(value))
     pairs = zip(peer.layout(jax.tree.map(np.asarray, gradients)), others, strict=True)
     gaps = [float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30)) for a, b in pairs]
