@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_jax import report
+from vae_jax import draw, report
 from vae_jax.config import UserError
+from vae_jax.log import MetricsLog, read_history, replace
 
 METRICS = {
     "n": 10000,
@@ -242,13 +243,13 @@ def test_reconstructions_stand_under_their_originals(full):
     assert rgba[tile + gap // 2, 5, 3] == 0  # gaps are transparent
 
 
-def test_save_grid_keeps_colours_and_survives_bad_pixels(tmp_path):
+def test_a_grid_keeps_colours_and_survives_bad_pixels(tmp_path):
     images = np.zeros((5, 32, 32, 3))
     images[0] = [1.0, 0.5, 0.0]
     images[4] = np.nan
     images[3] = 7.0
     path = str(tmp_path / "new" / "grid.png")
-    report.save_grid(path, images, columns=3)
+    replace(path, draw.png(draw.grid([images], columns=3)))
     rgba = decode(path)
     tile, gap = 32 * 4, 8
     assert rgba.shape == (2 * tile + gap, 3 * tile + 2 * gap, 4)
@@ -262,12 +263,12 @@ def test_latent_plane_is_pca():
     from sklearn.decomposition import PCA
 
     z = np.random.default_rng(0).normal(size=(200, 6)) * [5, 3, 1, 1, 1, 1]
-    points, names = report._plane(z)
+    points, names = draw.plane(z)
     reference = PCA(2).fit(z)
     np.testing.assert_allclose(np.abs(points), np.abs(reference.transform(z)), atol=1e-9)
     shares = [f"{s:.0%}" for s in reference.explained_variance_ratio_]
     assert [re.search(r"\d+%", name).group() for name in names] == shares
-    np.testing.assert_array_equal(report._plane(z[:, :2])[0], z[:, :2])
+    np.testing.assert_array_equal(draw.plane(z[:, :2])[0], z[:, :2])
 
 
 def test_unusual_pictures_are_drawn(tmp_path):
@@ -317,8 +318,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     for call in (
         lambda: write(tmp_path / "file"),
         lambda: write(tmp_path / "file" / "report"),
-        lambda: report.MetricsLog(str(tmp_path / "file")),
-        lambda: report.save_grid(str(tmp_path / "file" / "x.png"), np.zeros((1, 8, 8, 1)), 1),
+        lambda: MetricsLog(str(tmp_path / "file")),
+        lambda: replace(str(tmp_path / "file" / "x.png"), b""),
     ):
         with pytest.raises(UserError) as error:
             call()
@@ -364,10 +365,10 @@ def events(folder):
 
 
 def test_log_writes_strict_json_at_once_and_tensorboard(tmp_path):
-    log = report.MetricsLog(str(tmp_path))
+    log = MetricsLog(str(tmp_path))
     log.write(10, "train", {"loss": np.float32(1.5), "kl": float("nan"), "elbo": float("-inf")})
     row = {"step": 10, "split": "train", "loss": 1.5, "kl": None, "elbo": None}
-    assert report.read_history(str(tmp_path)) == [row]  # before close
+    assert read_history(str(tmp_path)) == [row]  # before close
     log.write(10, "validation", {"loss": 2.5})
     log.close()
 
@@ -391,13 +392,13 @@ def test_resumed_log_equals_one_that_was_never_stopped(tmp_path):
                 log.write(step, "validation", {"loss": 2 / step})
         log.close()
 
-    rows(report.MetricsLog(str(tmp_path / "straight")), range(10, 101, 10))
+    rows(MetricsLog(str(tmp_path / "straight")), range(10, 101, 10))
     # Killed at step 70 while it wrote a row; the last checkpoint is of step 40.
-    rows(report.MetricsLog(str(tmp_path / "stopped")), range(10, 71, 10))
+    rows(MetricsLog(str(tmp_path / "stopped")), range(10, 71, 10))
     path = tmp_path / "stopped" / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 80, "split": "tra')
-    assert [r["step"] for r in report.read_history(str(tmp_path / "stopped"))][-1] == 70
-    rows(report.MetricsLog(str(tmp_path / "stopped"), resume_step=40), range(50, 101, 10))
+    assert [r["step"] for r in read_history(str(tmp_path / "stopped"))][-1] == 70
+    rows(MetricsLog(str(tmp_path / "stopped"), resume_step=40), range(50, 101, 10))
     assert path.read_bytes() == (tmp_path / "straight" / "metrics.jsonl").read_bytes()
     assert sorted(os.listdir(tmp_path / "stopped")) == ["metrics.jsonl", "tensorboard"]
 
@@ -405,14 +406,14 @@ def test_resumed_log_equals_one_that_was_never_stopped(tmp_path):
 def test_torn_line_without_later_rows_is_dropped_and_a_new_run_starts_empty(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "split": "train", "loss": 1.0}\n{"step": 2')
-    report.MetricsLog(str(tmp_path), resume_step=5).close()
+    MetricsLog(str(tmp_path), resume_step=5).close()
     assert path.read_text() == '{"step": 1, "split": "train", "loss": 1.0}\n'
-    report.MetricsLog(str(tmp_path)).close()
+    MetricsLog(str(tmp_path)).close()
     assert path.read_text() == ""
-    assert report.read_history(str(tmp_path / "nowhere")) == []
+    assert read_history(str(tmp_path / "nowhere")) == []
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\nrubbish\n{"step": 2, "split": "train"}\n')
     with pytest.raises(UserError, match="line 2"):
-        report.read_history(str(tmp_path))
+        read_history(str(tmp_path))

@@ -13,6 +13,7 @@ import jax
 from vae_jax import checkpoint, report, results, step
 from vae_jax import config as config_lib
 from vae_jax.evaluate import evaluate
+from vae_jax.log import read_history
 from vae_jax.workdir import members, restore
 
 
@@ -59,7 +60,7 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
         title=f"{c.objective.name} on {c.data.name}",
         metrics=metrics,
         pictures=report.Pictures(**pictures),
-        history=report.read_history(workdir),
+        history=read_history(workdir),
         config=config_lib.to_json(c),
         run=run,
         classes=s.dataset.classes,

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from vae_jax import checkpoint, data, optim, report, sharding, step
+from vae_jax import checkpoint, data, optim, sharding, step
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
+from vae_jax.log import MetricsLog
 from vae_jax.workdir import claim, members, setup
 
 STOPPED = 75  # exit code: stopped on request, the same command goes on (EX_TEMPFAIL)
@@ -87,7 +88,7 @@ class Member(NamedTuple):
 
     c: object
     saved: checkpoint.Checkpoints
-    log: report.MetricsLog
+    log: MetricsLog
 
 
 def train(c, workdir, say=print):
@@ -123,7 +124,7 @@ def _train(s, parts, workdir, say):
         clock |= meta["clock"]
         say(f"going on from step {at} of {c.steps} in {workdir}")
     stop = Stop()
-    runs = [Member(one, kept, report.MetricsLog(folder, at)) for (one, folder), kept in zip(parts, saved, strict=True)]
+    runs = [Member(one, kept, MetricsLog(folder, at)) for (one, folder), kept in zip(parts, saved, strict=True)]
     progress = Progress(at, c.steps)
     broken = True
     try:

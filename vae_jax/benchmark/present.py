@@ -6,7 +6,7 @@ import os
 import jax
 import numpy as np
 
-from vae_jax import report, results
+from vae_jax import draw, log, results
 from vae_jax.config import UserError
 
 LEAST = 0.02  # a change of the median below this is none, however small the spreads are
@@ -228,13 +228,13 @@ def read_old(path, keys):
 def write_lines(path, facts, rows, summaries):
     """Everything, window by window: a line of the machine's facts, then a line for each cell."""
     lines = [facts, *(row | {"summary": s} for row, s in zip(rows, summaries, strict=True))]
-    report._replace(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    log.replace(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def _draw_roofline(theme, rows, summaries, measured, published):
-    figure = report._figure(5.6, 4)
+    figure = draw.new_figure(5.6, 4)
     ax = figure.subplots()
-    report._style(ax, theme)
+    draw.style_axes(ax, theme)
     ax.set(xscale="log", yscale="log")
     good = [(r, s) for r, s in zip(rows, summaries, strict=True) if "intensity" in s]
     at = [s["intensity"] for _, s in good]
@@ -252,7 +252,7 @@ def _draw_roofline(theme, rows, summaries, measured, published):
                     ax.annotate(name, (x[-1], roof[-1]), (0, above), textcoords="offset points", ha="right")
                     ax.texts[-1].set(fontsize=7.5, color=theme["muted"])
     for i, (r, s) in enumerate(good):
-        ax.plot(s["intensity"], s["flops_per_s"] / 1e9, "o", color=report.CLASS_COLOURS[i % 10], label=r["key"])
+        ax.plot(s["intensity"], s["flops_per_s"] / 1e9, "o", color=draw.CLASS_COLOURS[i % 10], label=r["key"])
     ax.set_xlabel("FLOP of dense and convolutional layers for each byte that XLA counts", fontsize=8)
     ax.set_ylabel("GFLOP/s", fontsize=8)
     _legend(figure, ax, theme)
@@ -260,9 +260,9 @@ def _draw_roofline(theme, rows, summaries, measured, published):
 
 
 def _draw_throughput(theme, rows, summaries):
-    figure = report._figure(5.6, 4)
+    figure = draw.new_figure(5.6, 4)
     ax = figure.subplots()
-    report._style(ax, theme)
+    draw.style_axes(ax, theme)
     ax.set(xscale="log", yscale="log")
     series = {}
     for row, s in zip(rows, summaries, strict=True):
@@ -276,7 +276,7 @@ def _draw_throughput(theme, rows, summaries):
                 )
     for i, ((name, style), points) in enumerate(series.items()):
         batch, middle, low, high = map(np.array, zip(*sorted(points), strict=True))
-        colour = report.CLASS_COLOURS[i % 10]
+        colour = draw.CLASS_COLOURS[i % 10]
         ax.errorbar(
             batch, middle, (middle - low, high - middle), fmt=f"o{style}", color=colour, markersize=4, label=name
         )
@@ -309,10 +309,10 @@ def page(folder, *, title, facts, rows, summaries, measured, published, verdicts
     heads, texts = columns(rows, summaries)
     pictures = {}
     if any("intensity" in s for s in summaries):
-        pictures["roofline"] = report._both(lambda t: _draw_roofline(t, rows, summaries, measured, published))
+        pictures["roofline"] = draw.both(lambda t: _draw_roofline(t, rows, summaries, measured, published))
     if any(summaries):
-        pictures["throughput"] = report._both(lambda t: _draw_throughput(t, rows, summaries))
-    loader = jinja2.FileSystemLoader(os.path.join(os.path.dirname(report.__file__), "templates"))
+        pictures["throughput"] = draw.both(lambda t: _draw_throughput(t, rows, summaries))
+    loader = jinja2.FileSystemLoader(os.path.join(os.path.dirname(draw.__file__), "templates"))
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -323,9 +323,9 @@ def page(folder, *, title, facts, rows, summaries, measured, published, verdicts
         rows=[(bool(row["error"]), text) for row, text in zip(rows, texts, strict=True)],
         pictures=pictures,
         verdicts=verdicts,
-        light=report.LIGHT,
-        dark=report.DARK,
+        light=draw.LIGHT,
+        dark=draw.DARK,
     )
     index = os.path.join(folder, "index.html")
-    report._replace(index, html.encode())
+    log.replace(index, html.encode())
     return index
