@@ -76,6 +76,11 @@ FLAGS = [
         r"classifier\.name=none: .*want classifier\.name=mlp",
     ),
     (
+        "Bayes without its prior",
+        ["--config.classifier.name=bayes"],
+        r"prior\.name=normal: .*want labelled",
+    ),
+    (
         "batch over devices",
         ["--config.batch=20"],
         r"batch=20: does not divide over 8 devices.*nearest that does: (16|24)",

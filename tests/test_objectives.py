@@ -755,6 +755,25 @@ def test_every_objective_has_finite_gradients(posterior, prior, titles):
         assert moved == learned.get(title, nets), title
 
 
+def test_joint_with_a_labelled_prior_is_the_bound_on_both():
+    """gamma = 1 and p(y|z) by Bayes' rule: log p(x|z) + log p(z|y) + log p(y) - log q(z|x), draw by draw."""
+    c = config.default()
+    c.latent, c.data.binarize = LATENT, "static"
+    c.encoder, c.decoder = config.call("encoder", "mlp", widths=(8,)), config.call("decoder", "mlp", widths=(8,))
+    c.prior, c.classifier = config.call("prior", "labelled"), config.call("classifier", "bayes")
+    c.likelihood = config.call("likelihood", "bernoulli")
+    m = model_lib.build(c, shape=SHAPE, levels=17, classes=Y, binary=True)
+    params, batch, key = m.init(jax.random.key(0)), images(), jax.random.key(1)
+    params["prior"]["logvar"] = jnp.linspace(-1, 1, Y * LATENT).reshape(Y, LATENT)
+    terms = jit(lambda p: OBJECTIVES["joint"](m, p, batch, key, samples=3))(params)
+    d, prior = many(m, params, batch["image"], key, 3), params["prior"]
+    at = [stats.norm(prior["mu"][y], np.exp(0.5 * prior["logvar"][y])) for y in batch["label"]]
+    log_pz_KxB = np.stack([at[b].logpdf(d.z[:, b]).sum(-1) for b in range(B)], axis=1)
+    want_B = (d.log_px + log_pz_KxB - math.log(Y) - d.log_qz[..., 0]).mean(0)
+    LN(-terms.loss, want_B)
+    LN(terms.elbo, (d.log_px + m.prior(params).log_prob(d.z) - d.log_qz[..., 0]).mean(0))
+
+
 def test_joint_adds_the_cross_entropy():
     logits, label = np.random.default_rng(0).normal(size=(4, Y)).astype(np.float32), np.array([0, 2, 1, 1])
     ce, hit = cross_entropy(jnp.asarray(logits), jnp.asarray(label))

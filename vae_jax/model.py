@@ -135,17 +135,22 @@ def build(c, *, shape, levels, classes, binary):
         raise UserError(f"prior.name=vamp: the pseudo-inputs have no label, {c.objective.name} needs one; want normal")
     if c.prior.name == "vamp" and c.posterior.name != "gaussian":
         raise UserError(f"posterior.name={c.posterior.name}: a VampPrior mixes diagonal posteriors; want gaussian")
+    bayes = c.classifier.name == "bayes"
+    if bayes and (conditional or c.prior.name != "labelled"):
+        raise UserError(f"prior.name={c.prior.name}: classifier.name=bayes reads p(y|z) off it; want labelled")
+    if c.prior.name == "labelled" and not classes:
+        raise UserError(f"prior.name=labelled: data.name={c.data.name} has no labels; want mixture")
     dtype = jnp.dtype(c.dtype)
     height, width, channels = shape
     modules = {
         "encoder": config_lib.build("encoder", c.encoder, dtype=dtype),
         "posterior": config_lib.build("posterior", c.posterior, shape=c.latent, dtype=dtype),
-        "prior": config_lib.build("prior", c.prior, shape=c.latent, image=shape, dtype=dtype),
+        "prior": config_lib.build("prior", c.prior, shape=c.latent, image=shape, outputs=classes, dtype=dtype),
     }
     if c.decoder.name != "none":
         out = (height, width, likelihood.outputs(channels))
         modules["decoder"] = config_lib.build("decoder", c.decoder, shape=out, dtype=dtype)
-    if c.classifier.name != "none":
+    if c.classifier.name not in ("none", "bayes"):
         modules["classifier"] = config_lib.build("classifier", c.classifier, outputs=classes, dtype=dtype)
     if conditional:
         modules["trunk"] = modules["encoder"]
@@ -172,6 +177,9 @@ def build(c, *, shape, levels, classes, binary):
         return apply("decoder", params, z.astype(dtype), *one_hot(y)).astype(jnp.float32)
 
     def classify(params, z):
+        if bayes:  # log p(z|y) for every y, p(y) being uniform
+            p = prior(params)
+            return densities.label_normal(jnp.arange(classes), p.mu, p.logvar).log_prob(z[..., None, :])
         z = z.astype(dtype)
         return apply("classifier", params, apply("trunk", params, z) if conditional else z).astype(jnp.float32)
 
@@ -200,7 +208,7 @@ def build(c, *, shape, levels, classes, binary):
         encode=encode,
         prior=prior,
         decode=decode if "decoder" in modules else None,
-        classify=classify if "classifier" in modules else None,
+        classify=classify if bayes or "classifier" in modules else None,
         conditional=conditional,
     )
 

@@ -10,14 +10,23 @@ whatever the number of labels that ``vmap`` runs through, plus a row of W_y.
 """
 
 from vae_jax.nets.conv import ConvDecoder, ConvEncoder
-from vae_jax.nets.heads import FixedNormal, FullGaussian, Gaussian, InverseAutoregressive, Mixture, RealNVP, Vamp
+from vae_jax.nets.heads import (
+    FixedNormal,
+    FullGaussian,
+    Gaussian,
+    InverseAutoregressive,
+    Labelled,
+    Mixture,
+    RealNVP,
+    Vamp,
+)
 from vae_jax.nets.mlp import MLPClassifier, MLPDecoder, MLPEncoder
 
 ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder}
 DECODERS = {"none": None, "mlp": MLPDecoder, "conv": ConvDecoder}
-CLASSIFIERS = {"none": None, "mlp": MLPClassifier}
+CLASSIFIERS = {"none": None, "mlp": MLPClassifier, "bayes": None}  # bayes: by the prior, see Labelled
 # The parts of a model in a fixed order: each has its own key of initialisation.
 PARTS = ("classifier", "decoder", "encoder", "posterior", "prior", "trunk")
 
 POSTERIORS = {"gaussian": Gaussian, "full": FullGaussian, "iaf": InverseAutoregressive}
-PRIORS = {"normal": FixedNormal, "mixture": Mixture, "vamp": Vamp, "realnvp": RealNVP}
+PRIORS = {"normal": FixedNormal, "mixture": Mixture, "labelled": Labelled, "vamp": Vamp, "realnvp": RealNVP}

@@ -85,6 +85,28 @@ class Mixture(nn.Module):
         return densities.MixtureOfNormals(logits, mu, densities.soft_clip(logvar, *LOGVAR))
 
 
+class Labelled(nn.Module):
+    r"""p(z) = (1/Y) Σ_y p(z|y): a diagonal Gaussian for each label, component y of the mixture.
+
+    With ``classifier.name=bayes``, p(y|z) by Bayes' rule, and the joint objective at gamma = 1 it makes the bound
+
+    .. math:: \log p(x, y) \ge E_q[\log p(x|z) + \log p(z|y) + \log p(y) - \log q(z|x)]
+
+    of a model in which the label shapes z (Joy et al. 2021, arXiv:2006.10102, has a mapping y → p(z|y) too).
+    """
+
+    shape: int  # D
+    outputs: int  # Y
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self):
+        size = (self.outputs, self.shape)
+        mu = self.param("mu", nn.initializers.normal(1.0), size)
+        logvar = self.param("logvar", nn.initializers.zeros, size)
+        return densities.MixtureOfNormals(jnp.zeros(self.outputs), mu, densities.soft_clip(logvar, *LOGVAR))
+
+
 class Vamp(nn.Module):
     """Pseudo-inputs u_KxHxWxC in (0, 1) of a VampPrior p(z) = (1/K) Σ_k q(z|u_k).
 
