@@ -26,7 +26,7 @@ from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
 from vae_jax.objectives.multisample import INFERENCE, iwae
 
-ESTIMATORS = ("pathwise", "stl", "dreg")
+ESTIMATORS = {"pathwise": "o-", "stl": "s--", "dreg": "^:"}  # and the line of each: all show where they coincide
 
 
 def probe(model, params, x_BxHxWxC, key, *, estimator, samples, repeats):
@@ -64,14 +64,20 @@ def _flat(tree):
 
 def picture(rows, path):
     """SNR against K, one line for each estimator, one panel for each net."""
+    from matplotlib import ticker
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for ax, side in zip(figure.subplots(1, 2), ("inference", "generative"), strict=True):
-        for estimator in ESTIMATORS:
+        for estimator, style in ESTIMATORS.items():
             mine = [r for r in rows if r["estimator"] == estimator]
-            ax.plot([r["samples"] for r in mine], [r[side]["snr"] for r in mine], "o-", label=estimator)
+            ax.plot([r["samples"] for r in mine], [r[side]["snr"] for r in mine], style, label=estimator)
         ax.set(xscale="log", yscale="log", xlabel="samples K", title=f"{side} net")
+        counts = sorted({r["samples"] for r in rows})
+        ax.set_xticks(counts, counts)
+        ax.xaxis.set_minor_locator(ticker.NullLocator())
+        for which in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            which(ticker.FormatStrFormatter("%g"))
         ax.grid(alpha=0.3)
     figure.axes[0].set_ylabel("signal-to-noise ratio (median)")
     figure.axes[0].legend()
