@@ -4,6 +4,7 @@
         [--config.x=y] [--rounds=10] [--seconds=0.3] [--out=results/NAME.json] [--page=DIR]
         [--compare=old.json] [--peer=torch]
     python benchmark.py --startup --config=configs/digits.py --out=results/startup.json
+    python benchmark.py --loop --config=configs/digits.py --rounds=5 --out=results/loop.json
 
 Exit codes: 0, done; 1, --compare found a cell slower or failing, or no cell could be measured; 2, bad input.
 """
@@ -29,6 +30,7 @@ def define(values):
     flags.DEFINE_string("compare", "", "an older --out: mark what changed, exit 1 on a regression", flag_values=values)
     flags.DEFINE_string("peer", "", "torch: time the PyTorch step in turns with ours", flag_values=values)
     flags.DEFINE_bool("startup", False, "time the start of train.py instead", flag_values=values)
+    flags.DEFINE_bool("loop", False, "time the whole training loop beside the bare step instead", flag_values=values)
 
 
 def find_peer(name):
@@ -48,15 +50,20 @@ def find_peer(name):
 def run(argv):
     values, pairs = flags_lib.parse(argv, define)
     from vae_jax import assess, config, results
-    from vae_jax.benchmark import cells, machine, present, startup
+    from vae_jax.benchmark import cells, machine, present, startup, whole
 
     began, command, load = time.perf_counter(), assess.command(), os.getloadavg()[0]
     written = {"command": command, "config": values.config, "seed": None}
-    if values.startup:
+    if values.startup or values.loop:
         c = flags_lib.apply(config.load(values.config), pairs)
-        given = [f"--config={values.config}", f"--data_dir={values.data_dir}"]
-        given += [f"{flags_lib.PREFIX}{field}={value}" for field, value in pairs]
-        figures = startup.measure(c, given, values.rounds)
+        if values.startup:
+            given = [f"--config={values.config}", f"--data_dir={values.data_dir}"]
+            given += [f"{flags_lib.PREFIX}{field}={value}" for field, value in pairs]
+            figures = startup.measure(c, given, values.rounds)
+        else:
+            c.data.dir = values.data_dir or c.data.dir
+            figures = whole.measure(c, values.rounds, values.seconds)
+        print("\n".join(f"{name}: {results.show(one)} {one['unit']}" for name, one in figures.items()))
         if values.out:
             results.write(values.out, **written, seconds=time.perf_counter() - began, figures=figures)
         return 0

@@ -13,7 +13,7 @@ import pytest
 import benchmark
 from vae_jax import compile as compile_lib
 from vae_jax import config, data, flags, model, results, sharding, step
-from vae_jax.benchmark import cells, count, machine, present, startup
+from vae_jax.benchmark import cells, count, machine, present, startup, whole
 from vae_jax.config import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -398,7 +398,16 @@ def test_torch_computes_the_same_m2():
     assert max(gaps.values()) < cells.AGREE
 
 
-# --- the start ---
+# --- the loop and the start ---
+
+
+def test_the_loop_says_where_its_time_goes():
+    given = TINY | {"steps": "20", "log_every": "10", "eval.every": "10", "optim.warmup": "0", "mesh.data": "1"}
+    c = flags.apply(config.load(f"{ROOT}/configs/digits.py"), list(given.items()))
+    figures = whole.measure(c, rounds=1, seconds=0.01)
+    assert figures["kept"]["value"] > 0
+    parts = [figures[part]["value"] for part in whole.PARTS]
+    assert min(parts) > 0 and sum(parts) < 1
 
 
 @pytest.mark.slow

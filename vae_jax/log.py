@@ -2,10 +2,12 @@
 written whole: beside their place, then moved there, so that a reader never sees half of one.
 """
 
+import importlib
 import json
 import math
 import os
 import tempfile
+import threading
 
 from vae_jax.config import UserError
 
@@ -74,6 +76,8 @@ class MetricsLog:
         kept = [] if resume_step is None else _history_lines(self._path)
         kept = [line + "\n" for line, row in kept if row["step"] <= resume_step]
         replace(self._path, "".join(kept).encode())
+        # Its import takes as long as some small runs: meanwhile the program is compiled.
+        threading.Thread(target=importlib.import_module, args=("tensorboardX",), daemon=True).start()
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
 
     def write(self, step, split, values):

@@ -1,6 +1,8 @@
 """The only side effects of training: draw, dispatch, log one call late, validate, save, stop."""
 
 import contextlib
+import copy
+import itertools
 import math
 import os
 import signal
@@ -83,6 +85,21 @@ class Progress:
             self._bar.close()
 
 
+class Laps:
+    """Where the loop's time goes: ``laps(name)`` adds the time since the lap before to ``seconds[name]``.
+
+    'device' is waiting for results; what is under any other name, the device may stand still meanwhile.
+    """
+
+    def __init__(self, seconds):
+        self.seconds, self._at = seconds, time.perf_counter()
+
+    def __call__(self, name):
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._at
+        self._at = now
+
+
 class Member(NamedTuple):
     """A run alone, or one replica of several: where its checkpoints and its rows go."""
 
@@ -113,7 +130,7 @@ def _train(s, parts, workdir, say):
     c = s.c
     state, places = compile_lib.init(c, s.model, s.mesh, s.dataset)
     saved = [checkpoint.Checkpoints(folder, say) for _, folder in parts]
-    clock = {"seconds": 0.0, "compile_seconds": 0.0}
+    clock = {"seconds": 0.0, "compile_seconds": 0.0, "spent": {}}
     found = _restore(state, places, saved)
     if found is None and any(checkpoint.steps(folder) for _, folder in parts):
         raise UserError(f"workdir={workdir}: none of its checkpoints fits this code; want another workdir")
@@ -165,8 +182,9 @@ def _run(s, state, places, at, runs, progress, stop, clock):
     if at % c.steps_per_call:
         raise UserError(f"steps_per_call={c.steps_per_call}: want a divisor of {at}, the step where the run stopped")
     program = compile_lib.training(c, s.model, s.mesh, s.dataset, state, places)
-    validate = _validator(s)
-    clock["compile_seconds"] += program.seconds
+    validate, compiling = _validator(s), time.perf_counter()
+    validate(state, 1)
+    clock["compile_seconds"] += program.seconds + time.perf_counter() - compiling
     rates = [optim.learning_rate(run.c.optim, c.steps) for run in runs]
     per_call = c.steps_per_call
     feed = None
@@ -176,6 +194,7 @@ def _run(s, state, places, at, runs, progress, stop, clock):
         feed = data.host_batches(s.dataset.train, start=at, steps=c.steps - at, seed=c.seed, **sizes)
     began, offset = time.perf_counter(), clock["seconds"]
     window, window_began, pending = [], began, None
+    laps = Laps(clock["spent"])
 
     def settle(pending):
         """Read the metrics of the call before: the device is already busy with the next one."""
@@ -195,7 +214,7 @@ def _run(s, state, places, at, runs, progress, stop, clock):
         for r, run in enumerate(runs):
             alone = jax.tree.map(lambda a, r=r: a[r], state) if several else state
             select = None if figures is None else _selected(c, figures[r])
-            run.saved.save(at, alone, {"step": at, "clock": dict(clock)}, select=select)
+            run.saved.save(at, alone, {"step": at, "clock": copy.deepcopy(clock)}, select=select)
 
     def write(split, rows):
         for run, row in zip(runs, rows, strict=True):
@@ -204,17 +223,22 @@ def _run(s, state, places, at, runs, progress, stop, clock):
 
     while at < c.steps and stop.signal is None:
         source = program.source if feed is None else _stack([next(feed) for _ in range(per_call)])
+        laps("data")
         state, values = program.run(state, source, program.key)
+        laps("dispatch")
         if pending is not None:
             settle(pending)
+            laps("device")
         for run in runs:
             run.saved.poll()
+        laps("checkpoints")
         at += per_call
         pending = (at, values)
         progress.advance(per_call)
         validating = at % c.eval.every == 0 or at == c.steps
         if at % c.log_every == 0 or validating:
             settle(pending)
+            laps("device")
             pending = None
             seconds = time.perf_counter() - window_began
             images = sum(map(len, window)) * c.batch * len(runs)
@@ -228,15 +252,19 @@ def _run(s, state, places, at, runs, progress, stop, clock):
                 ],
             )
             window = []
+            laps("log")
             if validating:
                 figures = validate(state)
+                laps("validation")
                 for r, one in enumerate(figures):
                     if not all(map(math.isfinite, one.values())):
                         raise UserError(
                             f"non-finite validation at step {at}{f' of replica {r}' if several else ''}: {guilty(one)}"
                         )
                 write("validation", figures)
+                laps("log")
                 save(figures)
+                laps("checkpoints")
             window_began = time.perf_counter()
     if pending is not None:
         settle(pending)
@@ -251,7 +279,10 @@ def _stack(batches):
 
 
 def _validator(s):
-    """validate(state) → figures over the validation split for each run: averaged parameters, fixed noise."""
+    """validate(state) → figures over the validation split for each run: averaged parameters, fixed noise.
+
+    ``most``: batches, where it is only to be compiled.
+    """
     c, count = s.c, config_lib.replica_count(s.c)
 
     def figures(params, batch, key):
@@ -262,9 +293,10 @@ def _validator(s):
     key = compile_lib.root(c, "validation")
     fold = jax.vmap(jax.random.fold_in, (0, None)) if count else jax.random.fold_in
 
-    def validate(state):
+    def validate(state, most=None):
         params, totals = step.averaged(state), None
-        for i, (batch, _) in enumerate(likelihood.batches(s.dataset.validation, c.eval.batch, s.mesh)):
+        batches = likelihood.batches(s.dataset.validation, c.eval.batch, s.mesh)
+        for i, (batch, _) in enumerate(itertools.islice(batches, most)):
             sums = jax.tree.map(lambda a: np.asarray(a, np.float64).reshape(-1), run(params, batch, fold(key, i)))
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         means = step.divided(totals)
