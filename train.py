@@ -8,6 +8,7 @@ The same command goes on with a run that was stopped.
 from absl import flags
 
 from vae_jax import flags as flags_lib
+from vae_jax import hosts
 
 
 def define(values):
@@ -16,6 +17,7 @@ def define(values):
     flags.DEFINE_bool("explain", False, "print what the objective is, and train nothing", flag_values=values)
     flags.DEFINE_string("results", "", "also write the figures to this file, results/NAME.json", flag_values=values)
     flags.DEFINE_string("data_dir", "", "where TFDS data is (same as --config.data.dir)", flag_values=values)
+    hosts.define(values)
 
 
 def run(argv):
@@ -30,6 +32,7 @@ def run(argv):
         return 0
     if values.data_dir:
         c.data.dir = values.data_dir
+    hosts.join(values)
     compile.use_cache()
     if not loop.train(c, values.workdir):
         return loop.STOPPED

@@ -10,7 +10,7 @@ import time
 
 import jax
 
-from vae_jax import checkpoint, report, results, step
+from vae_jax import checkpoint, hosts, report, results, step
 from vae_jax import config as config_lib
 from vae_jax.evaluate import evaluate
 from vae_jax.workdir import members, restore
@@ -28,13 +28,13 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
     Raises:
       UserError: there is no run, or no good checkpoint in it.
     """
+    say = say if hosts.first() else lambda _: None
     s, state, meta = restore(workdir, which, data_dir=data_dir, say=say)
     c = s.c
     say(f"evaluating checkpoint {meta['step']} ({which}) on {len(s.dataset.test.image):,} test images")
     began = time.perf_counter()
     metrics, why, pictures = evaluate(c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=iw_k or c.eval.iw_k)
     seconds = time.perf_counter() - began
-    checkpoint.write_json(os.path.join(workdir, "metrics.json"), metrics)
     clock = meta["latest"]["clock"]
     trained = clock["seconds"]
     run = {
@@ -54,6 +54,9 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "why": why,
     }
+    if not hosts.first():
+        return metrics, run
+    checkpoint.write_json(os.path.join(workdir, "metrics.json"), metrics)
     path = report.write(
         os.path.join(workdir, "report"),
         title=f"{c.objective.name} on {c.data.name}",

@@ -1,6 +1,7 @@
 """The only side effects of training: draw, dispatch, log one call late, validate, save, stop."""
 
 import contextlib
+import functools
 import math
 import os
 import signal
@@ -10,26 +11,41 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
-from vae_jax import checkpoint, data, optim, report, sharding, step
+from vae_jax import checkpoint, data, hosts, optim, report, sharding, step
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
+from vae_jax.hosts import STOPPED
 from vae_jax.workdir import claim, members, setup
 
-STOPPED = 75  # exit code: stopped on request, the same command goes on (EX_TEMPFAIL)
+__all__ = ["STOPPED", "train"]
 
 
 class Stop:
-    """SIGINT and SIGTERM ask the loop to save and leave; a second one leaves at once."""
+    """SIGINT and SIGTERM ask the loop to save and leave; a second one leaves at once.
+
+    Of several processes any one may be asked. SIGTERM is jax's then: it has them agree on a call.
+    """
 
     def __init__(self):
-        self.signal = None
-        self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.signal, self._several = None, hosts.several()
+        numbers = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
+        self._old = {s: signal.signal(s, self._ask) for s in numbers}
+
+    def asked(self, call):
+        """Whether to leave before this call, the same on every process; calls are counted by one."""
+        if self._several and multihost_utils.reached_preemption_sync_point(call):
+            self.signal = signal.SIGTERM
+        return self.signal is not None
 
     def _ask(self, number, _):
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         if self.signal is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -38,6 +54,8 @@ class Stop:
     def restore(self):
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        if self._several:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax would take it and do nothing
 
 
 def guilty(metrics):
@@ -53,7 +71,7 @@ class Progress:
 
     def __init__(self, start, steps):
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and hosts.first():
             from tqdm import tqdm
 
             layout = "{percentage:3.0f}%|{bar:12}| {n}/{total} {remaining} left{postfix}"
@@ -87,7 +105,7 @@ class Member(NamedTuple):
 
     c: object
     saved: checkpoint.Checkpoints
-    log: report.MetricsLog
+    log: report.MetricsLog | None  # None on a process that does not write it
 
 
 def train(c, workdir, say=print):
@@ -102,10 +120,16 @@ def train(c, workdir, say=print):
     if not config_lib.replica_count(c):
         sharding.check_batch(c.batch, s.mesh)
     parts = members(c, workdir)
+    if len(parts) > 1 and jax.process_count() > 1:
+        raise UserError(f"processes={jax.process_count()}: replicas are of one process; want --processes=1")
     with contextlib.ExitStack() as held:
-        for folder, one in ({workdir: c} | {folder: one for one, folder in parts}).items():
-            held.callback(os.close, claim(folder, one))
-        return _train(s, parts, workdir, say)
+
+        def take():
+            for folder, one in ({workdir: c} | {folder: one for one, folder in parts}).items():
+                held.callback(os.close, claim(folder, one))
+
+        hosts.agree(take)
+        return _train(s, parts, workdir, say if hosts.first() else lambda _: None)
 
 
 def _train(s, parts, workdir, say):
@@ -123,18 +147,23 @@ def _train(s, parts, workdir, say):
         clock |= meta["clock"]
         say(f"going on from step {at} of {c.steps} in {workdir}")
     stop = Stop()
-    runs = [Member(one, kept, report.MetricsLog(folder, at)) for (one, folder), kept in zip(parts, saved, strict=True)]
+    logs = [report.MetricsLog(folder, at) if hosts.first() else None for _, folder in parts]
+    runs = [Member(one, kept, log) for (one, _), kept, log in zip(parts, saved, logs, strict=True)]
     progress = Progress(at, c.steps)
-    broken = True
+    failed = None
     try:
         at = _run(s, state, places, at, runs, progress, stop, clock)
-        broken = False
+    except BaseException as error:
+        failed = error
+        raise
     finally:
         progress.close()
         for run in runs:
-            run.log.close()
-            run.saved.close(broken)
+            if run.log:
+                run.log.close()
+            run.saved.close(failed)
         stop.restore()
+    hosts.agree(lambda: None)  # process 0 has written the last manifest
     if at < c.steps:
         say(f"stopped at step {at} and saved; the same command goes on from there")
     return at >= c.steps
@@ -172,7 +201,9 @@ def _run(s, state, places, at, runs, progress, stop, clock):
     if program.source is None:
         # One element of the feed per step; S of them are stacked for a call.
         sizes = {"batch": c.batch, "labelled": c.data.labelled_batch}
-        feed = data.host_batches(s.dataset.train, start=at, steps=c.steps - at, seed=c.seed, **sizes)
+        place, over_calls = sharding.over_batch(s.mesh), sharding.over_batch(s.mesh, leading=1)
+        share = functools.partial(hosts.rows, place)
+        feed = data.host_batches(s.dataset.train, start=at, steps=c.steps - at, seed=c.seed, share=share, **sizes)
     began, offset = time.perf_counter(), clock["seconds"]
     window, window_began, pending = [], began, None
 
@@ -197,12 +228,16 @@ def _run(s, state, places, at, runs, progress, stop, clock):
             run.saved.save(at, alone, {"step": at, "clock": dict(clock)}, select=select)
 
     def write(split, rows):
+        if not hosts.first():
+            return
         for run, row in zip(runs, rows, strict=True):
             run.log.write(at, split, row)
         progress.row(at, split, rows, c.steps)
 
-    while at < c.steps and stop.signal is None:
-        source = program.source if feed is None else _stack([next(feed) for _ in range(per_call)])
+    while at < c.steps and not stop.asked(at // per_call):
+        source = program.source
+        if feed is not None:
+            source = hosts.assemble(_stack([next(feed) for _ in range(per_call)]), over_calls)
         state, values = program.run(state, source, program.key)
         if pending is not None:
             settle(pending)
@@ -264,7 +299,8 @@ def _validator(s):
     def validate(state):
         params, totals = step.averaged(state), None
         for i, (batch, _) in enumerate(likelihood.batches(s.dataset.validation, c.eval.batch, s.mesh)):
-            sums = jax.tree.map(lambda a: np.asarray(a, np.float64).reshape(-1), run(params, batch, fold(key, i)))
+            sums = jax.tree.map(hosts.fetch, run(params, batch, fold(key, i)))
+            sums = jax.tree.map(lambda a: a.astype(np.float64).reshape(-1), sums)
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         means = step.divided(totals)
         return [{name: float(mean[r]) for name, mean in means.items()} for r in range(max(1, count))]
