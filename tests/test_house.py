@@ -19,7 +19,7 @@ PACKAGE = ROOT / "vae_jax"
 # The way through the house: a module imports only what stands before it (or within its own folder).
 ORDER = (
     *("config", "hosts", "flags", "launch", "data", "densities", "nets", "model", "objectives", "optim", "sharding"),
-    *("step", "compile", "checkpoint", "workdir", "evaluate", "report", "results", "loop", "assess"),
+    *("step", "compile", "checkpoint", "workdir", "evaluate", "report", "results", "watch", "loop", "assess"),
     *("benchmark", "explain"),
 )
 HEAVY = {"tensorflow_datasets", "sklearn", "matplotlib", "grain", "PIL"}  # seconds to import

@@ -4,13 +4,14 @@ import datetime
 import math
 import os
 import shlex
+import signal
 import statistics
 import sys
 import time
 
 import jax
 
-from vae_jax import checkpoint, hosts, report, results, step
+from vae_jax import checkpoint, hosts, report, results, step, watch
 from vae_jax import config as config_lib
 from vae_jax.evaluate import evaluate
 from vae_jax.workdir import members, restore
@@ -28,6 +29,8 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
     Raises:
       UserError: there is no run, or no good checkpoint in it.
     """
+    if hosts.several():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax's own waits for a step to save, and there is none
     say = say if hosts.first() else lambda _: None
     s, state, meta = restore(workdir, which, data_dir=data_dir, say=say)
     c = s.c
@@ -44,6 +47,7 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
         "checkpoint": f"step {meta['step']} ({which})",
         "training_seconds": round(trained, 1),
         "compile_seconds": round(clock["compile_seconds"], 1),
+        "wall_time": watch.shares(watch.new_clock() | clock) if trained else None,
         "evaluation_seconds": round(seconds, 1),
         "images_per_s": round(meta["latest"]["step"] * c.batch / trained) if trained else None,
         "seed": c.seed,

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
-from vae_jax import checkpoint, data, hosts, optim, report, sharding, step
+from vae_jax import checkpoint, data, hosts, optim, report, sharding, step, watch
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
@@ -54,8 +54,6 @@ class Stop:
     def restore(self):
         for number, handler in self._old.items():
             signal.signal(number, handler)
-        if self._several:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax would take it and do nothing
 
 
 def guilty(metrics):
@@ -108,14 +106,15 @@ class Member(NamedTuple):
     log: report.MetricsLog | None  # None on a process that does not write it
 
 
-def train(c, workdir, say=print):
+def train(c, workdir, say=print, profile=None):
     """Train from nothing or from the workdir's last good checkpoint to ``c.steps``.
 
-    Returns True, or False where a signal stopped it.
+    ``profile``: the steps (a, b) to trace. Returns True, or False where a signal stopped it.
 
     Raises:
       UserError: bad input; or a loss that is not finite, with its step and guilty term.
     """
+    began = time.time()
     s = setup(c)
     if not config_lib.replica_count(c):
         sharding.check_batch(c.batch, s.mesh)
@@ -129,14 +128,14 @@ def train(c, workdir, say=print):
                 held.callback(os.close, claim(folder, one))
 
         hosts.agree(take)
-        return _train(s, parts, workdir, say if hosts.first() else lambda _: None)
+        return _train(s, parts, workdir, say if hosts.first() else lambda _: None, began, profile)
 
 
-def _train(s, parts, workdir, say):
+def _train(s, parts, workdir, say, began, span):
     c = s.c
     state, places = compile_lib.init(c, s.model, s.mesh, s.dataset)
     saved = [checkpoint.Checkpoints(folder, say) for _, folder in parts]
-    clock = {"seconds": 0.0, "compile_seconds": 0.0}
+    clock = watch.new_clock()
     found = _restore(state, places, saved)
     if found is None and any(checkpoint.steps(folder) for _, folder in parts):
         raise UserError(f"workdir={workdir}: none of its checkpoints fits this code; want another workdir")
@@ -145,18 +144,22 @@ def _train(s, parts, workdir, say):
         state, meta = found
         at = meta["step"]
         clock |= meta["clock"]
+        began = clock.pop("saved", began)  # what was done since is done again
         say(f"going on from step {at} of {c.steps} in {workdir}")
     stop = Stop()
     logs = [report.MetricsLog(folder, at) if hosts.first() else None for _, folder in parts]
     runs = [Member(one, kept, log) for (one, _), kept, log in zip(parts, saved, logs, strict=True)]
     progress = Progress(at, c.steps)
-    failed = None
+    seen, profile = watch.Watch(clock, at, began), watch.Profile(workdir, span, c.steps_per_call, say)
+    failed, reached = None, at
     try:
-        at = _run(s, state, places, at, runs, progress, stop, clock)
+        at = _run(s, state, places, at, runs, progress, stop, seen, profile)
     except BaseException as error:
         failed = error
         raise
     finally:
+        seen.close()
+        profile.close()
         progress.close()
         for run in runs:
             if run.log:
@@ -164,6 +167,8 @@ def _train(s, parts, workdir, say):
             run.saved.close(failed)
         stop.restore()
     hosts.agree(lambda: None)  # process 0 has written the last manifest
+    if at > reached:
+        say(f"wall time: {watch.shares(clock)}")
     if at < c.steps:
         say(f"stopped at step {at} and saved; the same command goes on from there")
     return at >= c.steps
@@ -185,16 +190,16 @@ def _restore(state, places, saved):
     return None
 
 
-def _run(s, state, places, at, runs, progress, stop, clock):
+def _run(s, state, places, at, runs, progress, stop, seen, profile):
     """Steps from ``at`` on, until they are done or a signal comes; the step reached."""
-    c, several = s.c, len(runs) > 1
+    c, several, clock = s.c, len(runs) > 1, seen.clock
     if at >= c.steps:
         return at
     if at % c.steps_per_call:
         raise UserError(f"steps_per_call={c.steps_per_call}: want a divisor of {at}, the step where the run stopped")
-    program = compile_lib.training(c, s.model, s.mesh, s.dataset, state, places)
+    with seen.part("compile"):
+        program = compile_lib.training(c, s.model, s.mesh, s.dataset, state, places)
     validate = _validator(s)
-    clock["compile_seconds"] += program.seconds
     rates = [optim.learning_rate(run.c.optim, c.steps) for run in runs]
     per_call = c.steps_per_call
     feed = None
@@ -204,6 +209,7 @@ def _run(s, state, places, at, runs, progress, stop, clock):
         place, over_calls = sharding.over_batch(s.mesh), sharding.over_batch(s.mesh, leading=1)
         share = functools.partial(hosts.rows, place)
         feed = data.host_batches(s.dataset.train, start=at, steps=c.steps - at, seed=c.seed, share=share, **sizes)
+    seen.begin()
     began, offset = time.perf_counter(), clock["seconds"]
     window, window_began, pending = [], began, None
 
@@ -220,12 +226,16 @@ def _run(s, state, places, at, runs, progress, stop, clock):
             )
         window.append(rows_SxRxM)
 
-    def save(figures=None):
+    def tick():
         clock["seconds"] = offset + time.perf_counter() - began
-        for r, run in enumerate(runs):
-            alone = jax.tree.map(lambda a, r=r: a[r], state) if several else state
-            select = None if figures is None else _selected(c, figures[r])
-            run.saved.save(at, alone, {"step": at, "clock": dict(clock)}, select=select)
+
+    def save(figures=None):
+        tick()
+        with seen.part("checkpoint"):
+            for r, run in enumerate(runs):
+                alone = jax.tree.map(lambda a, r=r: a[r], state) if several else state
+                select = None if figures is None else _selected(c, figures[r])
+                run.saved.save(at, alone, {"step": at, "clock": clock | {"saved": time.time()}}, select=select)
 
     def write(split, rows):
         if not hosts.first():
@@ -237,7 +247,9 @@ def _run(s, state, places, at, runs, progress, stop, clock):
     while at < c.steps and not stop.asked(at // per_call):
         source = program.source
         if feed is not None:
-            source = hosts.assemble(_stack([next(feed) for _ in range(per_call)]), over_calls)
+            with seen.part("data"):
+                source = hosts.assemble(_stack([next(feed) for _ in range(per_call)]), over_calls)
+        profile.before(at, pending)
         state, values = program.run(state, source, program.key)
         if pending is not None:
             settle(pending)
@@ -245,6 +257,7 @@ def _run(s, state, places, at, runs, progress, stop, clock):
             run.saved.poll()
         at += per_call
         pending = (at, values)
+        seen.step(at)
         progress.advance(per_call)
         validating = at % c.eval.every == 0 or at == c.steps
         if at % c.log_every == 0 or validating:
@@ -252,18 +265,20 @@ def _run(s, state, places, at, runs, progress, stop, clock):
             pending = None
             seconds = time.perf_counter() - window_began
             images = sum(map(len, window)) * c.batch * len(runs)
+            tick()
             means_RxM = np.concatenate(window).mean(0).tolist()
             rows = [dict(zip(program.names, means, strict=True)) for means in means_RxM]
             write(
                 "train",
                 [
-                    m | {"lr": float(f(at - 1)), "images_per_s": images / seconds}
+                    m | {"lr": float(f(at - 1)), "images_per_s": images / seconds, "goodput": watch.goodput(clock)}
                     for m, f in zip(rows, rates, strict=True)
                 ],
             )
             window = []
             if validating:
-                figures = validate(state)
+                with seen.part("validation"):
+                    figures = validate(state)
                 for r, one in enumerate(figures):
                     if not all(map(math.isfinite, one.values())):
                         raise UserError(
@@ -274,7 +289,7 @@ def _run(s, state, places, at, runs, progress, stop, clock):
             window_began = time.perf_counter()
     if pending is not None:
         settle(pending)
-    clock["seconds"] = offset + time.perf_counter() - began
+    tick()
     if at < c.steps and runs[0].saved.latest() != at:
         save()
     return at
