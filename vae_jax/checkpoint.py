@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import orbax.checkpoint as ocp
@@ -106,7 +107,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(os.path.join(self.workdir, "checkpoints"), options=options)
         except OSError as error:
             raise UserError(f"workdir={workdir}: cannot write: {error.strerror}") from None
-        self._unsealed = []
+        self._unsealed, self._sealing, self._beside = [], None, ThreadPoolExecutor(1)
 
     def _set_aside(self):
         """Move steps that are not good out of Orbax's way; nothing is deleted."""
@@ -146,23 +147,35 @@ class Checkpoints:
         self._unsealed.append(step)
 
     def poll(self):
-        """Write the manifest of a save that has ended meanwhile; never waits."""
-        if self._unsealed and not self._manager.is_saving_in_progress():
-            self.seal()
+        """Begin the manifest of a save that has ended meanwhile, beside the training; never waits."""
+        if self._sealing and self._sealing.done():
+            self._sealed()
+        if self._unsealed and not self._sealing and not self._manager.is_saving_in_progress():
+            self._sealing = self._beside.submit(self._manifests)
 
     def seal(self):
-        """Wait for saves under way; process 0 writes their manifests: what is committed, every process wrote."""
+        """Wait for saves under way and write their manifests."""
         with self._disk():
             self._manager.wait_until_finished()
+        self._sealed()
+        self._manifests()
+
+    def _sealed(self):
+        if self._sealing:
+            sealing, self._sealing = self._sealing, None
+            sealing.result()  # raises what it raised
+
+    def _manifests(self):
+        """Process 0 hashes what is committed, which every process has written its part of by then."""
         if not hosts.first():
             self._unsealed = []
             return
         there = set(steps(self.workdir))
-        for step in self._unsealed:
+        while self._unsealed:
+            step = self._unsealed.pop()
             if step in there:
                 folder = os.path.join(self.workdir, "checkpoints", str(step))
                 write_json(os.path.join(self.workdir, "manifests", f"{step}.json"), digests(folder))
-        self._unsealed = []
         for name in os.listdir(os.path.join(self.workdir, "manifests")):
             if name.split(".")[0].isdigit() and int(name.split(".")[0]) not in there:
                 os.unlink(os.path.join(self.workdir, "manifests", name))
@@ -249,6 +262,7 @@ class Checkpoints:
                 time.sleep(0.05)
             with contextlib.suppress(Exception):
                 self.poll()
+                self._sealed()
             return
         with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
             if self.write:

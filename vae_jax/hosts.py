@@ -71,8 +71,8 @@ def join(values):
     elif found := cluster():
         try:
             _initialize(values.wait)
-        except ValueError:
-            if found != "Cloud TPU":  # of a single host, which has no others to meet
+        except (ValueError, OSError):
+            if found != "Cloud TPU":  # of a single host, which has no others to meet and no list of them
                 raise UserError(f"{found}: cannot tell the processes of this run; want --coordinator=…") from None
 
 
