@@ -6,6 +6,7 @@ python eval.py --workdir=runs/digits [--iw_k=1000] [--checkpoint=best]
 from absl import flags
 
 from vae_jax import flags as flags_lib
+from vae_jax import hosts
 
 
 def define(values):
@@ -14,6 +15,7 @@ def define(values):
     flags.DEFINE_integer("iw_k", None, "importance samples per image", lower_bound=1, flag_values=values)
     flags.DEFINE_string("results", "", "also write the figures to this file, results/NAME.json", flag_values=values)
     flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
+    hosts.define(values)
 
 
 def run(argv):
@@ -29,6 +31,7 @@ def run(argv):
         if not which.isdigit():
             raise config.UserError(f"checkpoint={which}: want best, latest or a step")
         which = int(which)
+    hosts.join(values)
     compile.use_cache()
     assess.assess(values.workdir, which=which, iw_k=values.iw_k, data_dir=values.data_dir, publish=values.results)
     return 0

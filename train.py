@@ -5,9 +5,12 @@
 The same command goes on with a run that was stopped.
 """
 
+import re
+
 from absl import flags
 
 from vae_jax import flags as flags_lib
+from vae_jax import hosts
 
 
 def define(values):
@@ -16,6 +19,10 @@ def define(values):
     flags.DEFINE_bool("explain", False, "print what the objective is, and train nothing", flag_values=values)
     flags.DEFINE_string("results", "", "also write the figures to this file, results/NAME.json", flag_values=values)
     flags.DEFINE_string("data_dir", "", "where TFDS data is (same as --config.data.dir)", flag_values=values)
+    flags.DEFINE_string(
+        "profile", "", "steps A-B to trace into WORKDIR/profile; SIGUSR1 traces as well", flag_values=values
+    )
+    hosts.define(values)
 
 
 def run(argv):
@@ -30,8 +37,12 @@ def run(argv):
         return 0
     if values.data_dir:
         c.data.dir = values.data_dir
+    span = re.fullmatch(r"(\d+)-(\d+)", values.profile)
+    if values.profile and not (span and int(span[1]) <= int(span[2])):
+        raise config.UserError(f"profile={values.profile}: want the first and the last step, as 100-120")
+    hosts.join(values)
     compile.use_cache()
-    if not loop.train(c, values.workdir):
+    if not loop.train(c, values.workdir, profile=span and (int(span[1]), int(span[2]))):
         return loop.STOPPED
     if config.replica_count(c):
         assess.sweep(c, values.workdir, publish=values.results)

@@ -38,6 +38,6 @@ def data_dir():
 
 def pytest_collection_modifyitems(items):
     """Files that start processes first: they take the longest, and one worker runs all of a file."""
-    slow = ["test_loop", "test_errors", "test_replicas", "test_readme", "test_benchmark"]
+    slow = ["test_hosts", "test_loop", "test_errors", "test_replicas", "test_readme", "test_benchmark"]
     rank = {name: i for i, name in enumerate(slow)}
     items.sort(key=lambda item: rank.get(item.module.__name__.rpartition(".")[2], len(slow)))

@@ -18,8 +18,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vae_jax"
 # The way through the house: a module imports only what stands before it (or within its own folder).
 ORDER = (
-    *("config", "flags", "data", "densities", "nets", "model", "objectives", "optim", "sharding"),
-    *("step", "compile", "checkpoint", "workdir", "evaluate", "log", "draw", "report", "results", "loop", "assess"),
+    *("config", "hosts", "flags", "launch", "data", "densities", "nets", "model", "objectives", "optim", "sharding"),
+    *("step", "compile", "checkpoint", "workdir", "evaluate", "log", "draw", "report", "results"),
+    *("watch", "loop", "assess"),
     *("benchmark", "explain"),
 )
 HEAVY = {"tensorflow_datasets", "sklearn", "matplotlib", "grain", "PIL"}  # seconds to import

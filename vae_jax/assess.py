@@ -4,13 +4,14 @@ import datetime
 import math
 import os
 import shlex
+import signal
 import statistics
 import sys
 import time
 
 import jax
 
-from vae_jax import checkpoint, report, results, step
+from vae_jax import checkpoint, hosts, report, results, step, watch
 from vae_jax import config as config_lib
 from vae_jax.evaluate import evaluate
 from vae_jax.log import read_history
@@ -29,13 +30,15 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
     Raises:
       UserError: there is no run, or no good checkpoint in it.
     """
+    if hosts.several():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax's own waits for a step to save, and there is none
+    say = say if hosts.first() else lambda _: None
     s, state, meta = restore(workdir, which, data_dir=data_dir, say=say)
     c = s.c
     say(f"evaluating checkpoint {meta['step']} ({which}) on {len(s.dataset.test.image):,} test images")
     began = time.perf_counter()
     metrics, why, pictures = evaluate(c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=iw_k or c.eval.iw_k)
     seconds = time.perf_counter() - began
-    checkpoint.write_json(os.path.join(workdir, "metrics.json"), metrics)
     clock = meta["latest"]["clock"]
     trained = clock["seconds"]
     run = {
@@ -45,6 +48,7 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
         "checkpoint": f"step {meta['step']} ({which})",
         "training_seconds": round(trained, 1),
         "compile_seconds": round(clock["compile_seconds"], 1),
+        "wall_time": watch.shares(watch.new_clock() | clock) if trained else None,
         "evaluation_seconds": round(seconds, 1),
         "images_per_s": round(meta["latest"]["step"] * c.batch / trained) if trained else None,
         "seed": c.seed,
@@ -55,6 +59,9 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "why": why,
     }
+    if not hosts.first():
+        return metrics, run
+    checkpoint.write_json(os.path.join(workdir, "metrics.json"), metrics)
     path = report.write(
         os.path.join(workdir, "report"),
         title=f"{c.objective.name} on {c.data.name}",

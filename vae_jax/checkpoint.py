@@ -11,12 +11,17 @@ import json
 import logging
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from vae_jax import hosts
 from vae_jax.config import UserError
+
+PATIENCE = 20  # seconds for a save under way to end after an error
 
 # Orbax and its event loop log every save, and tracebacks beside every error that they raise as well.
 for _name in ("absl", "asyncio"):
@@ -90,7 +95,7 @@ class Checkpoints:
             policies.BestN(get_metric_fn=best, reverse=True, n=1, keep_checkpoints_without_metrics=False),
         ]
         if write:
-            self._set_aside()
+            hosts.agree(self._set_aside)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
             best_fn=best,
@@ -99,24 +104,29 @@ class Checkpoints:
             read_only=not write,
         )
         try:
-            if write:
-                os.makedirs(os.path.join(self.workdir, "manifests"), exist_ok=True)
             self._manager = ocp.CheckpointManager(os.path.join(self.workdir, "checkpoints"), options=options)
         except OSError as error:
             raise UserError(f"workdir={workdir}: cannot write: {error.strerror}") from None
-        self._unsealed = []
+        self._unsealed, self._sealing, self._beside = [], None, ThreadPoolExecutor(1)
 
     def _set_aside(self):
         """Move steps that are not good out of Orbax's way; nothing is deleted."""
+        self._folder("manifests")
         for step in steps(self.workdir):
             why = fault(self.workdir, step)
             if why is not None:
                 self.say(f"checkpoint {step}: {why}; set aside")
                 self._move(step)
 
+    def _folder(self, name):
+        try:
+            os.makedirs(os.path.join(self.workdir, name), exist_ok=True)
+        except OSError as error:
+            raise UserError(f"workdir={self.workdir}: cannot write: {error.strerror}") from None
+
     def _move(self, step):
         aside = os.path.join(self.workdir, "damaged", str(step))
-        os.makedirs(os.path.dirname(aside), exist_ok=True)
+        self._folder("damaged")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(os.path.join(self.workdir, "checkpoints", str(step)), aside)
 
@@ -137,20 +147,35 @@ class Checkpoints:
         self._unsealed.append(step)
 
     def poll(self):
-        """Write the manifest of a save that has ended meanwhile; never waits."""
-        if self._unsealed and not self._manager.is_saving_in_progress():
-            self.seal()
+        """Begin the manifest of a save that has ended meanwhile, beside the training; never waits."""
+        if self._sealing and self._sealing.done():
+            self._sealed()
+        if self._unsealed and not self._sealing and not self._manager.is_saving_in_progress():
+            self._sealing = self._beside.submit(self._manifests)
 
     def seal(self):
         """Wait for saves under way and write their manifests."""
         with self._disk():
             self._manager.wait_until_finished()
+        self._sealed()
+        self._manifests()
+
+    def _sealed(self):
+        if self._sealing:
+            sealing, self._sealing = self._sealing, None
+            sealing.result()  # raises what it raised
+
+    def _manifests(self):
+        """Process 0 hashes what is committed, which every process has written its part of by then."""
+        if not hosts.first():
+            self._unsealed = []
+            return
         there = set(steps(self.workdir))
-        for step in self._unsealed:
+        while self._unsealed:
+            step = self._unsealed.pop()
             if step in there:
                 folder = os.path.join(self.workdir, "checkpoints", str(step))
                 write_json(os.path.join(self.workdir, "manifests", f"{step}.json"), digests(folder))
-        self._unsealed = []
         for name in os.listdir(os.path.join(self.workdir, "manifests")):
             if name.split(".")[0].isdigit() and int(name.split(".")[0]) not in there:
                 os.unlink(os.path.join(self.workdir, "manifests", name))
@@ -201,7 +226,7 @@ class Checkpoints:
         """
         there = sorted(self._manager.all_steps(), reverse=True)
         if not self.write:
-            faults = {step: fault(self.workdir, step) for step in there}
+            faults = dict(hosts.agree(lambda: [(step, fault(self.workdir, step)) for step in there]))
             for step in (s for s in there if faults[s]):
                 self.say(f"checkpoint {step}: {faults[step]}; not used")
             there = [step for step in there if not faults[step]]
@@ -224,15 +249,22 @@ class Checkpoints:
                 failed.append(step)
                 continue
             if self.write and failed:  # so that training can save these steps again
-                for bad in failed:
-                    self._move(bad)
+                hosts.agree(lambda: [self._move(bad) for bad in failed])
                 self._manager.reload()
             return found["state"], found["meta"]
         return None
 
-    def close(self, broken=False):
-        """Finish saves under way; after an error (``broken``) only what can still be finished."""
-        with contextlib.suppress(Exception) if broken else contextlib.nullcontext():
+    def close(self, failed=None):
+        """Finish saves under way; after an error only what can still be finished."""
+        if failed is not None and hosts.several():  # the others may be gone, and what needs them never ends
+            limit = time.monotonic() + (PATIENCE if isinstance(failed, UserError) else 0)
+            while self._manager.is_saving_in_progress() and time.monotonic() < limit:
+                time.sleep(0.05)
+            with contextlib.suppress(Exception):
+                self.poll()
+                self._sealed()
+            return
+        with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
             if self.write:
                 self.seal()
             self._manager.close()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import config as config_lib
-from vae_jax import data, optim, sharding, step
+from vae_jax import data, hosts, optim, sharding, step
 from vae_jax.config import UserError
 
 
@@ -89,7 +89,7 @@ def on_device(split, mesh, limit_mb):
     if not isinstance(split.image, np.ndarray) or split.image.nbytes > limit_mb * 2**20:
         return None
     label = np.zeros(len(split.image), np.int32) if split.label is None else split.label
-    return jax.device_put({"image": np.asarray(split.image), "label": label}, sharding.replicated(mesh))
+    return hosts.place({"image": np.asarray(split.image), "label": label}, sharding.replicated(mesh))
 
 
 def resident(c, dataset, mesh):
@@ -97,7 +97,7 @@ def resident(c, dataset, mesh):
     source = on_device(dataset.train, mesh, c.data.on_device_mb)
     if source is not None and c.data.labelled_batch:
         shown = np.flatnonzero(dataset.train.label >= 0).astype(np.int32)
-        source["labelled"] = jax.device_put(shown, sharding.replicated(mesh))
+        source["labelled"] = hosts.place(shown, sharding.replicated(mesh))
     return source
 
 
@@ -177,7 +177,7 @@ def training(c, model, mesh, dataset, state, places):
         out_shardings=(places, whole),
     )
     began = time.perf_counter()
-    key = jax.device_put(root(c, "train"), key_place)
+    key = jax.jit(lambda: root(c, "train"), out_shardings=key_place)()
     compiled = jitted.lower(state, example, key).compile()
     return Training(compiled, key, tuple(names), source, time.perf_counter() - began)
 
@@ -187,7 +187,7 @@ def over_batches(function, mesh, whole=False):
     jitted, place = jax.jit(function), sharding.replicated(mesh) if whole else sharding.over_batch(mesh)
 
     def run(params, batch, *rest):
-        return jitted(params, jax.device_put(batch, place), *rest)
+        return jitted(params, hosts.place(batch, place), *rest)
 
     return run
 

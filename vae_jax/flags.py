@@ -1,11 +1,13 @@
 """The command line: absl flags, a config page and its overrides; errors are one line, exit code 2."""
 
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import config_flags
 
 from vae_jax import config as config_lib
+from vae_jax import hosts
 from vae_jax.config import UserError
 
 PREFIX = "--config."
@@ -84,10 +86,18 @@ def parse(argv, define):
 def main(run):
     """Run a script's ``run(argv)``: a :class:`UserError` is one line on stderr and exit code 2."""
     try:
-        sys.exit(run(sys.argv))
+        code = run(sys.argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        code = 130
+    except SystemExit as done:
+        code = done.code
+    except Exception:
+        if not hosts.several():
+            raise
+        traceback.print_exc()  # a peer's death as well: its collective fails here. Waiting at exit would hang
+        code = 1
+    hosts.leave(code)

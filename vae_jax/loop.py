@@ -1,7 +1,7 @@
 """The only side effects of training: draw, dispatch, log one call late, validate, save, stop."""
 
 import contextlib
-import copy
+import functools
 import itertools
 import math
 import os
@@ -12,27 +12,42 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
-from vae_jax import checkpoint, data, optim, sharding, step
+from vae_jax import checkpoint, data, hosts, optim, sharding, step, watch
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
+from vae_jax.hosts import STOPPED
 from vae_jax.log import MetricsLog
 from vae_jax.workdir import claim, members, setup
 
-STOPPED = 75  # exit code: stopped on request, the same command goes on (EX_TEMPFAIL)
+__all__ = ["STOPPED", "train"]
 
 
 class Stop:
-    """SIGINT and SIGTERM ask the loop to save and leave; a second one leaves at once."""
+    """SIGINT and SIGTERM ask the loop to save and leave; a second one leaves at once.
+
+    Of several processes any one may be asked. SIGTERM is jax's then: it has them agree on a call.
+    """
 
     def __init__(self):
-        self.signal = None
-        self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.signal, self._several = None, hosts.several()
+        numbers = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
+        self._old = {s: signal.signal(s, self._ask) for s in numbers}
+
+    def asked(self, call):
+        """Whether to leave before this call, the same on every process; calls are counted by one."""
+        if self._several and multihost_utils.reached_preemption_sync_point(call):
+            self.signal = signal.SIGTERM
+        return self.signal is not None
 
     def _ask(self, number, _):
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         if self.signal is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -56,7 +71,7 @@ class Progress:
 
     def __init__(self, start, steps):
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and hosts.first():
             from tqdm import tqdm
 
             layout = "{percentage:3.0f}%|{bar:12}| {n}/{total} {remaining} left{postfix}"
@@ -85,52 +100,44 @@ class Progress:
             self._bar.close()
 
 
-class Laps:
-    """Where the loop's time goes: ``laps(name)`` adds the time since the lap before to ``seconds[name]``.
-
-    'device' is waiting for results; what is under any other name, the device may stand still meanwhile.
-    """
-
-    def __init__(self, seconds):
-        self.seconds, self._at = seconds, time.perf_counter()
-
-    def __call__(self, name):
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._at
-        self._at = now
-
-
 class Member(NamedTuple):
     """A run alone, or one replica of several: where its checkpoints and its rows go."""
 
     c: object
     saved: checkpoint.Checkpoints
-    log: MetricsLog
+    log: MetricsLog | None  # None on a process that does not write it
 
 
-def train(c, workdir, say=print):
+def train(c, workdir, say=print, profile=None):
     """Train from nothing or from the workdir's last good checkpoint to ``c.steps``.
 
-    Returns True, or False where a signal stopped it.
+    ``profile``: the steps (a, b) to trace. Returns True, or False where a signal stopped it.
 
     Raises:
       UserError: bad input; or a loss that is not finite, with its step and guilty term.
     """
+    began = time.time()
     s = setup(c)
     if not config_lib.replica_count(c):
         sharding.check_batch(c.batch, s.mesh)
     parts = members(c, workdir)
+    if len(parts) > 1 and jax.process_count() > 1:
+        raise UserError(f"processes={jax.process_count()}: replicas are of one process; want --processes=1")
     with contextlib.ExitStack() as held:
-        for folder, one in ({workdir: c} | {folder: one for one, folder in parts}).items():
-            held.callback(os.close, claim(folder, one))
-        return _train(s, parts, workdir, say)
+
+        def take():
+            for folder, one in ({workdir: c} | {folder: one for one, folder in parts}).items():
+                held.callback(os.close, claim(folder, one))
+
+        hosts.agree(take)
+        return _train(s, parts, workdir, say if hosts.first() else lambda _: None, began, profile)
 
 
-def _train(s, parts, workdir, say):
+def _train(s, parts, workdir, say, began, span):
     c = s.c
     state, places = compile_lib.init(c, s.model, s.mesh, s.dataset)
     saved = [checkpoint.Checkpoints(folder, say) for _, folder in parts]
-    clock = {"seconds": 0.0, "compile_seconds": 0.0, "spent": {}}
+    clock = watch.new_clock()
     found = _restore(state, places, saved)
     if found is None and any(checkpoint.steps(folder) for _, folder in parts):
         raise UserError(f"workdir={workdir}: none of its checkpoints fits this code; want another workdir")
@@ -139,20 +146,31 @@ def _train(s, parts, workdir, say):
         state, meta = found
         at = meta["step"]
         clock |= meta["clock"]
+        began = clock.pop("saved", began)  # what was done since is done again
         say(f"going on from step {at} of {c.steps} in {workdir}")
     stop = Stop()
-    runs = [Member(one, kept, MetricsLog(folder, at)) for (one, folder), kept in zip(parts, saved, strict=True)]
+    logs = [MetricsLog(folder, at) if hosts.first() else None for _, folder in parts]
+    runs = [Member(one, kept, log) for (one, _), kept, log in zip(parts, saved, logs, strict=True)]
     progress = Progress(at, c.steps)
-    broken = True
+    seen, profile = watch.Watch(clock, at, began), watch.Profile(workdir, span, c.steps_per_call, say)
+    failed, reached = None, at
     try:
-        at = _run(s, state, places, at, runs, progress, stop, clock)
-        broken = False
+        at = _run(s, state, places, at, runs, progress, stop, seen, profile)
+    except BaseException as error:
+        failed = error
+        raise
     finally:
+        seen.close()
+        profile.close()
         progress.close()
         for run in runs:
-            run.log.close()
-            run.saved.close(broken)
+            if run.log:
+                run.log.close()
+            run.saved.close(failed)
         stop.restore()
+    hosts.agree(lambda: None)  # process 0 has written the last manifest
+    if at > reached:
+        say(f"wall time: {watch.shares(clock)}")
     if at < c.steps:
         say(f"stopped at step {at} and saved; the same command goes on from there")
     return at >= c.steps
@@ -174,27 +192,29 @@ def _restore(state, places, saved):
     return None
 
 
-def _run(s, state, places, at, runs, progress, stop, clock):
+def _run(s, state, places, at, runs, progress, stop, seen, profile):
     """Steps from ``at`` on, until they are done or a signal comes; the step reached."""
-    c, several = s.c, len(runs) > 1
+    c, several, clock = s.c, len(runs) > 1, seen.clock
     if at >= c.steps:
         return at
     if at % c.steps_per_call:
         raise UserError(f"steps_per_call={c.steps_per_call}: want a divisor of {at}, the step where the run stopped")
-    program = compile_lib.training(c, s.model, s.mesh, s.dataset, state, places)
-    validate, compiling = _validator(s), time.perf_counter()
-    validate(state, 1)
-    clock["compile_seconds"] += program.seconds + time.perf_counter() - compiling
+    with seen.part("compile"):
+        program = compile_lib.training(c, s.model, s.mesh, s.dataset, state, places)
+        validate = _validator(s)
+        validate(state, 1)
     rates = [optim.learning_rate(run.c.optim, c.steps) for run in runs]
     per_call = c.steps_per_call
     feed = None
     if program.source is None:
         # One element of the feed per step; S of them are stacked for a call.
         sizes = {"batch": c.batch, "labelled": c.data.labelled_batch}
-        feed = data.host_batches(s.dataset.train, start=at, steps=c.steps - at, seed=c.seed, **sizes)
+        place, over_calls = sharding.over_batch(s.mesh), sharding.over_batch(s.mesh, leading=1)
+        share = functools.partial(hosts.rows, place)
+        feed = data.host_batches(s.dataset.train, start=at, steps=c.steps - at, seed=c.seed, share=share, **sizes)
+    seen.begin()
     began, offset = time.perf_counter(), clock["seconds"]
     window, window_began, pending = [], began, None
-    laps = Laps(clock["spent"])
 
     def settle(pending):
         """Read the metrics of the call before: the device is already busy with the next one."""
@@ -209,66 +229,73 @@ def _run(s, state, places, at, runs, progress, stop, clock):
             )
         window.append(rows_SxRxM)
 
-    def save(figures=None):
+    def tick():
         clock["seconds"] = offset + time.perf_counter() - began
-        for r, run in enumerate(runs):
-            alone = jax.tree.map(lambda a, r=r: a[r], state) if several else state
-            select = None if figures is None else _selected(c, figures[r])
-            run.saved.save(at, alone, {"step": at, "clock": copy.deepcopy(clock)}, select=select)
+
+    def save(figures=None):
+        tick()
+        with seen.part("checkpoint"):
+            for r, run in enumerate(runs):
+                alone = jax.tree.map(lambda a, r=r: a[r], state) if several else state
+                select = None if figures is None else _selected(c, figures[r])
+                run.saved.save(at, alone, {"step": at, "clock": clock | {"saved": time.time()}}, select=select)
 
     def write(split, rows):
-        for run, row in zip(runs, rows, strict=True):
-            run.log.write(at, split, row)
-        progress.row(at, split, rows, c.steps)
+        if not hosts.first():
+            return
+        with seen.part("log"):
+            for run, row in zip(runs, rows, strict=True):
+                run.log.write(at, split, row)
+            progress.row(at, split, rows, c.steps)
 
-    while at < c.steps and stop.signal is None:
-        source = program.source if feed is None else _stack([next(feed) for _ in range(per_call)])
-        laps("data")
-        state, values = program.run(state, source, program.key)
-        laps("dispatch")
+    while at < c.steps and not stop.asked(at // per_call):
+        source = program.source
+        if feed is not None:
+            with seen.part("data"):
+                source = hosts.assemble(_stack([next(feed) for _ in range(per_call)]), over_calls)
+        profile.before(at, pending)
+        with seen.part("dispatch"):
+            state, values = program.run(state, source, program.key)
         if pending is not None:
             settle(pending)
-            laps("device")
-        for run in runs:
-            run.saved.poll()
-        laps("checkpoints")
+        with seen.part("checkpoint"):
+            for run in runs:
+                run.saved.poll()
         at += per_call
         pending = (at, values)
+        seen.step(at)
         progress.advance(per_call)
         validating = at % c.eval.every == 0 or at == c.steps
         if at % c.log_every == 0 or validating:
             settle(pending)
-            laps("device")
             pending = None
             seconds = time.perf_counter() - window_began
             images = sum(map(len, window)) * c.batch * len(runs)
+            tick()
             means_RxM = np.concatenate(window).mean(0).tolist()
             rows = [dict(zip(program.names, means, strict=True)) for means in means_RxM]
             write(
                 "train",
                 [
-                    m | {"lr": float(f(at - 1)), "images_per_s": images / seconds}
+                    m | {"lr": float(f(at - 1)), "images_per_s": images / seconds, "goodput": watch.goodput(clock)}
                     for m, f in zip(rows, rates, strict=True)
                 ],
             )
             window = []
-            laps("log")
             if validating:
-                figures = validate(state)
-                laps("validation")
+                with seen.part("validation"):
+                    figures = validate(state)
                 for r, one in enumerate(figures):
                     if not all(map(math.isfinite, one.values())):
                         raise UserError(
                             f"non-finite validation at step {at}{f' of replica {r}' if several else ''}: {guilty(one)}"
                         )
                 write("validation", figures)
-                laps("log")
                 save(figures)
-                laps("checkpoints")
             window_began = time.perf_counter()
     if pending is not None:
         settle(pending)
-    clock["seconds"] = offset + time.perf_counter() - began
+    tick()
     if at < c.steps and runs[0].saved.latest() != at:
         save()
     return at
@@ -297,7 +324,8 @@ def _validator(s):
         params, totals = step.averaged(state), None
         batches = likelihood.batches(s.dataset.validation, c.eval.batch, s.mesh)
         for i, (batch, _) in enumerate(itertools.islice(batches, most)):
-            sums = jax.tree.map(lambda a: np.asarray(a, np.float64).reshape(-1), run(params, batch, fold(key, i)))
+            sums = jax.tree.map(hosts.fetch, run(params, batch, fold(key, i)))
+            sums = jax.tree.map(lambda a: a.astype(np.float64).reshape(-1), sums)
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         means = step.divided(totals)
         return [{name: float(mean[r]) for name, mean in means.items()} for r in range(max(1, count))]

@@ -101,6 +101,7 @@ CURVES = {  # key of a history row -> (name, unit)
 }
 MORE_CURVES = {  # folded away on the page, with every key that is in neither
     "images_per_s": ("Speed", "images / s"),
+    "goodput": ("Goodput: share of the wall time in steps", ""),
     "lr": ("Learning rate", ""),
 }
 RUN = {  # key of ``run`` -> its name on the page

@@ -7,19 +7,16 @@ import tempfile
 
 import numpy as np
 
-from vae_jax import checkpoint, loop, results
+from vae_jax import checkpoint, loop, results, watch
 from vae_jax.benchmark import cells
-
-PARTS = ("data", "dispatch", "log", "validation", "checkpoints")  # of loop.Laps; the rest is the device's
 
 
 def looped(c):
-    """{'seconds': of the loop from its first call to its last, a part of ``loop.Laps``: its seconds} of one run."""
+    """The clock of one run of the loop, from its first call to its last save: ``watch.new_clock``."""
     with tempfile.TemporaryDirectory(prefix="vae_jax_loop_") as folder:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             loop.train(c, os.path.join(folder, "run"), say=lambda _: None)
-        clock = checkpoint.Checkpoints(os.path.join(folder, "run"), write=False).meta()["clock"]
-    return {"seconds": clock["seconds"]} | clock["spent"]
+        return checkpoint.Checkpoints(os.path.join(folder, "run"), write=False).meta()["clock"]
 
 
 def measure(c, rounds, seconds, say=print):
@@ -37,9 +34,9 @@ def measure(c, rounds, seconds, say=print):
         spent = looped(c)
         bare = c.steps * (before + cells.window(lane, calls)) / 2
         share.append(bare / spent["seconds"])
-        split.append([spent.get(part, 0.0) / spent["seconds"] for part in PARTS])
+        split.append([spent[f"{part}_seconds"] / spent["seconds"] for part in watch.LOOP])
         say(f"round {i + 1} of {rounds}: the loop keeps {share[-1]:.1%}")
     median = lambda v: float(np.median(v))  # noqa: E731
     kept = results.figure(median(share), "of the bare step", sd=float(np.std(share)), n=rounds)
-    parts = zip(PARTS, zip(*split, strict=True), strict=True)
+    parts = zip(watch.LOOP, zip(*split, strict=True), strict=True)
     return {"kept": kept} | {part: results.figure(median(v), "of the loop", n=rounds) for part, v in parts}

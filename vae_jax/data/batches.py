@@ -82,12 +82,13 @@ def eval_batches(n, batch):
         yield (np.arange(start, start + batch) % n).astype(np.int32), mask
 
 
-def host_batches(split, *, start, steps, batch, seed, labelled=0, prefetch=4):
+def host_batches(split, *, start, steps, batch, seed, labelled=0, prefetch=4, share=np.arange):
     """Training batches start .. start + steps - 1, prepared in threads ahead of their use.
 
     Each is {'image': uint8 [B, H, W, C], 'label': int32 [B] (zeros where there are none),
     'id': int32 [B]}, and with ``labelled`` such a batch of labelled examples, of that size, as 'labelled'.
-    The order is :func:`batch_indices`', so any start is exact and there is no state to save.
+    The order is :func:`batch_indices`', so any start is exact and there is no state to save. ``share(size)``:
+    which rows of a batch to read, where other processes read the others.
     """
     import grain
 
@@ -99,10 +100,10 @@ def host_batches(split, *, start, steps, batch, seed, labelled=0, prefetch=4):
         return {"image": np.asarray(split.image[ids]), "label": label, "id": ids}
 
     def gather(step):
-        found = rows(batch_indices(step, n=n, batch=batch, seed=seed))
+        found = rows(batch_indices(step, n=n, batch=batch, seed=seed)[share(batch)])
         if labelled:
             places = labelled_indices(step, n=len(index_L), batch=labelled, seed=seed)
-            found["labelled"] = rows(index_L[places])
+            found["labelled"] = rows(index_L[places[share(labelled)]])
         return found
 
     options = grain.ReadOptions(num_threads=2 if prefetch else 0, prefetch_buffer_size=prefetch)

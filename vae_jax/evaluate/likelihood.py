@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vae_jax import compile as compile_lib
-from vae_jax import data, sharding
+from vae_jax import data, hosts, sharding
 from vae_jax.objectives import semi
 
 # Parameters of p(x|z) that one device makes in one call: on CPU, what stays in its caches.
@@ -85,10 +85,10 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
     programs = {s: compile_lib.over_batches(functools.partial(program, samples=s), mesh) for s in set(sizes)}
     start, found = None, []
     for batch, real in batches(split, min(c.eval.batch, images), mesh):
-        batch = jax.device_put(batch, sharding.over_batch(mesh))
+        batch = hosts.place(batch, sharding.over_batch(mesh))
         if start is None:
             none, zero = np.full(len(batch["id"]), -np.inf, np.float32), np.zeros(len(batch["id"]), np.float32)
-            start = jax.device_put((none, none, zero, zero), sharding.over_batch(mesh))
+            start = hosts.place((none, none, zero, zero), sharding.over_batch(mesh))
         carry, first = start, 0
         for size in sizes:
             carry = programs[size](params, batch, first, carry)
@@ -133,5 +133,5 @@ def gather(rows):
     """Concatenate per-example device arrays of batches, padding dropped; float64 on the host."""
     names = rows[0][0].keys()
     return {
-        n: np.concatenate([np.asarray(values[n])[:real] for values, real in rows]).astype(np.float64) for n in names
+        n: np.concatenate([hosts.fetch(values[n])[:real] for values, real in rows]).astype(np.float64) for n in names
     }

@@ -1,10 +1,11 @@
 """One evaluation of a model on the exact test set: metrics.json's figures and the report's pictures."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import compile as compile_lib
-from vae_jax import data, densities
+from vae_jax import data, densities, hosts
 from vae_jax.evaluate import classification, generation, latent, likelihood, recognition
 from vae_jax.step import stream
 
@@ -68,6 +69,8 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
         return metrics, why, pictures
     rows = likelihood.log_likelihood(c, model, params, test, levels, mesh, stream(c.seed, "test"), k=iw_k)
     iw = rows["iw"]
+    if hosts.several():  # what follows is small: each process does it alone
+        params = jax.tree.map(hosts.fetch, params)
     se = iw.std(ddof=1) / np.sqrt(len(iw)) if len(iw) > 1 else None
     metrics |= {
         "elbo_nats": rows["elbo"].mean(),
