@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vae_jax"
 # The way through the house: a module imports only what stands before it (or within its own folder).
 ORDER = (
-    *("config", "flags", "data", "densities", "nets", "model", "objectives", "optim", "sharding"),
+    *("config", "flags", "parallel", "data", "densities", "nets", "model", "objectives", "optim", "sharding"),
     *("step", "compile", "checkpoint", "workdir", "evaluate", "report", "results", "loop", "assess"),
     *("benchmark", "explain"),
 )

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from vae_jax import checkpoint, data, optim, report, sharding, step
+from vae_jax import checkpoint, data, optim, report, step
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
@@ -99,8 +99,7 @@ def train(c, workdir, say=print):
       UserError: bad input; or a loss that is not finite, with its step and guilty term.
     """
     s = setup(c)
-    if not config_lib.replica_count(c):
-        sharding.check_batch(c.batch, s.mesh)
+    compile_lib.check(c, s.model, s.mesh)
     parts = members(c, workdir)
     with contextlib.ExitStack() as held:
         for folder, one in ({workdir: c} | {folder: one for one, folder in parts}).items():
