@@ -111,10 +111,10 @@ def default():
     c.log_every = 100  # steps between rows of metrics.jsonl
 
     c.data = ConfigDict()
-    c.data.name = "digits"  # digits, a TFDS name, cifar10_20k or folder:PATH
+    c.data.name = "digits"  # digits, a TFDS name, cifar10_20k, folder:PATH or synthetic
     c.data.dir = ""  # TFDS data_dir; '' = TFDS's own default
-    c.data.size = 0  # folder: images are resized and cropped to size x size
-    c.data.channels = 3  # folder: 1 grey or 3 colour
+    c.data.size = 0  # folder: images are resized and cropped to size x size; synthetic: their side
+    c.data.channels = 3  # folder, synthetic: 1 grey or 3 colour
     c.data.validation = 0.1  # share of the training set held out, stratified
     c.data.labels = 0  # label budget: how many training and validation labels there are; 0 = all (see data.load)
     c.data.labels_seed = 0  # which examples have them
