@@ -3,15 +3,18 @@
     python benchmark.py --config=configs/digits.py --sweep='batch=20,128;dtype=float32,bfloat16'
         [--config.x=y] [--rounds=10] [--seconds=0.3] [--out=results/NAME.json] [--page=DIR]
         [--compare=old.json] [--peer=torch]
+    python benchmark.py --config=configs/imagenet64.py --target=v5e:16x16 [--sweep='mesh.fsdp=1,8']
     python benchmark.py --startup --config=configs/digits.py --out=results/startup.json
     python benchmark.py --loop --config=configs/digits.py --rounds=5 --out=results/loop.json
 
-Exit codes: 0, done; 1, --compare found a cell slower or failing, or no cell could be measured; 2, bad input.
+Exit codes: 0, done; 1, --compare found a cell slower or failing, no cell could be measured, or a target's memory is too
+small; 2, bad input.
 """
 
 import importlib
 import os
 import pathlib
+import re
 import time
 
 from absl import flags
@@ -29,6 +32,7 @@ def define(values):
     flags.DEFINE_string("page", "", "write a page with pictures into this folder", flag_values=values)
     flags.DEFINE_string("compare", "", "an older --out: mark what changed, exit 1 on a regression", flag_values=values)
     flags.DEFINE_string("peer", "", "torch: time the PyTorch step in turns with ours", flag_values=values)
+    flags.DEFINE_string("target", "", "v5e:16x16 …: compile for these TPUs, run nothing", flag_values=values)
     flags.DEFINE_bool("startup", False, "time the start of train.py instead", flag_values=values)
     flags.DEFINE_bool("loop", False, "time the whole training loop beside the bare step instead", flag_values=values)
 
@@ -50,7 +54,7 @@ def find_peer(name):
 def run(argv):
     values, pairs = flags_lib.parse(argv, define)
     from vae_jax import assess, config, results
-    from vae_jax.benchmark import cells, machine, present, startup, whole
+    from vae_jax.benchmark import cells, machine, present, startup, target, whole
 
     began, command, load = time.perf_counter(), assess.command(), os.getloadavg()[0]
     written = {"command": command, "config": values.config, "seed": None}
@@ -69,6 +73,16 @@ def run(argv):
         return 0
 
     sweep = cells.parse_sweep(values.sweep)
+    if values.target:
+        found, fits = {}, True
+        for cell in cells.cells(lambda: config.load(values.config), pairs, sweep, values.data_dir):
+            row = target.measure(cell.c, values.target)
+            print(target.words(cell.row["key"], row), flush=True)
+            fits = fits and row["fits"]
+            found |= target.figures(re.sub(r"\W+", "_", cell.row["key"]), row)
+        if values.out:
+            results.write(values.out, **written, seconds=time.perf_counter() - began, figures=found)
+        return int(not fits)
     peer = find_peer(values.peer) if values.peer else None
     made = cells.cells(lambda: config.load(values.config), pairs, sweep, values.data_dir)
     keys = [cell.row["key"] for cell in made]

@@ -6,11 +6,14 @@ python -m tests.measure replicas --out=results/replicas.json    # five seeds as 
 python -m tests.measure sigma --workdir=RUN --twin=RUN --out=results/sigma.json    # two Gaussian decoders
 python -m tests.measure gradients --workdir=RUN --out=results/gradients.json    # variance and SNR of estimators
 python -m tests.measure iw --workdir=RUN --k=5000 --images=10000 --out=results/iw.json    # speed and memory of IW-K
+python -m tests.measure modes --out=results/modes.json    # the same update and trace in every mode and mesh
+python -m tests.measure aot --data_dir=DIR --out=results/aot.json    # training steps compiled for pods
 """
 
 import argparse
 import json
 import os
+import re
 import resource
 import shlex
 import subprocess
@@ -224,6 +227,92 @@ def iw(args):
     }
 
 
+AOT = (
+    *(f"configs/{name}.py@v5e:16x16" for name in ("mnist", "pod_smoke", "imagenet64")),
+    *(f"configs/imagenet64.py@{target}" for target in ("v5p:8x8x8", "v6e:16x16")),
+)
+WEAK = ("v5p:2x2x2", "v5p:4x4x4", "v5p:8x8x8")  # 8, 64 and 512 chips
+
+
+def aot(args):
+    """Training steps compiled for pods, data parallel and with parameters split over 8 (fsdp), and weak scaling.
+
+    What does not fit a batch size to so many devices gets the next one that does. Weak scaling is configs/mnist.py with
+    16 images a device: what grows with the pod. Needs libtpu (requirements-tpu-aot.txt).
+    """
+    import pathlib
+
+    from vae_jax import config as config_lib
+    from vae_jax import results
+    from vae_jax.benchmark import target
+
+    figures = {}
+
+    def one(name, path, where, each=None, **mesh):
+        c = config_lib.load(path)
+        c.data.dir, c.mesh.fsdp = args.data_dir, mesh.get("fsdp", 1)
+        devices = len(target.devices(where)[0])
+        c.batch = devices * (each or max(1, -(-c.batch // devices)))
+        row = target.measure(c, where)
+        print(target.words(name, row), flush=True)
+        figures.update(target.figures(name, row))
+        return row
+
+    for cell in args.only.split(",") if args.only else [*AOT, "weak"]:
+        if cell == "weak":
+            rows = {}
+            for where in WEAK:
+                rows[where] = one(f"weak_{len(target.devices(where)[0])}", "configs/mnist.py", where, each=16)
+            for key in ("flops", "wire_bytes"):
+                values = [row[key] for row in rows.values()]
+                figures[f"weak_{key}_spread"] = results.figure(max(values) / min(values) - 1, "relative", n=len(values))
+            continue
+        path, _, where = cell.partition("@")
+        for kind, fsdp in (("dp", 1), ("fsdp", 8)):
+            one(f"{pathlib.Path(path).stem}_{where.replace(':', '_')}_{kind}", path, where, fsdp=fsdp)
+    return None, figures
+
+
+def modes(args):
+    """50 steps of the joint objective, M2 and IWAE in every mode of tests/test_sharding.py: loss traces apart from
+    those of jit on one device, and the first update."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 8)
+    import numpy as np
+
+    from tests import test_sharding
+    from vae_jax import results
+
+    figures = {}
+
+    def trace(c, devices):
+        state, run = test_sharding.built(c, devices)
+        losses = []
+        for _ in range(args.steps):
+            state, values = run.run(state, run.source, run.key)
+            losses.append(float(np.asarray(values)[0, run.names.index("loss")]))
+        return np.array(losses)
+
+    for name in ("joint", "m2", "iwae"):
+        make = lambda name=name, **fields: test_sharding.objective(name, **fields)  # noqa: E731
+        want, update = trace(make(), 1), test_sharding.update(make(), 1)
+        for mode, (fields, devices) in test_sharding.MODES.items():
+            if name == "joint" and "samples" in mode:
+                continue
+            gap = np.max(np.abs(trace(make(**fields), devices) - want) / np.abs(want))
+            key = f"{name}_{re.sub(r'[^a-z0-9]+', '_', mode)}"
+            figures[f"{key}_trace"] = results.figure(gap, "relative, at most", n=args.steps)
+            figures[f"{key}_update"] = results.figure(test_sharding.apart(make(**fields), update, devices), "relative")
+            print(f"{key}: trace {gap:.1e}, update {figures[f'{key}_update']['value']:.1e}", flush=True)
+            jax.clear_caches()
+    for what in ("trace", "update"):
+        worst = max(f["value"] for key, f in figures.items() if key.endswith(what))
+        figures[f"largest_{what}_difference"] = results.figure(worst, "relative", n=len(figures) // 2)
+    return "digits; tests/test_sharding.py", figures
+
+
 def bound(args, k):
     """IW-K of the first test images by evaluation's own code on a run's checkpoint, compilation included."""
     import jax
@@ -257,13 +346,15 @@ def bound(args, k):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("clone", "step", "replicas", "sigma", "gradients", "iw"))
+    parser.add_argument("what", choices=("clone", "step", "replicas", "sigma", "gradients", "iw", "aot", "modes"))
     parser.add_argument("--out", required=True)
     parser.add_argument("--workdir", help="sigma, gradients, iw: a finished run with a decoder")
     parser.add_argument("--twin", help="sigma: the run with the other variance")
     parser.add_argument("--k", type=int, default=5000, help="iw: samples of an image")
     parser.add_argument("--images", type=int, default=10_000, help="iw, sigma: test images, from the first")
-    parser.add_argument("--data_dir", default="", help="sigma, gradients, iw: where the run's data is, if it moved")
+    parser.add_argument("--only", default="", help="aot: some of its cells, such as configs/mnist.py@v5e:16x16,weak")
+    parser.add_argument("--steps", type=int, default=50, help="modes: of a loss trace")
+    parser.add_argument("--data_dir", default="", help="sigma, gradients, iw, aot: where the data is, if it moved")
     args = parser.parse_args()
     began = time.time()
     config, figures = {
@@ -273,6 +364,8 @@ def main():
         "sigma": sigma,
         "gradients": gradients,
         "iw": iw,
+        "aot": aot,
+        "modes": modes,
     }[args.what](args)
     from vae_jax import results
 

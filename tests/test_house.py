@@ -18,8 +18,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vae_jax"
 # The way through the house: a module imports only what stands before it (or within its own folder).
 ORDER = (
-    *("config", "hosts", "flags", "launch", "data", "densities", "nets", "model", "objectives", "optim", "sharding"),
-    *("step", "compile", "checkpoint", "workdir", "evaluate", "log", "draw", "report", "results"),
+    *("config", "hosts", "flags", "launch", "parallel", "data", "densities", "nets", "model", "objectives"),
+    *("optim", "sharding", "step", "compile", "checkpoint", "workdir", "evaluate", "log", "draw", "report", "results"),
     *("watch", "loop", "assess"),
     *("benchmark", "explain"),
 )

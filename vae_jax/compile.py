@@ -1,5 +1,6 @@
 """The only place that compiles: the training program, evaluation programs, and the cache of both."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -8,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from vae_jax import config as config_lib
-from vae_jax import data, hosts, optim, sharding, step
+from vae_jax import data, hosts, optim, parallel, sharding, step
 from vae_jax.config import UserError
 
 
@@ -101,36 +103,109 @@ def resident(c, dataset, mesh):
     return source
 
 
-def training(c, model, mesh, dataset, state, places):
-    """Compile S = ``steps_per_call`` updates as one program.
+def check(c, model, mesh):
+    """Raise where a mesh and ``config.compile`` do not fit each other, or the batch or the samples the mesh."""
+    replicas = config_lib.replica_count(c)
+    sharding.check_replicas(replicas, mesh)
+    if replicas:
+        if c.compile != "jit" or c.accumulate > 1:
+            raise UserError(f"compile={c.compile}, accumulate={c.accumulate}: replicas want jit and 1")
+        return
+    sharding.check_batch(c.batch, mesh, micros=c.accumulate)
+    sharding.check_batch(c.data.labelled_batch, mesh, "data.labelled_batch", c.accumulate)
+    sharding.check_samples(c, mesh, model.classes if model.conditional else 0)
+    if c.compile == "pmap" and mesh.shape["data"] < mesh.size:
+        axis = next(a for a in sharding.AXES[1:] if mesh.shape[a] > 1)
+        raise UserError(f"compile=pmap: splits the batch only; want mesh.{axis}=1, or compile=jit")
+
+
+def _over_shards(mesh, places):
+    """``over`` of ``step.train_step``: gradients shard by shard of the batch, then their mean, in float32.
+
+    In the global view (jit) XLA sums a gradient over devices in the dtype of the product that made it, bfloat16 for
+    bfloat16 nets. Here the gradients are float32, as the parameters are, before they meet. Parameters split over
+    ``fsdp`` are gathered whole, and the sum of their gradients comes back split. ``model`` and ``samples`` stay XLA's.
+    """
+    mine = lambda place: P(*(axis if axis in sharding.BATCH else None for axis in place.spec))  # noqa: E731
+    specs = jax.tree.map(mine, places.params)
+    split = lambda spec: next((d for d, axis in enumerate(spec) if axis), None)  # noqa: E731
+
+    def gather(param, spec):
+        at = split(spec)
+        return param if at is None else jax.lax.all_gather(param, "fsdp", axis=at, tiled=True)
+
+    def mean(grad, spec):
+        at = split(spec)
+        if at is None:
+            return step.all_mean(grad, sharding.BATCH)
+        part = jax.lax.psum_scatter(grad, "fsdp", scatter_dimension=at, tiled=True)
+        return step.all_mean(part / mesh.shape["fsdp"], "data")
+
+    def over(function):
+        def local(params, batch, key, at):
+            grads, metrics = function(jax.tree.map(gather, params, specs), batch, key, at)
+            return jax.tree.map(mean, grads, specs), step.all_mean(metrics, sharding.BATCH)
+
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            axis_names=set(sharding.BATCH),
+            in_specs=(specs, P(sharding.BATCH), P(), P()),
+            out_specs=(specs, P()),
+            check_vma=False,  # or a sum in the layers' dtype comes in where float32 parameters become bfloat16
+        )
+
+    return over
+
+
+class Program(NamedTuple):
+    """A training program that is not yet lowered: ``jitted.trace(*arguments)`` or ``jitted.lower(*arguments)``."""
+
+    jitted: Any
+    arguments: tuple  # state, source, key: arrays or shapes
+    key_place: Any
+    names: list  # of the metrics; filled when it is lowered
+
+
+def program(c, model, mesh, dataset, state, places, source):
+    """S = ``steps_per_call`` updates as one :class:`Program`; ``source`` is :func:`resident`'s, or shapes like it.
 
     Where the training set lives on the device, the program draws its own batches from the step number
     alone, and nothing crosses from the host. Otherwise each call takes S batches, leaves S x B x ….
     With R replicas the metrics are S x R x M, and the devices share the replicas, not the batch.
+
+    ``config.compile``: *jit* compiles the global view, and XLA's partitioner makes the collectives; *shard_map* takes
+    gradients shard by shard (:func:`_over_shards`), as jit does for nets that are not float32; *pmap* runs the whole
+    step on each device.
     """
     n, size, steps = len(dataset.train.image), c.batch, c.steps_per_call
     labelled = c.data.labelled_batch
-    replicas = config_lib.replica_count(c)
-    source = resident(c, dataset, mesh)
-    held = source is not None
-    if replicas and not held:
-        raise UserError(f"data.on_device_mb={c.data.on_device_mb}: replicas need the training set on the device")
-    if not replicas:
-        sharding.check_batch(size, mesh)
-        sharding.check_batch(labelled, mesh, "data.labelled_batch")
-    split_batch = sharding.over_batch(mesh)
-    spread = (lambda x: x) if replicas else lambda x: jax.lax.with_sharding_constraint(x, split_batch)
+    replicas, held = config_lib.replica_count(c), source is not None
+    check(c, model, mesh)
+    if (replicas or c.compile == "pmap") and not held:
+        what = "replicas need" if replicas else "compile=pmap needs"
+        raise UserError(f"data.on_device_mb={c.data.on_device_mb}: {what} the training set on the device")
+    split_batch, whole, per_device = sharding.over_batch(mesh), sharding.replicated(mesh), c.compile == "pmap"
+    spread = lambda x: jax.lax.with_sharding_constraint(x, split_batch)  # noqa: E731
+    if replicas or per_device:
+        spread = lambda x: x  # noqa: E731
+    how = {"axis": "data"} if per_device else {}
+    if not replicas and (c.compile == "shard_map" or (c.compile == "jit" and c.dtype != "float32")):
+        how = {"axis": sharding.BATCH, "over": _over_shards(mesh, places)}
 
     def indices(c, source, at):  # the examples of all S steps at once: the rounds of the shuffle cost once a call
         at = at + jnp.arange(steps)
         ids = {"ids": data.batch_indices(at, n=n, batch=size, seed=c.seed, xp=jnp)}
         if labelled:
             shown = source["labelled"]
-            places = data.labelled_indices(at, n=len(shown), batch=labelled, seed=c.seed, xp=jnp)
-            ids["labelled"] = shown[places]
+            at_labelled = data.labelled_indices(at, n=len(shown), batch=labelled, seed=c.seed, xp=jnp)
+            ids["labelled"] = shown[at_labelled]
         return ids
 
     def take(source, ids):
+        if per_device:
+            own = len(ids) // mesh.size
+            ids = jax.lax.dynamic_slice_in_dim(ids, jax.lax.axis_index("data") * own, own)
         ids = spread(ids)
         return spread({name: source[name][ids] for name in ("image", "label")} | {"id": ids})
 
@@ -144,7 +219,10 @@ def training(c, model, mesh, dataset, state, places):
                 if labelled:
                     batch["labelled"] = take(source, given["labelled"])
             terms, tx = step.make_terms(c, model, dataset), optim.optimizer(c.optim, c.steps)
-            state, metrics = step.train_step(state, batch, key, terms=terms, tx=tx, decay=c.optim.ema)
+            with parallel.over(mesh) if mesh.shape["samples"] > 1 else contextlib.nullcontext():
+                state, metrics = step.train_step(
+                    state, batch, key, terms=terms, tx=tx, decay=c.optim.ema, micros=c.accumulate, **how
+                )
             names[:] = metrics
             return state, jnp.stack(list(metrics.values()))
 
@@ -163,23 +241,41 @@ def training(c, model, mesh, dataset, state, places):
             rows.append(row)
         return state, jnp.stack(rows)
 
-    whole = sharding.replicated(mesh)
-    if held:
-        example, source_place = source, whole
-    else:
-        example = step.raw_batch(dataset.shape, steps, size, labelled=labelled)  # S batches a call
-        source_place = sharding.over_batch(mesh, leading=1)
     key_place = split_batch if replicas else whole
+    key = jax.eval_shape(lambda: root(c, "train"))
+    if per_device:
+        shards = {name: None for name in source} | {"shard": 0}
+        jitted = jax.pmap(
+            many,
+            axis_name="data",
+            in_axes=(None, shards, None),
+            out_axes=None,
+            devices=list(mesh.devices.flat),
+            donate_argnums=0,
+        )
+        source = source | {"shard": jax.device_put(np.arange(mesh.size), split_batch)}  # pmap wants something split
+        return Program(jitted, (state, source, key), key_place, names)
+    if not held:
+        source = step.raw_batch(dataset.shape, steps, size, labelled=labelled)  # S batches a call
+    source_place = whole if held else sharding.over_batch(mesh, leading=1)
     jitted = jax.jit(
         many,
         donate_argnums=0,
         in_shardings=(places, source_place, key_place),
         out_shardings=(places, whole),
     )
+    return Program(jitted, (state, source, key), key_place, names)
+
+
+def training(c, model, mesh, dataset, state, places):
+    """Compile the :func:`program` of a config, its data on the device where they fit."""
+    source = resident(c, dataset, mesh)
+    made = program(c, model, mesh, dataset, state, places, source)
     began = time.perf_counter()
-    key = jax.jit(lambda: root(c, "train"), out_shardings=key_place)()
-    compiled = jitted.lower(state, example, key).compile()
-    return Training(compiled, key, tuple(names), source, time.perf_counter() - began)
+    key = jax.jit(lambda: root(c, "train"), out_shardings=made.key_place)()
+    state, given, _ = made.arguments
+    compiled = made.jitted.lower(state, given, key).compile()
+    return Training(compiled, key, tuple(made.names), source and given, time.perf_counter() - began)
 
 
 def over_batches(function, mesh, whole=False):

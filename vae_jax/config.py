@@ -31,6 +31,8 @@ CALLS = {
 # Arguments that the model gives; never a field of the config.
 GIVEN = {"image", "parent", "name", "dtype", "shape", "levels", "outputs", "model", "params", "batch", "key"}
 BINARIZE = ("none", "threshold", "static", "dynamic")
+COMPILE = ("jit", "shard_map", "pmap")
+REMAT = ("none", "full", "dots")
 SELECT = ("loss", "elbo", "cross_entropy", "accuracy")
 
 
@@ -102,14 +104,17 @@ def default():
     c.steps = 2000  # optimiser steps in all
     c.batch = 128  # examples per step, over all devices
     c.steps_per_call = 1  # optimiser steps in one compiled call (small models are dispatch-bound)
+    c.accumulate = 1  # microbatches of a step, one after the other: their memory, the same update
+    c.compile = "jit"  # jit, shard_map or pmap; the same update
+    c.remat = "none"  # what nets compute again for the gradients: none, full, or dots (all but products)
     c.unroll = True  # the steps of a call written out (convolutions on CPU are slow in a loop)
     c.log_every = 100  # steps between rows of metrics.jsonl
 
     c.data = ConfigDict()
-    c.data.name = "digits"  # digits, a TFDS name, cifar10_20k or folder:PATH
+    c.data.name = "digits"  # digits, a TFDS name, cifar10_20k, folder:PATH or synthetic
     c.data.dir = ""  # TFDS data_dir; '' = TFDS's own default
-    c.data.size = 0  # folder: images are resized and cropped to size x size
-    c.data.channels = 3  # folder: 1 grey or 3 colour
+    c.data.size = 0  # folder: images are resized and cropped to size x size; synthetic: their side
+    c.data.channels = 3  # folder, synthetic: 1 grey or 3 colour
     c.data.validation = 0.1  # share of the training set held out, stratified
     c.data.labels = 0  # label budget: how many training and validation labels there are; 0 = all (see data.load)
     c.data.labels_seed = 0  # which examples have them
@@ -147,8 +152,10 @@ def default():
     c.optim.ema = 0.0  # decay of the parameters' moving average, used for evaluation; 0 = off
 
     c.mesh = ConfigDict()  # devices along each axis; -1 = all that are left
-    c.mesh.data = -1
-    c.mesh.model = 1
+    c.mesh.data = -1  # the batch
+    c.mesh.fsdp = 1  # the batch, and parameters and optimiser state with it (ZeRO-3)
+    c.mesh.model = 1  # dense layers (tensor parallel)
+    c.mesh.samples = 1  # importance samples K, or the labels that M2 enumerates
 
     c.replicas = ConfigDict()  # replicas.FIELD = values: one run for each, all in one program (see replicate)
 
@@ -164,6 +171,7 @@ def default():
 # field -> (test, what would be right). Sections' own arguments are checked by what they call.
 _positive = (lambda v: v > 0, "a number > 0")
 _natural = (lambda v: v >= 0, "a number >= 0")
+_axis = (lambda v: v == -1 or v > 0, "-1 or a number > 0")
 _share = (lambda v: 0 <= v < 1, "0 <= value < 1")
 LIMITS = {
     "seed": (lambda v: 0 <= v < 2**31, "0 <= seed < 2**31"),
@@ -171,6 +179,9 @@ LIMITS = {
     "batch": _positive,
     "steps_per_call": _positive,
     "log_every": _positive,
+    "accumulate": _positive,
+    "compile": (lambda v: v in COMPILE, ", ".join(COMPILE)),
+    "remat": (lambda v: v in REMAT, ", ".join(REMAT)),
     "latent": _positive,
     "dtype": (lambda v: v in ("float32", "bfloat16"), "float32 or bfloat16"),
     "data.size": _natural,
@@ -195,8 +206,7 @@ LIMITS = {
     "optim.b2": _share,
     "optim.eps": _positive,
     "optim.ema": _share,
-    "mesh.data": (lambda v: v == -1 or v > 0, "-1 or a number > 0"),
-    "mesh.model": (lambda v: v == -1 or v > 0, "-1 or a number > 0"),
+    **dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.model", "mesh.samples"), _axis),
     "eval.every": _positive,
     "eval.batch": _positive,
     "eval.select": (lambda v: v in SELECT, ", ".join(SELECT)),

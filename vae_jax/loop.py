@@ -118,8 +118,7 @@ def train(c, workdir, say=print, profile=None):
     """
     began = time.time()
     s = setup(c)
-    if not config_lib.replica_count(c):
-        sharding.check_batch(c.batch, s.mesh)
+    compile_lib.check(c, s.model, s.mesh)
     parts = members(c, workdir)
     if len(parts) > 1 and jax.process_count() > 1:
         raise UserError(f"processes={jax.process_count()}: replicas are of one process; want --processes=1")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax import config as config_lib
-from vae_jax import densities, nets
+from vae_jax import densities, nets, parallel
 from vae_jax.config import UserError
 
 
@@ -61,12 +61,16 @@ class Model:
             raise UserError("decoder.name=none: this objective needs one; want decoder.name=mlp or conv")
         if z.ndim == 2:
             return self.likelihood.log_prob(self.decode(params, z, *_given(y)), x_BxHxWxC)
-        # One batch of B·K rows, those of an example side by side, as the devices hold them.
-        k, b, _ = z.shape
+        # One batch of B·K rows, those of an example side by side, as the devices hold them; the outermost axis is
+        # the devices' that share the samples, W of them (1 without a mesh axis for samples).
+        (k, b, d), w = z.shape, parallel.ways(len(z))
         if y is not None and jnp.ndim(y):
-            y = jnp.repeat(y, k)
-        out = self.decode(params, jnp.swapaxes(z, 0, 1).reshape(b * k, -1), *_given(y))
-        return self.likelihood.log_prob(out.reshape(b, k, *out.shape[1:]), x_BxHxWxC[:, None]).T
+            y = jnp.tile(jnp.repeat(y, k // w), w)
+        rows = jnp.swapaxes(z.reshape(w, k // w, b, d), 1, 2).reshape(w * b * (k // w), d)
+        out = self.decode(params, parallel.spread(rows, k, batch=True), *_given(y))
+        out = out.reshape(w, b, k // w, *out.shape[1:])
+        log_px_WxBxK = self.likelihood.log_prob(out, x_BxHxWxC[:, None])
+        return jnp.swapaxes(log_px_WxBxK, 1, 2).reshape(k, b)
 
     def draw(self, params, x_BxHxWxC, key, *, y=None, stop=False, scale=None):
         """One :class:`Draw` with z ~ q(z|x); or, given labels y of a conditional model, z ~ q(z|x,y).
@@ -91,6 +95,8 @@ class Model:
             return z, log_pz[:, None], log_qz[:, None], kl[:, None]
 
         z, log_pz, log_qz, kl = (jax.vmap(latent) if key.ndim else latent)(key, scale)
+        if key.ndim:
+            z, log_pz, log_qz = parallel.spread((z, log_pz, log_qz), len(key))
         return Draw(self.log_px(params, x_BxHxWxC, z, y), log_pz, log_qz, kl, z)
 
     def guess(self, params, x_BxHxWxC):
@@ -160,8 +166,14 @@ def build(c, *, shape, levels, classes, binary):
             raise UserError(f"objective.name={c.objective.name}: this model's p(x|y,z) and q(z|x,y) want a label")
         return tuple(jax.nn.one_hot(label, classes, dtype=dtype) for label in y)
 
+    # Rematerialised nets keep what goes into them, or also their products; the rest is computed again for gradients.
+    policy = jax.checkpoint_policies.dots_saveable if c.remat == "dots" else None
+
     def apply(part, params, *args):
-        return modules[part].apply({"params": params[part]}, *args)
+        run = lambda params, *args: modules[part].apply({"params": params}, *args)  # noqa: E731
+        if c.remat != "none" and part not in ("posterior", "prior"):  # these make distributions, not arrays
+            run = jax.checkpoint(run, policy=policy)
+        return run(params[part], *args)
 
     def encode(params, x, *y):
         return apply("posterior", params, apply("encoder", params, x.astype(dtype), *one_hot(y)))

@@ -1,81 +1,128 @@
-"""The device mesh and an ordered table of partition rules."""
+"""The device mesh, an ordered table of partition rules, and what a config's state looks like under both.
 
+    python -m vae_jax.sharding --config=configs/mnist.py --devices=8 --config.mesh.data=2 --config.mesh.fsdp=4
+
+prints each parameter's spec, shape and bytes on a device, and a picture of the largest. No device and no data but
+the data set's own description are needed.
+"""
+
+import math
 import re
 
 import jax
-from jax.sharding import AxisType, NamedSharding
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vae_jax.config import UserError
+from vae_jax.parallel import BATCH
 
-# First match wins; paths look like 'params/decoder/Dense_0/kernel'. A dimension that its axis does not
-# divide stays whole.
+AXES = ("data", "fsdp", "model", "samples")
+
+# First match wins; paths look like 'params/decoder/Layer_0/dense/kernel'. A spec is that of the last dimensions: of a
+# kernel (…, inputs, outputs). An axis that does not divide its dimension is left out, but `fsdp` then goes to the
+# largest free dimension that it divides. Vectors stay whole: a few kilobytes, and each gather costs a latency.
 RULES = (
-    (r"(Dense_\d+|dense|gated)/kernel$", P(None, "model")),
-    (r".*", P()),
+    # Pairs as in Megatron (Shoeybi et al. 2019, arXiv:1909.08053, section 3): the first layer is split by columns, the
+    # second by rows, so that what lies between them stays split and one sum over `model` serves both.
+    (r"(Layer|Dense)_\d*[13579]/(dense/)?kernel$", P("model", "fsdp")),
+    (r"gated/kernel$", P("model", "fsdp")),  # by rows: its columns are two halves, multiplied with each other
+    (r"(Dense_\d+|dense|label)/kernel$", P("fsdp", "model")),
+    (r"decoder/out/kernel$", P("fsdp", "model")),  # a likelihood sums over pixels; of a convolution see `spec`
+    (r".*", P(None, "fsdp")),
 )
-BATCH = P("data")
 
 
 def make_mesh(c, devices=None):
-    """The mesh ``data x model`` of ``config.mesh`` over ``devices`` (default: all).
+    """The mesh of ``config.mesh``, axes :data:`AXES`, over ``devices`` (default: all).
+
+    Where the devices are of several slices, ``data`` goes over the slices first: only the mean of the gradients
+    crosses the network between them.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not fit the number of devices, or of slices.
     """
-    devices = jax.devices() if devices is None else devices
-    n, sizes = len(devices), {"data": c.data, "model": c.model}
+    devices = list(jax.devices() if devices is None else devices)
+    n, sizes = len(devices), {axis: c[axis] for axis in AXES}
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise UserError("mesh.model=-1: want at most one -1 in mesh")
-    known = 1
-    for size in sizes.values():
-        known *= size if size != -1 else 1
+        raise UserError(f"mesh.{free[1]}=-1: want at most one -1 in mesh")
+    fixed = {axis: size for axis, size in sizes.items() if size != -1}
+    known = math.prod(fixed.values())
+    if known > n or (free and n % known):
+        # The largest of them is the one to blame; what fits beside the others is a divisor of what they leave.
+        axis = max(fixed, key=fixed.get)
+        rest = n // (known // fixed[axis])
+        fits = [d for d in range(1, rest + 1) if not free or n % (d * known // fixed[axis]) == 0]
+        asked = " x ".join(str(s) for s in fixed.values() if s > 1)
+        right = f"nearest that fits: {max(fits)}" if fits else f"want axes whose product divides {n}"
+        raise UserError(f"mesh.{axis}={fixed[axis]}: {asked} does not fit {n} device{'s' * (n > 1)}; {right}")
     if free:
-        if n % known:
-            axis = next(a for a in sizes if a not in free)
-            near = max(d for d in range(1, min(known, n) + 1) if n % d == 0)
-            raise UserError(f"mesh.{axis}={known}: does not divide {n} devices; nearest that does: {near}")
         sizes[free[0]] = n // known
-    elif known > n:
-        raise UserError(f"mesh.data={c.data}: {c.data} x {c.model} devices asked for, {n} are there; want mesh.data=-1")
-    total = sizes["data"] * sizes["model"]
-    return jax.make_mesh(
-        (sizes["data"], sizes["model"]),
-        ("data", "model"),
-        axis_types=(AxisType.Auto,) * 2,
-        devices=devices[:total],
-    )
+    shape, used = tuple(sizes.values()), devices[: math.prod(sizes.values())]
+    types, slices = (AxisType.Auto,) * len(AXES), {getattr(d, "slice_index", 0) for d in used}
+    if len(slices) == 1:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=used)
+    if sizes["data"] % len(slices):
+        near = max(len(slices), sizes["data"] // len(slices) * len(slices))
+        raise UserError(f"mesh.data={sizes['data']}: want a multiple of the {len(slices)} slices; nearest: {near}")
+    inside, between = (sizes["data"] // len(slices), *shape[1:]), (len(slices), 1, 1, 1)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, between, used), AXES, axis_types=types)
 
 
-def check_batch(batch, mesh, field="batch"):
-    """Raise where the mesh's data axis does not divide the batch."""
-    n = mesh.shape["data"]
+def ways(mesh):
+    """Over how many devices a batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch(batch, mesh, field="batch", micros=1):
+    """Raise where the mesh (and ``config.accumulate``) do not divide the batch."""
+    n = ways(mesh) * micros
     if batch % n:
-        near = max(n, round(batch / n) * n)
-        raise UserError(f"{field}={batch}: does not divide over {n} devices (mesh.data); nearest that does: {near}")
+        near, why = max(n, round(batch / n) * n), f" x {micros} microbatches" if micros > 1 else ""
+        axes = "mesh.data" if mesh.shape["fsdp"] == 1 else "mesh.data x mesh.fsdp"
+        raise UserError(
+            f"{field}={batch}: does not divide over {ways(mesh)} devices ({axes}){why}; nearest that does: {near}"
+        )
 
 
 def check_replicas(replicas, mesh):
     """Raise where the replicas cannot be dealt out over the mesh's data axis, each whole on one device."""
     n = mesh.shape["data"]
-    if replicas and mesh.shape["model"] > 1:
-        raise UserError(f"mesh.model={mesh.shape['model']}: replicas are not split; want 1")
+    for axis in AXES[1:]:
+        if replicas and mesh.shape[axis] > 1:
+            raise UserError(f"mesh.{axis}={mesh.shape[axis]}: replicas are not split; want 1")
     if replicas and replicas % n:
         near = max(d for d in range(1, n + 1) if replicas % d == 0)
         raise UserError(f"mesh.data={n}: {replicas} replicas do not divide over {n} devices; want mesh.data={near}")
 
 
+def check_samples(c, mesh, labels):
+    """Raise where the mesh axis ``samples`` has nothing to split: neither K draws nor (``labels`` > 0) labels."""
+    n, k = mesh.shape["samples"], c.objective.get("samples", 1)
+    if n > 1 and k % n and (not labels or labels % n):
+        near = max(d for d in range(1, n) if max(k, labels) % d == 0)
+        raise UserError(
+            f"mesh.samples={n}: does not divide objective.samples={k}{f' or {labels} labels' if labels else ''}; "
+            f"nearest that does: {near}"
+        )
+
+
 def spec(path, shape, mesh, rules=RULES):
-    """The first rule's PartitionSpec for a leaf, axes that do not divide its dimensions left out."""
+    """The first rule's PartitionSpec for a leaf; axes of the mesh that do not divide its dimensions are left out."""
+    if len(shape) < 2:
+        return P()
     wanted = next(s for pattern, s in rules if re.search(pattern, path))
-    fits = [
-        axis if axis is None or (d < len(shape) and shape[d] % mesh.shape[axis] == 0) else None
-        for d, axis in enumerate(wanted)
-    ]
-    while fits and fits[-1] is None:
-        fits.pop()
-    return P(*fits) if len(fits) <= len(shape) else P()
+    if len(shape) > 2 and "model" in wanted:
+        wanted = P(None, "fsdp")  # a convolution: its channels are few, its images many
+    axes = [None] * (len(shape) - len(wanted)) + list(wanted)
+    fits = [a if a and shape[d] % mesh.shape[a] == 0 else None for d, a in enumerate(axes)]
+    if "fsdp" in wanted and "fsdp" not in fits:
+        free = [d for d, a in enumerate(fits) if a is None and shape[d] % mesh.shape["fsdp"] == 0]
+        if free:
+            fits[max(free, key=lambda d: shape[d])] = "fsdp"
+    return P(*(a if a and mesh.shape[a] > 1 else None for a in fits))
 
 
 def shardings(tree, mesh, rules=RULES):
@@ -92,5 +139,47 @@ def replicated(mesh):
 
 
 def over_batch(mesh, leading=0):
-    """Arrays split over the data axis, after ``leading`` whole dimensions."""
-    return NamedSharding(mesh, P(*(None,) * leading, "data"))
+    """Arrays split over the batch's axes of the mesh, after ``leading`` whole dimensions."""
+    return NamedSharding(mesh, P(*(None,) * leading, BATCH))
+
+
+def describe(tree, places, pictures=2):
+    """The table that ``python -m vae_jax.sharding`` prints of a tree of shapes and its shardings."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    rows, held, whole = [("parameter", "shape", "spec", "bytes on a device")], 0, 0
+    found = []
+    for (path, x), place in zip(leaves, jax.tree.leaves(places), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        size = math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
+        held, whole = held + size, whole + math.prod(x.shape) * x.dtype.itemsize
+        words = "whole" if place.is_fully_replicated else ", ".join(str(a or "–") for a in place.spec)
+        if name.startswith("params/"):
+            rows.append((name, "x".join(map(str, x.shape)) or "1", words, f"{size:,}"))
+            found.append((math.prod(x.shape), name, x.shape, place))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.append(f"whole state: {whole:,} bytes; on each device {held:,}")
+    for _, name, shape, place in sorted(found, key=lambda f: -f[0])[:pictures]:
+        lines += ["", f"{name}, {'x'.join(map(str, shape))}: which devices hold which block", *picture(shape, place)]
+    return "\n".join(lines)
+
+
+def picture(shape, place):
+    """Lines with a cell for each block of an array, last two dimensions; in it the numbers of its devices."""
+    blocks = {}
+    for device, index in place.devices_indices_map(shape).items():
+        corner = tuple(s.start or 0 for s in index[-2:])
+        blocks.setdefault(corner, set()).add(device.id)
+    cells = {corner: runs(sorted(ids)) for corner, ids in blocks.items()}
+    columns, width = sorted({c for _, c in cells}), max(map(len, cells.values()))
+    edge = "+".join(["", *("-" * (width + 2) for _ in columns), ""])
+    lines = [edge]
+    for row in sorted({r for r, _ in cells}):
+        lines += ["|".join(["", *(f" {cells.get((row, c), ''):^{width}} " for c in columns), ""]), edge]
+    return lines
+
+
+def runs(ids):
+    """[0, 1, 2, 5] → '0-2 5'."""
+    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
+    return " ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in np.split(ids, starts[1:]))

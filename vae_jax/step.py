@@ -1,5 +1,6 @@
 """The training step and the evaluation step: pure functions, no jit, the device axis an argument."""
 
+import functools
 import zlib
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 
 from vae_jax import config as config_lib
-from vae_jax import data, optim
+from vae_jax import data, optim, parallel
 from vae_jax.config import UserError
 
 
@@ -153,25 +154,45 @@ def init_state(key, mean, *, model, objective, tx, decay):
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
 
 
-def train_step(state, batch, key, *, terms, tx, decay=0.0, axis=None):
+def gradients(params, batch, key, step, *, terms, axis=None, micros=1):
+    """(gradients, figures) of a batch: means over it; of a shard, where ``axis`` names device axes, over the shard.
+
+    With ``micros`` = A > 1 a scan goes through A microbatches of equal size and adds up, so that the means are those
+    of the whole batch. An objective with a statistic over the batch in its equation takes it over what it sees.
+    """
+
+    def objective(params, batch, micro):
+        with parallel.part(axis, micro, micros):
+            found = parts(terms(params, batch, key, step))
+        masks = [jnp.ones(values["loss"].shape, bool) for values in found]
+        metrics = merged(*({n: masked_mean(v, m) for n, v in p.items()} for p, m in zip(found, masks, strict=True)))
+        return all_mean(metrics["loss"], axis), metrics
+
+    one = jax.grad(objective, has_aux=True)
+    if micros == 1:
+        return one(params, batch, 0)
+    batches = parallel.microbatches(batch, micros)
+    add = lambda total, given: (jax.tree.map(jnp.add, total, one(params, *given)), None)  # noqa: E731
+    shapes = jax.eval_shape(one, params, jax.tree.map(lambda a: a[0], batches), 0)
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    total, _ = jax.lax.scan(add, zero, (batches, jnp.arange(micros)))
+    return jax.tree.map(lambda a: a / micros, total)
+
+
+def train_step(state, batch, key, *, terms, tx, decay=0.0, axis=None, micros=1, over=None):
     """(state, batch, key) → (state, metrics): one update; pure.
 
     ``batch``: image uint8, label, id, each with leading dimension B (of this shard where ``axis`` names
     a device axis), and 'labelled', such a batch of labelled examples, where the config asks for one.
     ``key``: the stream's root. Metrics are means over the batch before the update.
+    ``over``: where given, ``over(function)`` is what calls :func:`gradients`, on a mesh of its own.
     """
     key = jax.random.fold_in(key, state.step)
-    if axis is not None:
-        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-
-    def objective(params):
-        found = parts(terms(params, batch, key, state.step))
-        masks = [jnp.ones(values["loss"].shape, bool) for values in found]
-        metrics = merged(*({n: masked_mean(v, m) for n, v in p.items()} for p, m in zip(found, masks, strict=True)))
-        return all_mean(metrics["loss"], axis), metrics
-
-    grads, metrics = jax.grad(objective, has_aux=True)(state.params)
-    grads, metrics = all_mean((grads, metrics), axis)
+    compute = functools.partial(gradients, terms=terms, axis=axis, micros=micros)
+    if over is None:
+        grads, metrics = all_mean(compute(state.params, batch, key, state.step), axis)
+    else:
+        grads, metrics = over(compute)(state.params, batch, key, state.step)
     metrics["grad_norm"] = optax.tree.norm(grads)
     # The barrier keeps XLA from making the gradients once more for each of the optimiser's arrays.
     updates, opt = tx.update(jax.lax.optimization_barrier(grads), state.opt, state.params)

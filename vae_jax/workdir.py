@@ -16,6 +16,8 @@ from vae_jax.config import UserError
 FREE = (
     "log_every",
     "mesh.",
+    "compile",
+    "remat",
     "data.dir",
     "data.memory_mb",
     "data.on_device_mb",
@@ -113,7 +115,7 @@ def restore(workdir, which="best", *, data_dir="", say=print):
     c = read_config(workdir)
     if config_lib.replica_count(c):
         raise UserError(f"workdir={workdir}: holds {config_lib.replica_count(c)} replicas; want {workdir}/replica_0, …")
-    c.mesh.data, c.mesh.model = -1, 1  # of this machine, not of the one that trained
+    c.mesh.data, c.mesh.fsdp, c.mesh.model, c.mesh.samples = -1, 1, 1, 1  # of this machine, not of the one that trained
     if data_dir:
         c.data.dir = data_dir
     s = setup(c)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry2x32_p
 
+from vae_jax import parallel
 from vae_jax.config import UserError
 
 STATIC_SEED = 20160211  # of the static binarisation: part of the data set, so no config field
@@ -126,14 +127,14 @@ def to_input(image, ids_B, key, *, levels, binarize, shift=0, flip=False):
         x = (x > 0.5).astype(jnp.float32)
     elif binarize != "none" and levels > 2:
         if binarize == "dynamic" and key is not None:
-            x = _toss(jax.random.fold_in(key, 0), jnp.arange(len(x)), image, levels)
+            x = _toss(jax.random.fold_in(key, 0), parallel.rows(len(x)), image, levels)
         elif binarize in ("static", "dynamic"):
             x = _toss(jax.random.key(STATIC_SEED, impl="threefry2x32"), ids_B, image, levels)
         else:
             raise UserError(f"data.binarize={binarize}: want none, threshold, static or dynamic")
     if key is None or not (shift or flip):
         return x
-    keys_B = _keys(jax.random.fold_in(key, 1), jnp.arange(len(x)))
+    keys_B = _keys(jax.random.fold_in(key, 1), parallel.rows(len(x)))
     return jax.vmap(lambda k, x: _augment(k, x, shift, flip))(keys_B, x)
 
 

@@ -19,6 +19,10 @@ IMAGE_FILES = (
 )
 
 
+class NotPrepared(UserError):
+    """A data set of the TFDS catalogue that is not on this disk."""
+
+
 class Source(NamedTuple):
     """A split that is not yet decoded."""
 
@@ -80,6 +84,17 @@ def tfds(name, data_dir):
     return Sources(tuple(image.shape), classes, splits, key)
 
 
+def catalogued(name):
+    """(shape, classes) that the TFDS catalogue gives for a data set, with nothing on disk."""
+    import tensorflow_datasets as tfds
+
+    features = dict(tfds.builder(name).info.features)
+    image, label = features.get("image"), features.get("label")
+    if image is None or None in image.shape:
+        raise UserError(f"data.name={name}: the catalogue gives no size of its images; want it prepared")
+    return tuple(image.shape), tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+
+
 def _prepared(name, data_dir):
     """The folder of the newest version of ``name`` below ``data_dir``, by file names alone."""
     root = prepare.default_data_dir(data_dir)
@@ -96,7 +111,7 @@ def _prepared(name, data_dir):
         configs = ", ".join(f"{base}/{c}" for c in configs)
         raise UserError(f"data.name={name}: want one of its configs, {configs}")
     prepare.check_known(name, "data.name")
-    raise UserError(
+    raise NotPrepared(
         f"data.name={name}: not prepared in {root}; run: python -m vae_jax.data prepare {name} --data_dir={root}"
     )
 

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae_jax import parallel
+
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -132,7 +134,7 @@ class Normal(NamedTuple):
     def sample_and_log_prob(self, key, shape=()):
         """z = μ + σ ε and log N(z) from ε itself, which z - μ would give back only rounded."""
         mu, logvar = jnp.broadcast_arrays(real(self.mu), real(self.logvar))
-        eps = jax.random.normal(key, (*shape, *mu.shape), mu.dtype)
+        eps = parallel.normal(key, (*shape, *mu.shape), mu.dtype)
         log_prob = -0.5 * jnp.sum(LOG_2PI + logvar + eps**2, axis=-1)
         return mu + jnp.exp(0.5 * logvar) * eps, log_prob
 
@@ -160,7 +162,7 @@ class FullNormal(NamedTuple):
     def sample_and_log_prob(self, key, shape=()):
         """z = μ + L ε and log N(z) from ε itself."""
         mu, l_BxDxD = real(self.mu), real(self.scale_tril)
-        eps = jax.random.normal(key, (*shape, *mu.shape), mu.dtype)
+        eps = parallel.normal(key, (*shape, *mu.shape), mu.dtype)
         z = mu + jnp.einsum("...ij,...j->...i", l_BxDxD, eps, precision="highest")
         log_det = jnp.sum(jnp.log(_diagonal(l_BxDxD)), axis=-1)
         return z, -0.5 * jnp.sum(LOG_2PI + eps**2, axis=-1) - log_det

@@ -55,7 +55,7 @@ def add_samples(carry, model, params, x_BxHxWxC, id_B, key, first, samples, mesh
     """
     params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
     d = draws(model, params, x_BxHxWxC, id_B, key, first, samples)
-    place = NamedSharding(mesh, P("data", "model"))
+    place = NamedSharding(mesh, P(sharding.BATCH, "model"))
     log_w, log_px, kl = jax.lax.with_sharding_constraint((d.log_w, d.log_px, d.kl.sum(-1)), place)
     return *add_log_weights(carry[:2], log_w), carry[2] + log_px.sum(1), carry[3] + kl.sum(1)
 
@@ -113,7 +113,7 @@ def call_size(model, mesh, k):
     rows = max(32, values // each)
     calls = -(-k // (rows * mesh.shape["model"]))
     samples = -(-k // calls)
-    return mesh.shape["data"] * max(1, rows // -(-samples // mesh.shape["model"])), samples
+    return sharding.ways(mesh) * max(1, rows // -(-samples // mesh.shape["model"])), samples
 
 
 def batches(split, size, mesh, every=1):
@@ -122,7 +122,7 @@ def batches(split, size, mesh, every=1):
     Each ``every``-th example of the split exactly once, its id its place in the split; padding is masked.
     """
     n = -(-len(split.image) // every)
-    size = -(-min(size, n) // mesh.shape["data"]) * mesh.shape["data"]
+    size = -(-min(size, n) // sharding.ways(mesh)) * sharding.ways(mesh)
     for index, mask in data.eval_batches(n, size):
         index = index * every
         batch = {"image": np.asarray(split.image[index]), "id": index, "mask": mask}

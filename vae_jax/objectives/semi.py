@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vae_jax import parallel
 from vae_jax.objectives.labels import cross_entropy, examples
 from vae_jax.objectives.terms import Terms, bound, many
 
@@ -42,7 +43,9 @@ def m2(model, params, batch, key, *, alpha=1.0, labelled=1.0, samples=1):
 
     log_q_BxY = jax.nn.log_softmax(model.classify(params, batch["image"]))
     draws = lambda y: many(model, params, batch["image"], key_u, samples, y=y)  # noqa: E731
-    _, log_px_YxB, kl_YxB = jax.vmap(lambda y: bound(draws(y)))(jnp.arange(model.classes))
+    labels = jnp.arange(model.classes)
+    spread = lambda a: a if parallel.ways(samples) > 1 else parallel.spread(a, model.classes)  # noqa: E731
+    _, log_px_YxB, kl_YxB = spread(jax.vmap(lambda y: bound(draws(y)))(spread(labels)))
     log_px, kl = over_labels(log_q_BxY, log_px_YxB, kl_YxB)
     return Terms(kl - log_px, log_px - kl, log_px, kl, labelled=terms)
 
