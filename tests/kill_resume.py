@@ -40,7 +40,10 @@ def start(workdir, processes=None):
 
 def finish(workdir, processes=None):
     process = start(workdir, processes)
-    out, _ = process.communicate(timeout=600)
+    try:
+        out, _ = process.communicate(timeout=600)
+    finally:
+        process.terminate()
     if process.returncode:
         raise RuntimeError(out)
     return out
@@ -124,7 +127,10 @@ def launched(reference, folder, rng, processes, stop, kills=2):
     for _ in range(1 if stop else kills):
         until_saved(workdir, process, max(saved_steps(workdir), default=0), rng)
         sent.append(signal_one(process, signal.SIGTERM if stop else signal.SIGKILL, rng))
-    code = process.wait(timeout=600)
+    try:
+        code = process.wait(timeout=600)
+    finally:
+        process.terminate()
     reader.join()
     text = "".join(line for _, line in lines)
     if stop:

@@ -3,6 +3,7 @@
 python -m vae_jax.launch --processes=2 --devices_per_process=2 -- -m tests.several --folder=DIR --tasks=fed,figures
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -36,8 +37,9 @@ def rows(workdir):
     return [{k: v for k, v in json.loads(line).items() if k not in ("images_per_s", "goodput")} for line in lines]
 
 
-def state(workdir, devices, which="latest"):
-    """The state of a checkpoint as numpy, on the first devices of this process alone."""
+@functools.cache
+def state(workdir, devices):
+    """The latest state of a finished run as numpy, and its step, on the first devices of this process alone."""
     import jax
 
     from vae_jax import checkpoint, data, model, sharding
@@ -48,7 +50,7 @@ def state(workdir, devices, which="latest"):
     mesh = sharding.make_mesh(c.mesh, jax.local_devices()[:devices])
     shapes, places = compile_lib.shapes(c, model.build_for(c, dataset), mesh)
     saved = checkpoint.Checkpoints(str(workdir), write=False)
-    found, meta = saved.restore(checkpoint.abstract(shapes, places), which)
+    found, meta = saved.restore(checkpoint.abstract(shapes, places))
     saved.close()
     return jax.tree.map(np.asarray, found), meta["step"]
 

@@ -94,7 +94,7 @@ def main(run):
         print("interrupted", file=sys.stderr)
         code = 130
     except SystemExit as done:
-        code = done.code
+        code = done.code or 0
     except Exception:
         if not hosts.several():
             raise

@@ -19,7 +19,7 @@ from absl import flags
 from vae_jax.config import UserError
 
 STOPPED = 75  # exit code: stopped on request and saved, the same command goes on (EX_TEMPFAIL)
-HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead, and the others end
+HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead, and the others end
 _MESSAGE = 2**14  # bytes that process 0 can tell the others at once
 
 
@@ -44,7 +44,7 @@ def cluster():
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env:
         return "GKE"
     chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    if chips and importlib.util.find_spec("libtpu") and env.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
+    if chips and importlib.util.find_spec("libtpu") and (env.get("JAX_PLATFORMS") or "tpu").startswith("tpu"):
         return "Cloud TPU"
     return None
 

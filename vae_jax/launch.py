@@ -43,7 +43,7 @@ class Job:
         for p in range(processes):
             mine = gpus.split(",")[p * devices : (p + 1) * devices]
             env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "CUDA_VISIBLE_DEVICES": ",".join(mine)}
-            env["PYTHONUNBUFFERED"] = "1"
+            env |= {"PYTHONUNBUFFERED": "1", "JAX_COORDINATOR_BIND_ADDRESS": coordinator}  # no other machine's business
             argv = [*command, f"--coordinator={coordinator}", f"--processes={processes}", f"--process={p}"]
             one = subprocess.Popen(
                 [sys.executable, *argv],
