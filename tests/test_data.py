@@ -19,7 +19,7 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
-from vae_jax import config, data
+from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.data import batches, cache, prepare, sources
 
@@ -736,8 +736,7 @@ def test_real_sets_are_prepared_and_read(data_dir, tmp_path, name, folder, sizes
 
 
 def test_synthetic_images_are_always_the_same_and_have_classes_to_learn():
-    c = config.default().data
-    c.name, c.size, c.channels = "synthetic", 8, 3
+    c = config(name="synthetic", size=8)
     a, b = data.load(c), data.load(c)
     np.testing.assert_array_equal(a.train.image, b.train.image)
     assert a.shape == (8, 8, 3) and len(a.classes) == 10 and len(a.test.image) > 500
@@ -750,8 +749,7 @@ def test_synthetic_images_are_always_the_same_and_have_classes_to_learn():
 
 
 def test_a_data_set_that_is_not_here_is_described_by_the_catalogue(tmp_path):
-    c = config.default().data
-    c.name, c.dir = "imagenet_resized/64x64", str(tmp_path)
+    c = config(name="imagenet_resized/64x64", dir=str(tmp_path))
     found = data.described(c)
     assert found.shape == (64, 64, 3) and len(found.classes) == 1000 and found.train.image.strides == (0, 0, 0, 0)
     c.name = "digits"
