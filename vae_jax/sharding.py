@@ -123,12 +123,12 @@ def spec(path, shape, mesh, rules=RULES):
     if len(shape) > 2 and "model" in wanted:
         wanted = P(None, "fsdp")  # a convolution: its channels are few, its images many
     axes = [None] * (len(shape) - len(wanted)) + list(wanted)
-    fits = [a if a and shape[d] % mesh.shape[a] == 0 else None for d, a in enumerate(axes)]
-    if "fsdp" in wanted and "fsdp" not in fits:
+    fits = [a if a and mesh.shape[a] > 1 and shape[d] % mesh.shape[a] == 0 else None for d, a in enumerate(axes)]
+    if mesh.shape["fsdp"] > 1 and "fsdp" in wanted and "fsdp" not in fits:
         free = [d for d, a in enumerate(fits) if a is None and shape[d] % mesh.shape["fsdp"] == 0]
         if free:
             fits[max(free, key=lambda d: shape[d])] = "fsdp"
-    return P(*(a if a and mesh.shape[a] > 1 else None for a in fits))
+    return P(*fits)
 
 
 def shardings(tree, mesh, rules=RULES):
