@@ -291,3 +291,11 @@ def test_pod_configs_step_on_two_images(page):
         c[section].widths = tuple(w // 32 for w in c[section].widths)
         c[section].dense = 64
     assert np.isfinite(update(c, 2)[0]).all()
+
+
+@slow
+def test_a_bfloat16_program_for_tpus_sums_in_float32():
+    pytest.importorskip("libtpu", reason="needs requirements-tpu-aot.txt")
+    row = target.measure(small(dtype="bfloat16", mesh__fsdp=2), "v5e:2x2")
+    assert row["fits"] and row["devices"] == 4 and row["flops"] > 0
+    assert {d for kind, d in row["collectives"] if kind in ("all-reduce", "reduce-scatter")} == {"f32"}
