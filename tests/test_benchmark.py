@@ -254,7 +254,7 @@ def test_every_window_is_in_the_json_lines(swept):
 
 def test_the_page_stands_alone(swept):
     html = (swept[0] / "page/index.html").read_text()
-    assert "mesh.data=64" in html and "devices asked for" in html
+    assert "mesh.data=64" in html and "does not fit 8 devices" in html
     assert html.count("data:image/svg+xml;base64,") == 4  # two pictures, light and dark
     links = re.findall(r'(?:src|srcset|href)="(.{5})', html)
     assert links and set(links) == {"data:"} and "<script" not in html
@@ -326,7 +326,8 @@ def test_published_peaks_are_those_of_the_device():
         (["--sweep=batch=1;batch=2"], "batch is there twice"),
         (["--sweep=batch=many"], "batch=many: want int"),
         (["--sweep=batch=-1"], "batch=-1: want a number > 0"),
-        (["--sweep=mesh.data=64"], "mesh.data=64: 64 x 1 devices asked for"),
+        (["--sweep=mesh.data=64"], "mesh.data=64: 64 does not fit 8 devices; nearest that fits: 8"),
+        (["--target=v9:2x2"], "target=v9:2x2: want CHIP:AxB or AxBxC, such as v5e:16x16"),
         (["--peer=tensorflow"], "peer=tensorflow: unknown; "),
         (["--rounds=0"], "rounds"),
         (["--compare=nothing.json"], "nothing.json: No such file"),

@@ -733,3 +733,24 @@ def test_real_sets_are_prepared_and_read(data_dir, tmp_path, name, folder, sizes
     labels = [None] * sizes[2] if d.test.label is None else d.test.label.tolist()
     pairs = [(np.ascontiguousarray(x), y) for x, y in prepare.ORIGINALS[name].read(get)["test"]]
     assert summary(pairs) == summary(zip(d.test.image, labels, strict=True))
+
+
+def test_synthetic_images_are_always_the_same_and_have_classes_to_learn():
+    c = config(name="synthetic", size=8)
+    a, b = data.load(c), data.load(c)
+    np.testing.assert_array_equal(a.train.image, b.train.image)
+    assert a.shape == (8, 8, 3) and len(a.classes) == 10 and len(a.test.image) > 500
+    means = np.stack([a.train.image[a.train.label == y].mean(0) for y in range(10)])
+    nearest = ((a.test.image[:, None] - means) ** 2).sum((2, 3, 4)).argmin(1)
+    assert (nearest == a.test.label).mean() > 0.99
+    c.size = 0
+    with pytest.raises(UserError, match=r"data\.size=0: want the side of the images"):
+        data.load(c)
+
+
+def test_a_data_set_that_is_not_here_is_described_by_the_catalogue(tmp_path):
+    c = config(name="imagenet_resized/64x64", dir=str(tmp_path))
+    found = data.described(c)
+    assert found.shape == (64, 64, 3) and len(found.classes) == 1000 and found.train.image.strides == (0, 0, 0, 0)
+    c.name = "digits"
+    assert len(data.described(c).train.image) == len(data.load(c).train.image)

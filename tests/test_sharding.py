@@ -1,13 +1,18 @@
 """Meshes, partition rules, and the same update however it is compiled."""
 
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from tests.test_step import small
 from vae_jax import compile as compile_lib
-from vae_jax import config, data, model, sharding
+from vae_jax import config, data, model, parallel, sharding
+from vae_jax.benchmark import target
+from vae_jax.config import UserError
 
 # Relative, in float32: sums in another order.
 TOLERANCE = 1e-5
@@ -97,3 +102,200 @@ SOME = ("jit data=4 samples=2", "shard_map fsdp=2 samples=2", "jit 4, accumulate
 def test_every_mode_makes_the_same_update(one, name, mode):
     fields, devices = MODES[mode]
     assert apart(objective(name, **fields), one[name], devices) <= TOLERANCE
+
+
+def test_noise_is_that_of_the_global_batch():
+    """Blocks of shards, strides of microbatches: together every row of the global draw, each once, in its place."""
+    key, whole = jax.random.key(3), np.asarray(jax.random.normal(jax.random.key(3), (5, 12, 2)))
+
+    def shard(_):
+        found = []
+        for micro in range(3):
+            with parallel.part("data", micro, 3):
+                found.append((parallel.rows(2), parallel.normal(key, (5, 2, 2), jnp.float32)))
+        return found
+
+    for rows, noise in jax.vmap(shard, axis_name="data")(jnp.zeros(2)):
+        for at, eps in zip(rows, noise, strict=True):
+            np.testing.assert_array_equal(eps, whole[:, at])
+    ids = jnp.arange(12)
+    np.testing.assert_array_equal(parallel.microbatches(ids, 3), [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]])
+
+
+def lowered(c):
+    """(a training program before and after XLA, as text) on eight devices."""
+    dataset, mesh = data.load(c.data), sharding.make_mesh(c.mesh)
+    m = model.build_for(c, dataset)
+    state, places = compile_lib.shapes(c, m, mesh)
+    made = compile_lib.program(c, m, mesh, dataset, state, places, target.source_shapes(c, dataset))
+    text = made.jitted.lower(*made.arguments)
+    return text.as_text(), text.compile().as_text()
+
+
+@pytest.mark.parametrize("mode", ["jit", "shard_map"])
+def test_bfloat16_nets_sum_their_gradients_in_float32(mode):
+    """In what XLA is given: its CPU compiler would widen a bfloat16 sum by itself."""
+    given, compiled = lowered(small(dtype="bfloat16", compile=mode, optim__clip=0.0))
+    sums = re.findall(r'"stablehlo.all_reduce".*?}\) : \(tensor<[^>]*?(bf16|f32)>', given, re.S)
+    assert len(sums) >= 10 and set(sums) == {"f32"}, sums
+    assert {dtype for _, dtype in target.collectives(compiled)} == {"f32"}
+
+
+def test_a_data_parallel_step_sums_each_parameter_once():
+    """All-reduces: the gradients, once, in float32, and a few numbers beside them (metrics)."""
+    c = small(optim__clip=0.0)
+    moved = target.collectives(lowered(c)[1])
+    m = model.build_for(c, data.load(c.data))
+    params = sum(x.size for x in jax.tree.leaves(jax.eval_shape(m.init, jax.random.key(0))))
+    assert set(moved) <= {("all-reduce", "f32"), ("all-gather", "s32"), ("all-gather", "u8")}
+    assert 4 * params <= moved["all-reduce", "f32"]["bytes"] <= 4 * params + 400
+
+
+def test_fsdp_gathers_parameters_and_scatters_gradients():
+    """Each once: no activation is gathered."""
+    c = small(mesh__fsdp=8, mesh__data=1, optim__clip=0.0)
+    moved, m = target.collectives(lowered(c)[1]), model.build_for(c, data.load(c.data))
+    kernels = sum(x.size for x in jax.tree.leaves(jax.eval_shape(m.init, jax.random.key(0))) if x.ndim > 1)
+    assert moved["all-gather", "f32"]["bytes"] <= 4 * kernels
+    assert moved["reduce-scatter", "f32"]["bytes"] <= 4 * kernels < 2 * moved["reduce-scatter", "f32"]["bytes"]
+
+
+def test_collectives_are_read_from_a_program():
+    """Lines as XLA writes them for TPUs and for CPU."""
+    text = """
+%all-reduce-scatter.1 (input: f32[64,8]) -> f32[16,8] {
+  %ar = f32[64,8]{1,0} all-reduce(%input), replica_groups=[8,4]<=[32], to_apply=%add
+}
+ENTRY %main {
+  %a = (f32[10]{0}, bf16[6]{0}) all-reduce(%x, %y), replica_groups={{0,1},{2,3}}, to_apply=%add
+  %b = (f32[2]{0}, f32[8]{0}) all-gather-start(%z), replica_groups=[1,4]<=[4], dimensions={0}
+  %c = f32[8]{0} all-gather-done(%b)
+}
+"""
+    found = target.collectives(text)
+    assert found["all-reduce", "f32"] == {"count": 1, "bytes": 40, "wire": 40.0}
+    assert found["all-reduce", "bf16"]["bytes"] == 12
+    assert found["all-gather", "f32"] == {"count": 1, "bytes": 32, "wire": 24.0}
+    assert found["reduce-scatter", "f32"] == {"count": 1, "bytes": 2048, "wire": 1536.0}
+
+
+@pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
+def test_the_state_is_donated_in_every_mode(mode):
+    state, run = built(small(compile=mode, accumulate=2))
+    leaf = state.params["encoder"]["Layer_0"]["dense"]["kernel"]
+    run.run(state, run.source, run.key)
+    assert leaf.is_deleted()
+
+
+def test_specs_of_a_config():
+    """Golden: M2's nets on data=2, fsdp=2, model=2."""
+    c = objective("m2", mesh__data=2, mesh__fsdp=2, mesh__model=2)
+    mesh, m = sharding.make_mesh(c.mesh), model.build_for(c, data.load(c.data))
+    places = sharding.shardings({"params": jax.eval_shape(m.init, jax.random.key(0))}, mesh)
+    found = {jax.tree_util.keystr(p, simple=True, separator="/"): s.spec for p, s in jax.tree.leaves_with_path(places)}
+    kernels = {path: spec for path, spec in found.items() if path.endswith("kernel")}
+    column, row = P("fsdp", "model"), P("model", "fsdp")
+    trunk = {f"params/trunk/Layer_{i}/dense/kernel": spec for i, spec in enumerate((column, row))}
+    assert kernels == trunk | {
+        "params/classifier/out/kernel": P(None, "fsdp"),
+        "params/decoder/Layer_0/dense/kernel": column,
+        "params/decoder/Layer_0/label/kernel": column,
+        "params/decoder/Layer_1/dense/kernel": row,
+        "params/decoder/out/kernel": column,
+        "params/encoder/Layer_0/dense/kernel": column,
+        "params/encoder/Layer_0/label/kernel": column,
+        "params/encoder/Layer_1/dense/kernel": row,
+        "params/posterior/Dense_0/kernel": column,
+    }
+    assert all(spec == P() for path, spec in found.items() if path.endswith("bias"))
+
+
+def test_fsdp_takes_another_dimension_where_its_own_does_not_divide():
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "model": 1, "samples": 1})
+    assert sharding.spec("params/encoder/Conv_0/kernel", (4, 4, 3, 32), mesh) == P(None, None, None, "fsdp")
+    assert sharding.spec("params/decoder/out/kernel", (4, 4, 6, 64), mesh) == P(None, None, None, "fsdp")
+    assert sharding.spec("params/posterior/Dense_0/kernel", (100, 64), mesh) == P(None, "fsdp")
+    assert sharding.spec("params/x/kernel", (3, 5), mesh) == P(None, None)
+
+
+def test_bytes_on_a_device_and_a_picture(capsys):
+    argv = ["sharding", "--config=configs/digits.py", "--config.mesh.data=2", "--config.mesh.fsdp=4", "--devices=8"]
+    assert sharding.main(argv) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"params/decoder/Layer_1/dense/kernel +256x256 +–, fsdp +65,536", said)
+    assert "| 0 4 | 1 5 | 2 6 | 3 7 |" in said
+
+
+@pytest.mark.parametrize(
+    ("mesh", "line"),
+    [
+        ({"data": 3, "model": -1}, r"mesh\.data=3: 3 does not fit 8 devices; nearest that fits: 2"),
+        ({"data": -1, "fsdp": 16}, r"mesh\.fsdp=16: 16 does not fit 8 devices; nearest that fits: 8"),
+        ({"data": 4, "model": 4}, r"mesh\.data=4: 4 x 4 does not fit 8 devices; nearest that fits: 2"),
+        ({"data": -1, "samples": -1}, r"mesh\.samples=-1: want at most one -1"),
+    ],
+)
+def test_a_wrong_mesh_is_one_line(mesh, line):
+    with pytest.raises(UserError, match=line):
+        sharding.make_mesh({"data": 1, "fsdp": 1, "model": 1, "samples": 1} | mesh)
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"batch": 20}, r"batch=20: does not divide over 8 devices \(mesh\.data\); nearest that does: 16"),
+        ({"accumulate": 3}, r"batch=32: does not divide over 8 .* x 3 microbatches; nearest that does: 24"),
+        ({"mesh__samples": 2}, r"mesh\.samples=2: does not divide objective\.samples=1; nearest that does: 1"),
+        ({"compile": "pmap", "mesh__fsdp": 2}, r"compile=pmap: splits the batch only; want mesh\.fsdp=1"),
+        ({"compile": "pmap", "data__on_device_mb": 0}, r"data\.on_device_mb=0: compile=pmap needs the training set"),
+    ],
+)
+def test_what_does_not_fit_a_mesh_is_one_line(fields, line):
+    with pytest.raises(UserError, match=line):
+        lowered(small(**fields))
+
+
+def test_slices_share_the_data_axis(monkeypatch):
+    """Eight devices of two slices: `data` crosses between them, `fsdp` stays inside."""
+
+    class Device:
+        platform, device_kind, process_index = "cpu", "cpu", 0
+
+        def __init__(self, i):
+            self.id, self.slice_index = i, i // 4
+
+    seen = {}
+    monkeypatch.setattr(sharding, "Mesh", lambda devices, axes, axis_types: seen.update(at=devices, axes=axes))
+    sharding.make_mesh({"data": 4, "fsdp": 2, "model": 1, "samples": 1}, [Device(i) for i in range(8)])
+    slices = np.vectorize(lambda d: d.slice_index)(seen["at"])
+    assert (slices == slices[:, :1]).all() and slices[:, 0, 0, 0].tolist() == [0, 0, 1, 1]
+    with pytest.raises(UserError, match=r"mesh\.data=1: want a multiple of the 2 slices; nearest: 2"):
+        sharding.make_mesh({"data": 1, "fsdp": 8, "model": 1, "samples": 1}, [Device(i) for i in range(8)])
+
+
+def test_a_target_without_libtpu_or_of_no_chip_is_one_line(monkeypatch):
+    with pytest.raises(UserError, match=r"target=v9:2x2: want CHIP:AxB"):
+        target.devices("v9:2x2")
+    monkeypatch.setattr(target.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs libtpu; want: pip install -r requirements-tpu-aot\.txt"):
+        target.devices("v5e:2x2")
+
+
+@pytest.mark.parametrize("page", ["imagenet64", "pod_smoke"])
+def test_pod_configs_step_on_two_images(page):
+    """At an eighth of their widths: the whole of them is a pod's work."""
+    c = config.load(f"configs/{page}.py")
+    c.batch = 2
+    c.data.name, c.data.size = "synthetic", 64
+    for section in ("encoder", "decoder"):
+        c[section].widths = tuple(w // 32 for w in c[section].widths)
+        c[section].dense = 64
+    assert np.isfinite(update(c, 2)[0]).all()
+
+
+@slow
+def test_a_bfloat16_program_for_tpus_sums_in_float32():
+    pytest.importorskip("libtpu", reason="needs requirements-tpu-aot.txt")
+    row = target.measure(small(dtype="bfloat16", mesh__fsdp=2), "v5e:2x2")
+    assert row["fits"] and row["devices"] == 4 and row["flops"] > 0
+    assert {d for kind, d in row["collectives"] if kind in ("all-reduce", "reduce-scatter")} == {"f32"}

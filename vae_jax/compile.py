@@ -175,8 +175,8 @@ def program(c, model, mesh, dataset, state, places, source):
     With R replicas the metrics are S x R x M, and the devices share the replicas, not the batch.
 
     ``config.compile``: *jit* compiles the global view, and XLA's partitioner makes the collectives; *shard_map* takes
-    gradients shard by shard (:func:`_over_shards`), as jit does for nets that are not float32; *pmap* runs the whole
-    step on each device.
+    gradients shard by shard (:func:`_over_shards`), as jit does for nets that are not float32 and for parameters split
+    over ``fsdp``, which the partitioner would gather several times; *pmap* runs the whole step on each device.
     """
     n, size, steps = len(dataset.train.image), c.batch, c.steps_per_call
     labelled = c.data.labelled_batch
@@ -190,7 +190,8 @@ def program(c, model, mesh, dataset, state, places, source):
     if replicas or per_device:
         spread = lambda x: x  # noqa: E731
     how = {"axis": "data"} if per_device else {}
-    if not replicas and (c.compile == "shard_map" or (c.compile == "jit" and c.dtype != "float32")):
+    by_shards = c.compile == "shard_map" or c.dtype != "float32" or mesh.shape["fsdp"] > 1
+    if by_shards and not (replicas or per_device):
         how = {"axis": sharding.BATCH, "over": _over_shards(mesh, places)}
 
     def indices(c, source, at):  # the examples of all S steps at once: the rounds of the shuffle cost once a call

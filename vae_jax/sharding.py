@@ -9,12 +9,14 @@ the data set's own description are needed.
 import math
 import re
 
+import absl.flags
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vae_jax import config, data, flags, model, optim
 from vae_jax.config import UserError
 from vae_jax.parallel import BATCH
 
@@ -56,7 +58,11 @@ def make_mesh(c, devices=None):
         rest = n // (known // fixed[axis])
         fits = [d for d in range(1, rest + 1) if not free or n % (d * known // fixed[axis]) == 0]
         asked = " x ".join(str(s) for s in fixed.values() if s > 1)
-        right = f"nearest that fits: {max(fits)}" if fits else f"want axes whose product divides {n}"
+        right = (
+            f"nearest that fits: {min(fits, key=lambda d: abs(d - fixed[axis]))}"
+            if fits
+            else f"want axes whose product divides {n}"
+        )
         raise UserError(f"mesh.{axis}={fixed[axis]}: {asked} does not fit {n} device{'s' * (n > 1)}; {right}")
     if free:
         sizes[free[0]] = n // known
@@ -117,12 +123,12 @@ def spec(path, shape, mesh, rules=RULES):
     if len(shape) > 2 and "model" in wanted:
         wanted = P(None, "fsdp")  # a convolution: its channels are few, its images many
     axes = [None] * (len(shape) - len(wanted)) + list(wanted)
-    fits = [a if a and shape[d] % mesh.shape[a] == 0 else None for d, a in enumerate(axes)]
-    if "fsdp" in wanted and "fsdp" not in fits:
+    fits = [a if a and mesh.shape[a] > 1 and shape[d] % mesh.shape[a] == 0 else None for d, a in enumerate(axes)]
+    if mesh.shape["fsdp"] > 1 and "fsdp" in wanted and "fsdp" not in fits:
         free = [d for d, a in enumerate(fits) if a is None and shape[d] % mesh.shape["fsdp"] == 0]
         if free:
             fits[max(free, key=lambda d: shape[d])] = "fsdp"
-    return P(*(a if a and mesh.shape[a] > 1 else None for a in fits))
+    return P(*fits)
 
 
 def shardings(tree, mesh, rules=RULES):
@@ -183,3 +189,32 @@ def runs(ids):
     """[0, 1, 2, 5] → '0-2 5'."""
     starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
     return " ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in np.split(ids, starts[1:]))
+
+
+def main(argv):
+    def define(values):
+        absl.flags.DEFINE_string("config", "configs/digits.py", "a page of configs/", flag_values=values)
+        absl.flags.DEFINE_string("data_dir", "", "where TFDS data is (same as --config.data.dir)", flag_values=values)
+        absl.flags.DEFINE_integer("devices", 8, "of the mesh", lower_bound=1, flag_values=values)
+
+    values, pairs = flags.parse(argv, define)
+    c = flags.apply(config.load(values.config), pairs)
+    config.validate(c)
+    c.data.dir = values.data_dir or c.data.dir
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", values.devices)
+    mesh, m = make_mesh(c.mesh), model.build_for(c, data.described(c.data))
+
+    def state(key):
+        params = m.init(key)
+        average = params if c.optim.ema else ()
+        return {"params": params, "opt": optim.optimizer(c.optim, c.steps).init(params), "ema": average}
+
+    tree = jax.eval_shape(state, jax.random.key(0))
+    print("mesh:", " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()))
+    print(describe(tree, shardings(tree, mesh)))
+    return 0
+
+
+if __name__ == "__main__":
+    flags.main(main)

@@ -146,7 +146,7 @@ def check_known(name, field):
     """Raise :class:`UserError` with the nearest names where nothing is called ``name``."""
     names = known_names()
     if name.split("/")[0].split(":")[0] not in names:
-        near = nearest(name, [*names, "digits", "folder:PATH"])
+        near = nearest(name, [*names, "digits", "folder:PATH", "synthetic"])
         raise UserError(f"{field}={name}: unknown data set; {near}")
 
 

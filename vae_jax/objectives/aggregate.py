@@ -1,7 +1,8 @@
 """Losses on the aggregate posterior q(z) = E_x q(z|x): they need the whole batch inside their equation.
 
 A penalty on the batch is one number; it is added to every example's loss, so the mean over the batch adds
-it once. Under ``shard_map`` the statistics are those of a shard; under jit they are global.
+it once. In jit's global view the statistics are those of the batch; shard by shard (``config.compile`` =
+shard_map or pmap, bfloat16 nets, fsdp) and in microbatches they are those of what one device sees at a time.
 """
 
 import math
