@@ -2,7 +2,7 @@
 
     python train.py --config=configs/normal_mnist.py --data_dir=~/data --workdir=runs/normal_mnist
 
-Figures, time and device: results/normal_mnist.json.
+Not run to its end yet: no file in results/.
 """
 
 from configs import vamp_mnist

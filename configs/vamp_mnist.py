@@ -6,7 +6,7 @@ Gated 784-300-300-z40, batches of 100, Adam at 5e-4, KL warmed up over 100 epoch
 same net under N(0, I), published 88.56. The paper trains until validation stands still for 50 epochs; here it is
 400 epochs and the best checkpoint.
 
-Figures, time and device: results/vamp_mnist.json.
+Not run to its end yet: no file in results/.
 """
 
 from vae_jax import config
