@@ -51,13 +51,15 @@ def finish(workdir, processes=None):
 
 def final_leaves(workdir):
     """Every leaf of the last checkpoint's state, read by Orbax without the code that wrote it."""
+    import jax
     import orbax.checkpoint as ocp
 
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # where the devices that saved it are not
     with ocp.CheckpointManager(os.path.join(os.path.abspath(workdir), "checkpoints")) as manager:
         assert manager.latest_step() == STEPS
-        restored = manager.restore(STEPS, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-    import jax
-
+        restored = manager.restore(
+            STEPS, args=ocp.args.Composite(state=ocp.args.StandardRestore(fallback_sharding=here))
+        )
     return {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(restored["state"])}
 
 
