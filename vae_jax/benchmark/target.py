@@ -66,6 +66,7 @@ def collectives(text):
     inside a loop count once.
     """
     found, chains, scatter = {}, set(), False
+    everyone = int(re.search(r"num_partitions=(\d+)|$", text)[1] or 1)
     for line in text.splitlines():
         if not line.startswith(" "):
             scatter = "all-reduce-scatter" in line.partition("(")[0]
@@ -77,7 +78,7 @@ def collectives(text):
         arrays = [(t, math.prod(int(d) for d in s.split(",") if d)) for t, s in ARRAY.findall(match[1])]
         if match[3] and kind != "all-reduce":  # what goes in comes first, then what comes out, then flags
             arrays = [max(arrays, key=lambda a: a[1])]
-        n = group(line)
+        n = group(line) or everyone
         for dtype, size in arrays:
             size *= BYTES.get(dtype, 4) * (n if match[2] == "reduce-scatter" else 1)
             row = found.setdefault((kind, dtype), {"count": 0, "bytes": 0, "wire": 0.0})
@@ -88,12 +89,12 @@ def collectives(text):
 
 
 def group(line):
-    """How many devices a collective's groups have."""
+    """How many devices a collective's groups have; None: it does not say, and all are one."""
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
     if listed:
         return listed[1].count(",") + 1
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
-    return int(iota[2]) if iota else 2
+    return int(iota[2]) if iota else None
 
 
 def source_shapes(c, dataset):
