@@ -263,8 +263,8 @@ def aot(args):
             rows = {}
             for where in WEAK:
                 rows[where] = one(f"weak_{len(target.devices(where)[0])}", "configs/mnist.py", where, each=16)
-            for key in ("flops", "wire_bytes"):
-                values = [row[key] for row in rows.values()]
+            moved = [sum(one["bytes"] for one in row["collectives"].values()) for row in rows.values()]
+            for key, values in (("flops", [row["flops"] for row in rows.values()]), ("collective_bytes", moved)):
                 figures[f"weak_{key}_spread"] = results.figure(max(values) / min(values) - 1, "relative", n=len(values))
             continue
         path, _, where = cell.partition("@")

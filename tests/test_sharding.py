@@ -162,7 +162,7 @@ def test_fsdp_gathers_parameters_and_scatters_gradients():
 
 def test_collectives_are_read_from_a_program():
     """Lines as XLA writes them for TPUs and for CPU."""
-    text = """
+    text = """HloModule jit_many, is_scheduled=true, num_partitions=8
 %all-reduce-scatter.1 (input: f32[64,8]) -> f32[16,8] {
   %ar = f32[64,8]{1,0} all-reduce(%input), replica_groups=[8,4]<=[32], to_apply=%add
 }
@@ -170,12 +170,17 @@ ENTRY %main {
   %a = (f32[10]{0}, bf16[6]{0}) all-reduce(%x, %y), replica_groups={{0,1},{2,3}}, to_apply=%add
   %b = (f32[2]{0}, f32[8]{0}) all-gather-start(%z), replica_groups=[1,4]<=[4], dimensions={0}
   %c = f32[8]{0} all-gather-done(%b)
+  %d = u8[4]{0} all-gather(%z), replica_groups=[1,4]<=[4], dimensions={0}, frontend_attributes={chain_id="7"}
+  %f = s32[4]{0} all-reduce(%z), replica_groups={}, to_apply=%add
+  %e = u8[4]{0} all-gather(%z), replica_groups=[1,4]<=[4], dimensions={0}, frontend_attributes={chain_id="7"}
 }
 """
     found = target.collectives(text)
     assert found["all-reduce", "f32"] == {"count": 1, "bytes": 40, "wire": 40.0}
     assert found["all-reduce", "bf16"]["bytes"] == 12
     assert found["all-gather", "f32"] == {"count": 1, "bytes": 32, "wire": 24.0}
+    assert found["all-reduce", "s32"]["wire"] == 2 * 7 / 8 * 16
+    assert found["all-gather", "u8"]["count"] == 1  # one, in two fusions
     assert found["reduce-scatter", "f32"] == {"count": 1, "bytes": 2048, "wire": 1536.0}
 
 

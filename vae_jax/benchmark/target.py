@@ -48,6 +48,7 @@ def devices(target):
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine of Google's to ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip to share, so no lock
     jax.config.update("jax_platforms", "cpu")
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=target).devices
@@ -61,20 +62,23 @@ def collectives(text):
 
     ``bytes``: of the whole arrays; ``wire``: what a device must send of them at least, on a ring of its group of n:
     (n − 1)/n of the bytes, twice that for an all-reduce. An all-reduce that is a fusion with the slicing after it
-    (as TPUs have it) is a reduce-scatter. Operations inside a loop count once.
+    (as TPUs have it) is a reduce-scatter; one that is spread over several fusions, a ``chain``, is one. Operations
+    inside a loop count once.
     """
-    found, scatter = {}, False
+    found, chains, scatter = {}, set(), False
+    everyone = int(re.search(r"num_partitions=(\d+)|$", text)[1] or 1)
     for line in text.splitlines():
         if not line.startswith(" "):
             scatter = "all-reduce-scatter" in line.partition("(")[0]
-        match = OPERATION.search(line)
-        if not match:
+        match, chain = OPERATION.search(line), re.search(r'chain_id="(\w+)"', line)
+        if not match or (chain and chain[1] in chains):
             continue
+        chains |= {chain[1]} if chain else set()
         kind = "reduce-scatter" if scatter and match[2] == "all-reduce" else match[2]
         arrays = [(t, math.prod(int(d) for d in s.split(",") if d)) for t, s in ARRAY.findall(match[1])]
         if match[3] and kind != "all-reduce":  # what goes in comes first, then what comes out, then flags
             arrays = [max(arrays, key=lambda a: a[1])]
-        n = group(line)
+        n = group(line) or everyone
         for dtype, size in arrays:
             size *= BYTES.get(dtype, 4) * (n if match[2] == "reduce-scatter" else 1)
             row = found.setdefault((kind, dtype), {"count": 0, "bytes": 0, "wire": 0.0})
@@ -85,12 +89,12 @@ def collectives(text):
 
 
 def group(line):
-    """How many devices a collective's groups have."""
+    """How many devices a collective's groups have; None: it does not say, and all are one."""
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
     if listed:
         return listed[1].count(",") + 1
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
-    return int(iota[2]) if iota else 2
+    return int(iota[2]) if iota else None
 
 
 def source_shapes(c, dataset):
