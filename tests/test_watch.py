@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import signal
-import tempfile
 import time
 
 import pytest
@@ -36,19 +35,21 @@ def test_what_was_lost_since_the_last_save_is_restart():
     assert 100 <= clock["restart_seconds"] < 160, "without what compiled"
 
 
-def test_a_stall_is_a_line_with_the_last_step_and_every_stack():
-    with tempfile.TemporaryFile("w+") as file:
+def test_a_stall_is_a_line_with_the_last_step_and_every_stack(tmp_path):
+    path = tmp_path / "said"
+    with open(path, "w") as file:
         seen = watch.Watch(watch.new_clock(), 0, time.time(), least=0.3, file=file)
         seen.step(7)
-        time.sleep(1.0)  # longer than 0.3 s: said once
-        seen.step(8)
+        limit = time.monotonic() + 60
+        while "in test_a_stall" not in path.read_text() and time.monotonic() < limit:
+            time.sleep(0.01)
+        time.sleep(0.5)  # said once
         with seen.part("validation"):
             time.sleep(0.5)  # ten times as long is allowed
         seen.close()
-        file.seek(0)
-        said = file.read()
-    assert said.count("no step for") == 1 and "last step 7, in steps" in said and said.startswith("process 0: ")
-    assert "test_a_stall_is_a_line" in said, "the stack says where it stands"
+        said = path.read_text()
+    assert said.startswith("process 0: no step for") and said.count("no step for") == 1
+    assert "last step 7, in steps" in said and "in test_a_stall" in said, "the stack says where it stands"
 
 
 def test_steps_are_profiled_when_asked_and_a_signal_asks(tmp_path):

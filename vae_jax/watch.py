@@ -52,6 +52,7 @@ class Watch:
 
     def __init__(self, clock, step, since, *, times=20, least=60.0, file=None):
         self.clock, self.last, self.doing = clock, step, "steps"
+        self._who = jax.process_index()
         self._since = since - clock["compile_seconds"]
         self._times, self._least, self._file = times, least, file or sys.stderr
         self._took, self._moved, self._over = collections.deque(maxlen=101), time.monotonic(), threading.Event()
@@ -85,7 +86,7 @@ class Watch:
             limit = max(self._least, self._times * usual) * (1 if self.doing == "steps" else 10)
             if quiet > limit and moved != said:
                 said = moved
-                where = f"process {jax.process_index()}: no step for {quiet:.0f} s (median {usual:.2g} s)"
+                where = f"process {self._who}: no step for {quiet:.0f} s (median {usual:.2g} s)"
                 print(f"{where}: last step {self.last}, in {self.doing}", file=self._file, flush=True)
                 faulthandler.dump_traceback(self._file, all_threads=True)
 
