@@ -6,7 +6,7 @@
 Parameters and optimiser state split over 8 chips of each group: --config.mesh.fsdp=8. Before a pod is at hand:
 python benchmark.py --config=configs/imagenet64.py --target=v5e:16x16.
 
-Not run here: no file in results/ but what compiling it for pods says, results/aot.json.
+Not run here, so there is no file in results/.
 """
 
 from vae_jax import config

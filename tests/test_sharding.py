@@ -288,7 +288,7 @@ def test_a_target_without_libtpu_or_of_no_chip_is_one_line(monkeypatch):
 
 @pytest.mark.parametrize("page", ["imagenet64", "pod_smoke"])
 def test_pod_configs_step_on_two_images(page):
-    """At an eighth of their widths: the whole of them is a pod's work."""
+    """At 1/32 of their widths: the whole of them is a pod's work."""
     c = config.load(f"configs/{page}.py")
     c.batch = 2
     c.data.name, c.data.size = "synthetic", 64
