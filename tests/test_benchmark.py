@@ -22,11 +22,13 @@ GOLDEN = {
     "digits": 1_142_528,
     "fashion_cnn": 13_659_648,
     "fashion_mnist": 27_955_264,
+    "imagenet64": 3_861_454_848,
     "iwae_mnist": 7_206_880,
     "m2_mnist": 36_616_248,
     "mnist": 27_955_264,
     "mnist_dynamic": 2_231_136,
     "normal_mnist": 5_743_936,
+    "pod_smoke": 3_861_485_568,
     "seed_conv": 295_533_312,
     "sigma_fashion": 5_289_536,
     "static_mnist": 3_427_136,
@@ -34,7 +36,12 @@ GOLDEN = {
     "vae_mnist": 2_231_136,
     "vamp_mnist": 25_975_936,
 }
-SHAPES = {"digits": (8, 8, 1), "cifar10_20k": (32, 32, 3)}  # others are 28x28x1
+SHAPES = {
+    "digits": (8, 8, 1),
+    "cifar10_20k": (32, 32, 3),
+    "imagenet_resized/64x64": (64, 64, 3),
+    "synthetic": (64, 64, 3),
+}  # others are 28x28x1
 TINY = {
     "classifier.name": "none",
     "objective.name": "elbo",
@@ -244,7 +251,7 @@ def test_every_window_is_in_the_json_lines(swept):
     facts, *rows = map(json.loads, (swept[0] / "tiny.jsonl").read_text().splitlines())
     assert {"device", "versions", "load", "commit", "command"} <= set(facts)
     assert [row["key"] for row in rows] == ["mesh.data=1", "mesh.data=2", "mesh.data=64"]
-    assert "64 x 1 devices asked for" in rows[2]["error"] and rows[2]["summary"] == {}
+    assert "does not fit 8 devices" in rows[2]["error"] and rows[2]["summary"] == {}
     assert [len(row["windows"]["ours"]) for row in rows[:2]] == [3, 3]
     s = rows[0]["summary"]
     assert s["flops_per_s"] == pytest.approx(s["images_per_s"] * rows[0]["hand_flops_per_image"])
