@@ -1,6 +1,7 @@
 """The only place that compiles: the training program, evaluation programs, and the cache of both."""
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -21,6 +22,30 @@ def use_cache():
     folder = os.environ.get("VAE_JAX_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "vae_jax")
     jax.config.update("jax_compilation_cache_dir", os.path.join(folder, "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@functools.cache
+def options(platform):
+    """What the compiler is asked for on a platform; None: nothing.
+
+    CPU: convolutions by Eigen, on all cores. Those of YNNPACK, jaxlib's own choice, run on one, and their weight
+    gradients are less exact by a digit: a step of configs/seed_conv.py takes 2.6 times as long
+    (results/performance.md). The option is an experimental one: where a jaxlib does not know it, nothing is asked.
+    """
+    asked = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if platform != "cpu":
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=asked).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return asked
+
+
+def _jit(function, mesh=None, **how):
+    """``jax.jit`` with the :func:`options` of a mesh's devices, or of the default ones."""
+    platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
+    return jax.jit(function, compiler_options=options(platform), **how)
 
 
 class Training(NamedTuple):
@@ -82,7 +107,7 @@ def init(c, model, mesh, dataset):
         every = -(-len(dataset.train.image) // 10_000)  # 10,000 images at most, from all classes of a folder
         mean = dataset.train.image[::every].mean(0, dtype=np.float64) / (dataset.levels - 1)
         mean = jnp.asarray(mean, jnp.float32)
-    make = jax.jit(_make_state(c, model), out_shardings=places)
+    make = _jit(_make_state(c, model), mesh, out_shardings=places)
     return make(root(c, "init"), mean), places
 
 
@@ -259,8 +284,9 @@ def program(c, model, mesh, dataset, state, places, source):
     if not held:
         source = step.raw_batch(dataset.shape, steps, size, labelled=labelled)  # S batches a call
     source_place = whole if held else sharding.over_batch(mesh, leading=1)
-    jitted = jax.jit(
+    jitted = _jit(
         many,
+        mesh,
         donate_argnums=0,
         in_shardings=(places, source_place, key_place),
         out_shardings=(places, whole),
@@ -273,7 +299,7 @@ def training(c, model, mesh, dataset, state, places):
     source = resident(c, dataset, mesh)
     made = program(c, model, mesh, dataset, state, places, source)
     began = time.perf_counter()
-    key = jax.jit(lambda: root(c, "train"), out_shardings=made.key_place)()
+    key = _jit(lambda: root(c, "train"), mesh, out_shardings=made.key_place)()
     state, given, _ = made.arguments
     compiled = made.jitted.lower(state, given, key).compile()
     return Training(compiled, key, tuple(made.names), source and given, time.perf_counter() - began)
@@ -281,7 +307,7 @@ def training(c, model, mesh, dataset, state, places):
 
 def over_batches(function, mesh, whole=False):
     """jit ``function(params, batch, *rest)`` with the batch's leaves split over the data axis, or ``whole``."""
-    jitted, place = jax.jit(function), sharding.replicated(mesh) if whole else sharding.over_batch(mesh)
+    jitted, place = _jit(function, mesh), sharding.replicated(mesh) if whole else sharding.over_batch(mesh)
 
     def run(params, batch, *rest):
         return jitted(params, hosts.place(batch, place), *rest)
@@ -291,4 +317,4 @@ def over_batches(function, mesh, whole=False):
 
 def simple(function):
     """jit, for small programs that run on whatever their arguments live on."""
-    return jax.jit(function)
+    return _jit(function)
