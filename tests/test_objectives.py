@@ -457,6 +457,19 @@ def test_mmd_is_the_double_loop_and_unbiased():
     LN(terms.loss, 0.75 * terms.kl - terms.log_px + 9.25 * terms.extra["mmd"])
 
 
+@pytest.mark.parametrize("name", ["beta_tcvae", "dip_vae", "info_vae"])
+def test_rows_that_fill_a_batch_up_are_in_no_statistic(name):
+    """Twenty rows, fourteen of which are real: other rows in the place of the six change nothing of the fourteen."""
+    mask = jnp.arange(B) < 14
+
+    def figures(fill):
+        image = jnp.where(mask[:, None, None, None], BATCH["image"], fill)
+        t = jit(lambda: OBJECTIVES[name](MODEL, OTHER, {**BATCH, "image": image, "mask": mask}, jax.random.key(3)))()
+        return t.loss[:14]
+
+    LN(figures(0.0), figures(1.0))
+
+
 # Gradients
 
 

@@ -3,6 +3,8 @@
 A penalty on the batch is one number; it is added to every example's loss, so the mean over the batch adds
 it once. In jit's global view the statistics are those of the batch; shard by shard (``config.compile`` =
 shard_map or pmap, bfloat16 nets, fsdp) and in microbatches they are those of what one device sees at a time.
+Rows that only fill up a last batch of validation, where ``batch["mask"]`` is false, count in none of them but
+:func:`factor_vae`'s permutations.
 """
 
 import math
@@ -29,14 +31,19 @@ def beta_tcvae(model, params, batch, key, *, alpha=1.0, beta=6.0, gamma=1.0):
     q, p = _diagonal(model, params, batch)
     d = many(model, params, batch["image"], key, 1)
     value, log_px, kl = bound(d)
-    z_BxD, log_nb = d.z[0], math.log(batch["n"] * len(kl))
+    z_BxD, real_B = d.z[0], _real(batch, kl)
+    log_nb = jnp.log(batch["n"] * real_B.sum())
     each_BxBxD = _log_normal_each(z_BxD[:, None], q.mu[None], q.logvar[None])
-    log_qz = jax.nn.logsumexp(each_BxBxD.sum(-1), axis=1) - log_nb
-    log_qz_product = (jax.nn.logsumexp(each_BxBxD, axis=1) - log_nb).sum(-1)
+    log_qz = jax.nn.logsumexp(each_BxBxD.sum(-1), axis=1, b=real_B) - log_nb
+    log_qz_product = (jax.nn.logsumexp(each_BxBxD, axis=1, b=real_B[:, None]) - log_nb).sum(-1)
     log_qzx, log_pz = q.log_prob(z_BxD), p.log_prob(z_BxD)
     parts = {"mi": log_qzx - log_qz, "tc": log_qz - log_qz_product, "dimension_kl": log_qz_product - log_pz}
     loss = alpha * parts["mi"] + beta * parts["tc"] + gamma * parts["dimension_kl"] - log_px
     return Terms(loss, value, log_px, kl, parts)
+
+
+def _real(batch, like_B):
+    return batch.get("mask", jnp.ones(like_B.shape)).astype(like_B.dtype)
 
 
 def _log_normal_each(z, mu, logvar):
@@ -97,10 +104,11 @@ def dip_vae(model, params, batch, key, *, kind=1, off_diagonal=10.0, diagonal=10
         raise UserError(f"objective.kind={kind}: want 1 or 2")
     q, _ = _diagonal(model, params, batch)
     value, log_px, kl = bound(many(model, params, batch["image"], key, 1))
-    centred = q.mu - q.mu.mean(0)
-    covariance_DxD = centred.T @ centred / len(centred)
+    share_B = _real(batch, kl) / _real(batch, kl).sum()
+    centred = q.mu - share_B @ q.mu
+    covariance_DxD = (share_B[:, None] * centred).T @ centred
     if kind == 2:
-        covariance_DxD += jnp.diag(jnp.exp(q.logvar).mean(0))
+        covariance_DxD += jnp.diag(share_B @ jnp.exp(q.logvar))
     variance_D = jnp.diag(covariance_DxD)
     off = jnp.sum(covariance_DxD**2) - jnp.sum(variance_D**2)
     penalty = off_diagonal * off + diagonal * jnp.sum((variance_D - 1) ** 2)
@@ -118,21 +126,23 @@ def info_vae(model, params, batch, key, *, alpha=0.0, weight=100.0):
     draw_key, prior_key = jax.random.split(key)
     d = many(model, params, batch["image"], draw_key, 1)
     value, log_px, kl = bound(d)
-    discrepancy = mmd(d.z[0], model.prior(params).sample(prior_key, (len(kl),)))
+    discrepancy = mmd(d.z[0], model.prior(params).sample(prior_key, (len(kl),)), _real(batch, kl))
     loss = (1 - alpha) * kl - log_px + (alpha + weight - 1) * discrepancy
     return Terms(loss, value, log_px, kl, {"mmd": jnp.broadcast_to(discrepancy, kl.shape)})
 
 
-def mmd(a_BxD, b_BxD):
+def mmd(a_BxD, b_BxD, real_B=None):
     r"""Unbiased squared maximum mean discrepancy with k(a, b) = exp(−‖a − b‖² / 2D).
 
-    Gretton et al. 2012 (JMLR 13), eq. 3.
+    Gretton et al. 2012 (JMLR 13), eq. 3. ``real_B``: 1 for the rows of both that count, 0 for others.
     """
-    n, d = a_BxD.shape
+    d = a_BxD.shape[1]
+    w = jnp.ones(len(a_BxD)) if real_B is None else real_B
+    n = w.sum()
 
     def kernel(a, b):
         squares = (a**2).sum(-1)[:, None] + (b**2).sum(-1)[None] - 2 * jnp.matmul(a, b.T, precision="highest")
-        return jnp.exp(-jnp.maximum(squares, 0) / (2 * d))
+        return w @ jnp.exp(-jnp.maximum(squares, 0) / (2 * d)) @ w
 
-    within = sum((kernel(a, a).sum() - n) / (n * (n - 1)) for a in (a_BxD, b_BxD))
-    return within - 2 * kernel(a_BxD, b_BxD).mean()
+    within = sum((kernel(a, a) - n) / (n * (n - 1)) for a in (a_BxD, b_BxD))
+    return within - 2 * kernel(a_BxD, b_BxD) / n**2
