@@ -227,10 +227,7 @@ def iw(args):
     }
 
 
-AOT = (
-    *(f"configs/{name}.py@v5e:16x16" for name in ("mnist", "pod_smoke", "imagenet64")),
-    *(f"configs/imagenet64.py@{target}" for target in ("v5p:8x8x8", "v6e:16x16")),
-)
+AOT = ("configs/*.py@v5e:16x16", "configs/imagenet64.py@v5p:8x8x8", "configs/imagenet64.py@v6e:16x16")
 WEAK = ("v5p:2x2x2", "v5p:4x4x4", "v5p:8x8x8")  # 8, 64 and 512 chips
 
 
@@ -267,9 +264,10 @@ def aot(args):
             for key, values in (("flops", [row["flops"] for row in rows.values()]), ("collective_bytes", moved)):
                 figures[f"weak_{key}_spread"] = results.figure(max(values) / min(values) - 1, "relative", n=len(values))
             continue
-        path, _, where = cell.partition("@")
-        for kind, fsdp in (("dp", 1), ("fsdp", 8)):
-            one(f"{pathlib.Path(path).stem}_{where.replace(':', '_')}_{kind}", path, where, fsdp=fsdp)
+        pattern, _, where = cell.partition("@")
+        for path in sorted(pathlib.Path().glob(pattern)):
+            for kind, fsdp in (("dp", 1), ("fsdp", 8)) if path.stem != "__init__" else ():
+                one(f"{path.stem}_{where.replace(':', '_')}_{kind}", str(path), where, fsdp=fsdp)
     return None, figures
 
 
