@@ -243,25 +243,32 @@ def aot(args):
     from vae_jax import results
     from vae_jax.benchmark import target
 
-    figures = {}
+    out, figures = pathlib.Path(args.out), {}
+    if out.exists():  # goes on where it was stopped
+        figures = json.loads(out.read_text())["figures"]
 
     def one(name, path, where, each=None, **mesh):
+        if f"{name}_fits" in figures:
+            return
         c = config_lib.load(path)
         c.data.dir, c.mesh.fsdp = args.data_dir, mesh.get("fsdp", 1)
         devices = len(target.devices(where)[0])
         c.batch = devices * (each or max(1, -(-c.batch // devices)))
+        c.data.labelled_batch = devices * -(-c.data.labelled_batch // devices)
         row = target.measure(c, where)
         print(target.words(name, row), flush=True)
+        moved = sum(each["bytes"] for each in row["collectives"].values()) / 1e6
         figures.update(target.figures(name, row))
-        return row
+        figures[f"{name}_collectives"] = results.figure(moved, "MB / step")
+        record(args, None, figures)  # what is compiled is not lost
 
     for cell in args.only.split(",") if args.only else [*AOT, "weak"]:
         if cell == "weak":
-            rows = {}
-            for where in WEAK:
-                rows[where] = one(f"weak_{len(target.devices(where)[0])}", "configs/mnist.py", where, each=16)
-            moved = [sum(one["bytes"] for one in row["collectives"].values()) for row in rows.values()]
-            for key, values in (("flops", [row["flops"] for row in rows.values()]), ("collective_bytes", moved)):
+            names = [f"weak_{len(target.devices(where)[0])}" for where in WEAK]
+            for name, where in zip(names, WEAK, strict=True):
+                one(name, "configs/mnist.py", where, each=16)
+            for key in ("flops", "collectives"):
+                values = [figures[f"{name}_{key}"]["value"] for name in names]
                 figures[f"weak_{key}_spread"] = results.figure(max(values) / min(values) - 1, "relative", n=len(values))
             continue
         pattern, _, where = cell.partition("@")
@@ -342,6 +349,13 @@ def bound(args, k):
     }
 
 
+def record(args, config, figures):
+    from vae_jax import results
+
+    command = shlex.join(["python", "-m", "tests.measure", *sys.argv[1:]])
+    results.write(args.out, command=command, config=config, seed=0, seconds=time.time() - args.began, figures=figures)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("clone", "step", "replicas", "sigma", "gradients", "iw", "aot", "modes"))
@@ -354,7 +368,7 @@ def main():
     parser.add_argument("--steps", type=int, default=50, help="modes: of a loss trace")
     parser.add_argument("--data_dir", default="", help="sigma, gradients, iw, aot: where the data is, if it moved")
     args = parser.parse_args()
-    began = time.time()
+    args.began = time.time()
     config, figures = {
         "clone": clone,
         "step": step,
@@ -365,10 +379,7 @@ def main():
         "aot": aot,
         "modes": modes,
     }[args.what](args)
-    from vae_jax import results
-
-    command = shlex.join(["python", "-m", "tests.measure", *sys.argv[1:]])
-    results.write(args.out, command=command, config=config, seed=0, seconds=time.time() - began, figures=figures)
+    record(args, config, figures)
 
 
 if __name__ == "__main__":

@@ -284,6 +284,10 @@ def test_a_target_without_libtpu_or_of_no_chip_is_one_line(monkeypatch):
     monkeypatch.setattr(target.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs libtpu; want: pip install -r requirements-tpu-aot\.txt"):
         target.devices("v5e:2x2")
+    with pytest.raises(UserError, match=r"needs jaxlib's CUDA plugin"):
+        target.devices("h100:1x2x4")
+    with pytest.raises(UserError, match=r"h100:8: want"):
+        target.devices("h100:8")
 
 
 @pytest.mark.parametrize("page", ["imagenet64", "pod_smoke"])

@@ -1,7 +1,8 @@
-"""A pod without a pod: the training program compiled ahead of time for a TPU topology, and what is in it.
+"""A pod without a pod: the training program compiled ahead of time for a topology of TPUs or GPUs, and what is in it.
 
-Needs libtpu (requirements-tpu-aot.txt) and no TPU. XLA's FLOPs and bytes are of one device and count the body of a
-loop once. Nothing is run: the roofline bound is what a step takes at least by the maker's peak figures, no step time.
+Needs libtpu (requirements-tpu-aot.txt) and no TPU; or jaxlib's CUDA plugin and no GPU. XLA's FLOPs and bytes are of one
+device and count the body of a loop once. Nothing is run: the roofline bound is what a step takes at least by the
+maker's peak figures, no step time. For GPUs XLA gives no FLOPs or bytes, and nothing is autotuned: a compile check.
 """
 
 import importlib.util
@@ -26,8 +27,25 @@ CHIPS = {
     "v5e": (197e12, 16e9, 819e9, 200e9, "cloud.google.com/tpu/docs/v5e"),
     "v5p": (459e12, 95e9, 2.765e12, 600e9, "cloud.google.com/tpu/docs/v5p"),
     "v6e": (918e12, 32e9, 1.638e12, 400e9, "cloud.google.com/tpu/docs/v6e"),
+    "h100": (989.4e12, 80e9, 3.35e12, 450e9, "NVIDIA H100 Tensor Core GPU data sheet, SXM; NVLink"),
     "tpu7x": (2307e12, 192 * 2**30, 7.38e12, 600e9, "cloud.google.com/tpu/docs/tpu7x"),
 }
+# What XLA asks of a GPU that is not there; device queries of an H100 SXM with 80 GB.
+H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_block_limit: 65536 registers_per_core_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  l2_cache_size: 52428800 memory_bandwidth: 3350000000000 device_memory_size: 80000000000
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+runtime_version { major: 12 minor: 9 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
 OPERATION = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(KINDS)})(-start)?\(")
@@ -41,18 +59,29 @@ def devices(target):
       UserError: an unknown target, or no libtpu.
     """
     chip, _, shape = target.partition(":")
-    if chip not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
-        raise UserError(f"target={target}: want CHIP:AxB or AxBxC, such as v5e:16x16; chips: {', '.join(CHIPS)}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(f"target={target}: needs libtpu; want: pip install -r requirements-tpu-aot.txt")
+    if chip not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape) or (chip == "h100" and shape.count("x") < 2):
+        raise UserError(
+            f"target={target}: want CHIP:AxB or AxBxC, such as v5e:16x16, or h100:SLICESxHOSTSxGPUS; chips: "
+            + ", ".join(CHIPS)
+        )
+    if chip == "h100":
+        plugins = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+        if not (importlib.util.find_spec("jax_plugins") and any(map(importlib.util.find_spec, plugins))):
+            raise UserError(f"target={target}: needs jaxlib's CUDA plugin; want: pip install 'jax[cuda12]'")
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # there is no driver to ask
+        asked = {"platform": "cuda", "topology_name": chip, "topology": shape, "target_config": H100}
+    else:
+        if importlib.util.find_spec("libtpu") is None:
+            raise UserError(f"target={target}: needs libtpu; want: pip install -r requirements-tpu-aot.txt")
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine of Google's to ask
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip to share, so no lock
+        asked = {"platform": "tpu", "topology_name": target}
     from jax.experimental import topologies
 
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine of Google's to ask
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip to share, so no lock
     jax.config.update("jax_platforms", "cpu")
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=target).devices
-    except Exception as error:  # libtpu's own words
+        found = topologies.get_topology_desc(**asked).devices
+    except Exception as error:  # the compiler's own words
         raise UserError(f"target={target}: {' '.join(str(error).split())[:200]}") from None
     return found, len(found) // math.prod(map(int, shape.split("x"))), CHIPS[chip]
 
@@ -116,7 +145,8 @@ def compiled(c, target):
     state, places = compile_lib.shapes(c, m, mesh)
     made = compile_lib.program(c, m, mesh, dataset, state, places, source_shapes(c, dataset))
     began = time.perf_counter()
-    program = made.jitted.trace(*made.arguments).lower(lowering_platforms=("tpu",)).compile()
+    platform = "cuda" if target.startswith("h100") else "tpu"
+    program = made.jitted.trace(*made.arguments).lower(lowering_platforms=(platform,)).compile()
     return program, mesh, time.perf_counter() - began, count.flops(count.traced(c, m, mesh, dataset))
 
 
@@ -135,7 +165,8 @@ def measure(c, target):
         "memory": traffic / (bandwidth / cores),
         "interconnect": wire / (link / cores),
     }
-    peak_bytes = sizes.peak_memory_in_bytes
+    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    peak_bytes = sizes.peak_memory_in_bytes or held + sizes.temp_size_in_bytes
     return {
         "devices": mesh.size,
         "fits": peak_bytes <= memory / cores,
@@ -159,15 +190,22 @@ def measure(c, target):
 
 def words(name, row):
     """A measured program in a few lines."""
+    costs = (
+        f"  {row['flops'] / 1e9:,.1f} GFLOP and {row['bytes'] / 1e6:,.0f} MB a device and step; "
+        f"{row['flops_per_image'] / 1e9:.2f} GFLOP an image ({row['hand_flops_per_image'] / 1e9:.2f} by hand); "
+        f"{row['intensity']:.0f} FLOP a byte, ridge {row['ridge']:.0f}: bound by "
+        + ("compute" if row["intensity"] > row["ridge"] else "memory")
+    )
+    if not row["bytes"]:
+        costs = (
+            f"  {row['hand_flops_per_image'] / 1e9:.2f} GFLOP an image by hand; XLA counts neither FLOPs nor bytes here"
+        )
     limit = max(row["bound"], key=row["bound"].get)
-    side = "compute" if row["intensity"] > row["ridge"] else "memory"
     lines = [
         f"{name}: {'fits' if row['fits'] else 'DOES NOT FIT'} on {row['devices']} devices, "
         f"peak {row['peak_bytes'] / 2**20:,.0f} of {row['memory_bytes'] / 2**20:,.0f} MiB each "
         f"(arguments {row['argument_bytes'] / 2**20:,.0f}, activations {row['temp_bytes'] / 2**20:,.0f})",
-        f"  {row['flops'] / 1e9:,.1f} GFLOP and {row['bytes'] / 1e6:,.0f} MB a device and step; "
-        f"{row['flops_per_image'] / 1e9:.2f} GFLOP an image ({row['hand_flops_per_image'] / 1e9:.2f} by hand); "
-        f"{row['intensity']:.0f} FLOP a byte, ridge {row['ridge']:.0f}: bound by {side}",
+        costs,
     ]
     for (kind, dtype), one in sorted(row["collectives"].items()):
         lines.append(f"  {one['count']:>3} {kind} {dtype}, {one['bytes'] / 1e6:,.3f} MB")
