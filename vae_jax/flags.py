@@ -95,9 +95,12 @@ def main(run):
         code = 130
     except SystemExit as done:
         code = done.code or 0
-    except Exception:
+    except Exception as error:
         if not hosts.several():
             raise
-        traceback.print_exc()  # a peer's death as well: its collective fails here. Waiting at exit would hang
-        code = 1
+        if hosts.lost(error):
+            print(f"error: another process of this run is gone: {str(error).splitlines()[0]:.200}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        code = 1  # and no waiting at exit, which would hang
     hosts.leave(code)

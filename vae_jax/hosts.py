@@ -8,6 +8,7 @@ import glob
 import importlib.util
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -165,6 +166,12 @@ def leave(code):
             time.sleep(1)  # the others' link to each other ends with process 0: let them speak first
         os._exit(code)
     sys.exit(code)
+
+
+def lost(error):
+    """Whether an error is what a collective says when a peer died: Gloo's on CPU, NCCL's, or the coordinator's."""
+    words = "gloo|nccl|peer|heartbeat|coordination service|unavailable|deadline_exceeded"
+    return type(error).__name__ == "JaxRuntimeError" and re.search(words, str(error), re.IGNORECASE) is not None
 
 
 def place(tree, sharding):
