@@ -16,6 +16,7 @@ from vae_jax import checkpoint, data, hosts, report, results, step, watch
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
 from vae_jax.evaluate import evaluate, tasks
+from vae_jax.evaluate.run import FIGURES
 from vae_jax.log import read_history
 from vae_jax.workdir import members, restore, siblings
 
@@ -154,7 +155,7 @@ def _publish(path, c, metrics, run):
     figures = {}
     for key, value in metrics.items():
         sd = metrics["iw_nats_se"] * math.sqrt(n) if key == "iw_nats" and metrics["iw_nats_se"] is not None else None
-        figures[key] = results.figure(value, _unit(key), sd=sd, n=n)
+        figures[key] = results.figure(value, _unit(key), sd=sd, n=n if key in FIGURES else None)  # tasks look at fewer
     for key in ("training_seconds", "evaluation_seconds"):
         figures[key] = results.figure(run[key], "s")
     figures["images_per_s"] = results.figure(run["images_per_s"], "images / s")
