@@ -242,7 +242,7 @@ def test_every_subject_through_eval(trained, monkeypatch, capsys):
     assert strengths == sorted(strengths, reverse=True)
     with open(f"{folder}/report/index.html") as f:
         page = f.read()
-    for panel in ("neighbours", "reliability", "recognition", "robustness", "ood_synthetic"):
+    for panel in ("retrieval", "reliability", "recognition", "robustness", "ood_synthetic"):
         assert f'id="h-{panel}"' in page
     assert "pgd_accuracy@" not in page and "pgd_accuracy" in page
 
@@ -254,7 +254,7 @@ def test_without_held_out_classes_one_line_says_so(trained):
     metrics, why, pictures = tasks.perform(["recognition"], seen, params, say=said.append)
     assert len(said) == 1 and "no class was held out of training" in said[0] and "hold_out" in said[0]
     assert metrics["verification_eer"] is None and why["rejection_accuracy"] == why["verification_eer"]
-    asked, found, same = pictures["neighbours"]
+    asked, found, same = pictures["retrieval"]
     assert asked.shape == (8, 8, 8, 1) and found.shape == (8, 9, 8, 8, 1) and same.shape == (8, 9)
 
 
@@ -316,6 +316,8 @@ def test_predictions_without_the_model_code(trained, tmp_path):
     rows = {line.split()[0].rpartition("/")[2]: line.split() for line in done.stdout.splitlines()}
     assert set(rows) == {"same.png", "large.png", "noise.bmp"}
     assert rows["same.png"][1] == rows["large.png"][1] == str(label)
+    (tmp_path / "empty").mkdir()
+    assert predict.main([path, str(tmp_path / "empty")]) == 2
     familiar = {name: float(words[-1].rstrip("%")) for name, words in rows.items()}
     assert familiar["noise.bmp"] <= 1 < familiar["same.png"]
 

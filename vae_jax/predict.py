@@ -108,11 +108,13 @@ def main(argv=None):
         call, meta = load(args.model)
         if meta["what"] != "classifier":
             raise Refused(f"{args.model}: made by --what={meta['what']}; want one of --what=classifier")
+        if not (found := list(files(args.images))):
+            raise Refused(f"{' '.join(args.images)}: no images in it")
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     shape, levels, classes = meta["image"]["shape"], meta["image"]["levels"], meta["classes"]
-    found, bad = list(files(args.images)), 0
+    bad = 0
     for start in range(0, len(found), BATCH):
         images, names = [], []
         for path in found[start : start + BATCH]:

@@ -19,7 +19,7 @@ from vae_jax.config import flatten
 
 PICTURES = (
     *("reconstructions", "samples", "interpolations", "latents", "rates", "confusion", "curves"),
-    *("neighbours", "reliability", "recognition", "robustness"),
+    *("retrieval", "reliability", "recognition", "robustness"),
 )
 
 # key -> (name, unit, format, which way is better, meaning)
@@ -217,7 +217,7 @@ class Pictures(NamedTuple):
     confusion: np.ndarray | None = None  # YxY counts: rows true, columns predicted
     kl_per_dimension: np.ndarray | None = None  # D, nats, in falling order
     # Of eval.py --tasks; curves are {label: (x, y)}.
-    neighbours: tuple | None = None  # images QxHxWxC, those found for each QxKxHxWxC, whether of its class QxK
+    retrieval: tuple | None = None  # images QxHxWxC, those found for each QxKxHxWxC, whether of its class QxK
     reliability: dict | None = None  # {label: (n, accuracy, confidence) of each bin}
     verification: dict | None = None  # ROC curves
     rejection: dict | None = None  # accuracy against the share kept
@@ -470,8 +470,8 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
         walks = np.asarray(p.interpolations)
         grids["interpolations"] = ([walks.reshape(-1, *walks.shape[2:])], walks.shape[1])
     canvases = {name: (draw.grid(stacks, columns), len(stacks[0])) for name, (stacks, columns) in grids.items()}
-    if p.neighbours is not None:
-        canvases["neighbours"] = (draw.gallery(*p.neighbours), len(p.neighbours[0]))
+    if p.retrieval is not None:
+        canvases["retrieval"] = (draw.gallery(*p.retrieval), len(p.retrieval[0]))
     for name, (canvas, n) in canvases.items():
         files[name] = draw.png(canvas)
         height, width = canvas.shape[:2]

@@ -17,6 +17,7 @@ from vae_jax.step import stream
 IMAGES = 2_000  # of a set, an even stride apart, for what takes many passes an image
 ATTACKED = 1_000  # of these; a gradient for each step of each strength
 QUERIES, SHOWN = 8, 9  # rows and columns of the gallery of neighbours
+POINTS = 501  # of a curve in the report
 DRAWS = 8  # of the classifier that draws its code
 
 
@@ -91,7 +92,7 @@ def recognise(s, params, look):
     rows = np.arange(QUERIES) * len(near) // QUERIES
     shown = [np.stack([image[i] for i in near[row, :SHOWN]]) for row in rows]
     asked = np.stack([test.image[row] for row in rows])
-    pictures = {"neighbours": (asked / (levels - 1), np.stack(shown) / (levels - 1), same[rows, :SHOWN])}
+    pictures = {"retrieval": (asked / (levels - 1), np.stack(shown) / (levels - 1), same[rows, :SHOWN])}
     if unseen is None:
         reason = "no class was held out of training; want a run with --config.data.hold_out, such as (8,9)"
         return metrics, dict.fromkeys((*pairs, *opened), reason), pictures
@@ -99,7 +100,9 @@ def recognise(s, params, look):
     few = data.some(unseen, recognition.PAIRS)
     found = recognition.verification(look(few)["mu"], few.label)
     metrics |= dict(zip(pairs, (found["auroc"], found["eer"]), strict=True))
-    pictures["verification"] = {"cosine of latent means": (found["false"], found["true"])}
+    share = np.linspace(0, 1, POINTS)
+    roc = np.interp(share, found["false"], found["true"])
+    pictures["verification"] = {"cosine of latent means": (share, roc)}
     if model.classify is None:
         return metrics, dict.fromkeys(opened, _unlabelled(model, dataset)), pictures
     strange, gauss = look(unseen), ood.Gaussians(mu, label)
@@ -112,7 +115,7 @@ def recognise(s, params, look):
         for name, score in (("by confidence", doubt), ("by distance in latent space", far))
     }
     values = (ood.auroc(*doubt), ood.auroc(*far), curves["by confidence"][1].mean())
-    pictures["rejection"] = curves
+    pictures["rejection"] = {name: (share, np.interp(share, *curve)) for name, curve in curves.items()}
     return metrics | dict(zip(opened, values, strict=True)), {}, pictures
 
 
