@@ -1,6 +1,7 @@
 """Evaluate a run on the exact test set: metrics.json, pictures and the report.
 
 python eval.py --workdir=runs/digits [--iw_k=1000] [--checkpoint=best]
+python eval.py --workdir=runs/digits --tasks=classification,recognition,ood,robustness --ood=mnist
 """
 
 from absl import flags
@@ -13,6 +14,8 @@ def define(values):
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
     flags.DEFINE_integer("iw_k", None, "importance samples per image", lower_bound=1, flag_values=values)
+    flags.DEFINE_list("tasks", [], "more: classification, recognition, ood, robustness", flag_values=values)
+    flags.DEFINE_list("ood", [], "data sets that are not of training's kind, for tasks=ood", flag_values=values)
     flags.DEFINE_string("results", "", "also write the figures to this file, results/NAME.json", flag_values=values)
     flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
     hosts.define(values)
@@ -21,6 +24,7 @@ def define(values):
 def run(argv):
     values, pairs = flags_lib.parse(argv, define)
     from vae_jax import assess, compile, config
+    from vae_jax.evaluate import tasks
 
     if pairs:
         raise config.UserError(f"{pairs[0][0]}: the run's config is fixed; eval.py takes no --config.*")
@@ -31,9 +35,22 @@ def run(argv):
         if not which.isdigit():
             raise config.UserError(f"checkpoint={which}: want best, latest or a step")
         which = int(which)
+    for task in values.tasks:
+        if task not in tasks.TASKS:
+            raise config.UserError(f"tasks={task}: unknown; {config.nearest(task, tasks.TASKS)}")
+    if bool(values.ood) != ("ood" in values.tasks):
+        raise config.UserError("tasks=ood: wants another data set, and --ood=NAME wants --tasks=ood")
     hosts.join(values)
     compile.use_cache()
-    assess.assess(values.workdir, which=which, iw_k=values.iw_k, data_dir=values.data_dir, publish=values.results)
+    assess.assess(
+        values.workdir,
+        which=which,
+        iw_k=values.iw_k,
+        subjects=values.tasks,
+        others=values.ood,
+        data_dir=values.data_dir,
+        publish=values.results,
+    )
     return 0
 
 

@@ -388,31 +388,31 @@ def test_folder_of_classes(tmp_path):
     c = config(name=f"folder:{tmp_path / 'images'}", size=7, validation=0.25)
     d = data.load(c)
     assert d.shape == (7, 7, 3) and d.classes == ("cat", "dog") and d.levels == 256
-    assert [len(s.image) for s in d[5:]] == [6, 6] and len(d.train.image) == 18
-    for s in d[4:]:
+    assert [len(s.image) for s in d[5:7]] == [6, 6] and len(d.train.image) == 18
+    for s in d[4:7]:
         assert s.image.dtype == np.uint8 and s.label.dtype == np.int32
         np.testing.assert_array_equal(s.image[:, 3, 3, 1], 100 * s.label)
-    seen = sorted(map(tuple, np.concatenate([s.image[:, 0, 0, :2] for s in d[4:]]).tolist()))
+    seen = sorted(map(tuple, np.concatenate([s.image[:, 0, 0, :2] for s in d[4:7]]).tolist()))
     assert seen == sorted([(10 * i, 0) for i in range(20)] + [(10 * i, 100) for i in range(10)])
     grey = data.load(config(name=c.name, size=7, channels=1)).train.image
     assert grey.shape[1:] == (7, 7, 1)
 
     streamed = data.load(config(name=c.name, size=7, validation=0.25, memory_mb=0))
-    for a, b in zip(d[4:], streamed[4:], strict=True):
+    for a, b in zip(d[4:7], streamed[4:7], strict=True):
         assert isinstance(b.image, data.Stream) and b.image.shape == a.image.shape
         np.testing.assert_array_equal(b.image[np.arange(len(a.image))], a.image)
         np.testing.assert_array_equal(b.label, a.label)
 
     # A changed image is seen although there is a cache.
     PIL.Image.new("RGB", (9, 9), (255, 0, 0)).save(tmp_path / "images" / "cat" / "0.png")
-    assert 255 in np.concatenate([s.image[:, 0, 0, 0] for s in data.load(c)[4:]])
+    assert 255 in np.concatenate([s.image[:, 0, 0, 0] for s in data.load(c)[4:7]])
 
 
 def test_folder_with_train_and_test(tmp_path):
     folder_of_images(tmp_path / "train", {"a": 6, "b": 6})
     folder_of_images(tmp_path / "test", {"a": 1, "b": 2})
     d = data.load(config(name=f"folder:{tmp_path}", size=8, validation=0.5))
-    assert [len(s.image) for s in d[4:]] == [6, 6, 3]
+    assert [len(s.image) for s in d[4:7]] == [6, 6, 3]
     np.testing.assert_array_equal(d.test.label, [0, 1, 1])
 
 
@@ -556,7 +556,7 @@ def test_prepared_set_reads_back_exactly(tmp_path, monkeypatch):
         d = data.load(c)
         assert isinstance(d.train.image, data.Stream) == (memory_mb == 0)
         assert d.shape == (28, 28, 1) and d.classes == tuple("0123456789")
-        assert [len(s.image) for s in d[4:]] == [180, 20, 50]
+        assert [len(s.image) for s in d[4:7]] == [180, 20, 50]
         np.testing.assert_array_equal(np.bincount(d.validation.label), np.full(10, 2))
         assert sorted(rows_of(d.train) + rows_of(d.validation)) == rows["train"]
         assert rows_of(d.test) == rows["test"]
@@ -714,8 +714,8 @@ def test_real_sets_are_prepared_and_read(data_dir, tmp_path, name, folder, sizes
 
     prepare.prepare(name, tmp_path, data_dir / folder)
     d = data.load(config(name=name, dir=str(tmp_path)))
-    assert [len(s.image) for s in d[4:]] == sizes and d.levels == levels
-    assert all(int(np.max(s.image)) == levels - 1 for s in d[4:])
+    assert [len(s.image) for s in d[4:7]] == sizes and d.levels == levels
+    assert all(int(np.max(s.image)) == levels - 1 for s in d[4:7])
     plain = tfds.data_source(name, split="test", data_dir=tmp_path, download=False)
     for i in (0, 77, 9999):
         np.testing.assert_array_equal(plain[i]["image"], d.test.image[i])
@@ -754,3 +754,37 @@ def test_a_data_set_that_is_not_here_is_described_by_the_catalogue(tmp_path):
     assert found.shape == (64, 64, 3) and len(found.classes) == 1000 and found.train.image.strides == (0, 0, 0, 0)
     c.name = "digits"
     assert len(data.described(c).train.image) == len(data.load(c).train.image)
+
+
+# ---- classes held out, and images of another kind ---------------------------------------------------
+
+
+def test_held_out_classes_are_in_no_split_and_nothing_else_moves():
+    whole, open_ = data.load(config()), data.load(config(hold_out=(8, 2)))
+    assert whole.unseen is None and open_.classes == tuple("01345679")
+    known = [0, 1, 3, 4, 5, 6, 7, 9]
+    for name in ("train", "validation", "test"):
+        a, b = getattr(whole, name), getattr(open_, name)
+        stays = np.isin(a.label, known)
+        np.testing.assert_array_equal(b.image, a.image[stays])
+        np.testing.assert_array_equal(np.array(known)[b.label], a.label[stays])
+    out = ~np.isin(whole.test.label, known)
+    np.testing.assert_array_equal(open_.unseen.image, whole.test.image[out])
+    np.testing.assert_array_equal(np.array([2, 8])[open_.unseen.label], whole.test.label[out])
+    budget = data.load(config(hold_out=(8, 2), labels=32, labels_seed=0))  # counts the classes that are left
+    assert (budget.train.label >= 0).sum() + (budget.validation.label >= 0).sum() == 32
+
+
+def test_images_of_another_data_set_become_of_this_ones_kind():
+    digits = data.load(config())
+    found = data.foreign("synthetic", config(), digits, 50)
+    assert found.image.shape == (50, 8, 8, 1) and found.image.dtype == np.uint8 and found.image.max() <= 16
+    raw = data.load(config(name="synthetic", size=8, channels=1)).test.image
+    want = np.rint(raw[np.arange(50) * len(raw) // 50] / 255 * 16)
+    np.testing.assert_array_equal(found.image, want)  # 256 levels made 17
+    colour = data.load(config(name="synthetic", size=12, channels=3))
+    grown = data.foreign("digits", config(name="synthetic", size=12), colour, 30)
+    assert grown.image.shape == (30, 12, 12, 3) and grown.image.max() > 240  # 17 levels made 256
+    assert (grown.image == grown.image[..., :1]).all()
+    same = data.foreign("digits", config(), digits, 10**6)
+    np.testing.assert_array_equal(same.image, digits.test.image)

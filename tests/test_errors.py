@@ -63,6 +63,9 @@ FLAGS = [
     ("no such folder", ["--config.data.name=folder:/nonexistent", "--config.data.size=8"], r"/nonexistent"),
     ("validation share", ["--config.data.validation=0.9"], r"data\.validation=0\.9: want 0 < value <= 0\.5"),
     ("binarize", ["--config.data.binarize=maybe"], r"data\.binarize=maybe: want none, threshold, static, dynamic"),
+    ("held out, unknown", ["--config.data.hold_out=(3,10)"], r"data\.hold_out=\(3, 10\): .*digits has 10 classes"),
+    ("held out twice", ["--config.data.hold_out=(3,3)"], r"data\.hold_out=\(3, 3\): want different places"),
+    ("held out, nearly all", ["--config.data.hold_out=(0,1,2,3,4,5,6,7,8)"], r"data\.hold_out=.*two classes to stay"),
     ("shift beyond the image", ["--config.data.shift=9"], r"data\.shift=9: .*8"),
     ("Bernoulli on grey", ["--config.likelihood.name=bernoulli"], r"likelihood\.name=bernoulli: .*17 levels"),
     (
@@ -180,6 +183,9 @@ def test_workdirs(tmp_path):
         evaluate.run, ["eval.py", "--workdir=x", "--checkpoint=first"], r"checkpoint=first: want best, latest or a step"
     )
     says(evaluate.run, ["eval.py", "--workdir=x", "--iw_k=0"], r"iw_k")
+    says(evaluate.run, ["eval.py", "--workdir=x", "--tasks=odd"], r"tasks=odd: unknown; nearest: ood")
+    for flag in ("--tasks=ood", "--ood=mnist"):
+        says(evaluate.run, ["eval.py", "--workdir=x", flag], r"tasks=ood: wants another data set")
     says(evaluate.run, ["eval.py", "--workdir=x", "--config.batch=3"], r"batch: the run's config is fixed")
     broken = tmp_path / "broken"
     broken.mkdir()

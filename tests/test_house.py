@@ -18,10 +18,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vae_jax"
 # The way through the house: a module imports only what stands before it (or within its own folder).
 ORDER = (
-    *("config", "hosts", "flags", "launch", "parallel", "data", "densities", "nets", "model", "objectives"),
+    *("config", "hosts", "flags", "launch", "parallel", "predict", "data", "densities", "nets", "model", "objectives"),
     *("optim", "sharding", "step", "compile", "checkpoint", "workdir", "evaluate", "log", "draw", "report", "results"),
     *("watch", "loop", "assess"),
-    *("benchmark", "explain"),
+    *("benchmark", "explain", "export"),
 )
 HEAVY = {"tensorflow_datasets", "sklearn", "matplotlib", "grain", "PIL"}  # seconds to import
 # A figure: a number with a unit. In README it stands between results marks, or beside its paper.

@@ -10,20 +10,25 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 
-from vae_jax import checkpoint, hosts, report, results, step, watch
+from vae_jax import checkpoint, data, hosts, report, results, step, watch
 from vae_jax import config as config_lib
-from vae_jax.evaluate import evaluate
+from vae_jax.config import UserError
+from vae_jax.evaluate import evaluate, tasks
+from vae_jax.evaluate.run import FIGURES
 from vae_jax.log import read_history
-from vae_jax.workdir import members, restore
+from vae_jax.workdir import members, restore, siblings
 
 
-def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=print):
+def assess(workdir, *, which="best", iw_k=None, subjects=(), others=(), data_dir="", publish="", say=print):
     """Evaluate a checkpoint of a workdir on the exact test set; write metrics.json and report/index.html.
 
     Args:
       which: 'best' (by validation), 'latest' or a step.
       iw_k: importance samples per image; None takes the config's.
+      subjects: of ``evaluate.tasks.TASKS``, beside what is always there.
+      others: names of the data sets that ``ood`` is asked about.
       publish: also write the figures to this file of ``results/``.
     Returns:
       (metrics, run): a flat dict with units in its names, and the run's facts.
@@ -35,9 +40,15 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
     say = say if hosts.first() else lambda _: None
     s, state, meta = restore(workdir, which, data_dir=data_dir, say=say)
     c = s.c
+    given = beside(s, others, workdir, which, data_dir, say) if "ood" in subjects else ({}, None)
     say(f"evaluating checkpoint {meta['step']} ({which}) on {len(s.dataset.test.image):,} test images")
     began = time.perf_counter()
     metrics, why, pictures = evaluate(c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=iw_k or c.eval.iw_k)
+    if subjects:
+        others, ensemble = given
+        found = tasks.perform(subjects, s, step.averaged(state), others=others, ensemble=ensemble, say=say)
+        for into, part in zip((metrics, why, pictures), found, strict=True):
+            into |= part
     seconds = time.perf_counter() - began
     clock = meta["latest"]["clock"]
     trained = clock["seconds"]
@@ -76,6 +87,17 @@ def assess(workdir, *, which="best", iw_k=None, data_dir="", publish="", say=pri
     if publish:
         _publish(publish, c, metrics, run)
     return metrics, run
+
+
+def beside(s, others, workdir, which, data_dir, say):
+    """What ``tasks=ood`` needs from the disk: {name: images of another data set}, and the parameters of a run's other
+    seeds, stacked, or None."""
+    for name in others:
+        if name == s.c.data.name:
+            raise UserError(f"ood={name}: is what the run was trained on; want another data set")
+    foreign = {name: data.foreign(name, s.c.data, s.dataset, tasks.IMAGES) for name in others}
+    seeds = [step.averaged(restore(f, which, data_dir=data_dir, say=say)[1]) for f in siblings(workdir)]
+    return foreign, jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds) if seeds else None
 
 
 def sweep(c, workdir, *, publish="", say=print):
@@ -133,7 +155,7 @@ def _publish(path, c, metrics, run):
     figures = {}
     for key, value in metrics.items():
         sd = metrics["iw_nats_se"] * math.sqrt(n) if key == "iw_nats" and metrics["iw_nats_se"] is not None else None
-        figures[key] = results.figure(value, _unit(key), sd=sd, n=n)
+        figures[key] = results.figure(value, _unit(key), sd=sd, n=n if key in FIGURES else None)  # tasks look at fewer
     for key in ("training_seconds", "evaluation_seconds"):
         figures[key] = results.figure(run[key], "s")
     figures["images_per_s"] = results.figure(run["images_per_s"], "images / s")

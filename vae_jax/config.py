@@ -119,6 +119,7 @@ def default():
     c.data.labels = 0  # label budget: how many training and validation labels there are; 0 = all (see data.load)
     c.data.labels_seed = 0  # which examples have them
     c.data.labelled_batch = 0  # labelled examples per step, a stream beside the batch; 0 = none
+    c.data.hold_out = ()  # classes that training never sees, by their places, such as (8, 9); evaluation meets them
     c.data.binarize = "none"  # none, threshold, static or dynamic
     c.data.shift = 0  # training images are moved by up to this many pixels
     c.data.flip = False  # ... and mirrored
@@ -190,6 +191,10 @@ LIMITS = {
     "data.labels": _natural,
     "data.labels_seed": (lambda v: 0 <= v < 2**31, "0 <= value < 2**31"),
     "data.labelled_batch": _natural,
+    "data.hold_out": (
+        lambda v: len(set(v)) == len(v) and all(type(i) is int and i >= 0 for i in v),
+        "different places of classes, such as (8, 9)",
+    ),
     "data.binarize": (lambda v: v in BINARIZE, ", ".join(BINARIZE)),
     "data.shift": _natural,
     "data.memory_mb": _natural,

@@ -241,6 +241,88 @@ def draw_rates(theme, kl_D):
     return figure
 
 
+def draw_lines(theme, axes):
+    """Curves of shares: ``axes`` are (title, name of x, {label: (x, y)}, whether the diagonal is drawn)."""
+    from matplotlib import ticker
+
+    columns = 1 if len(axes) == 1 else 2
+    rows = -(-len(axes) // columns)
+    figure = new_figure(4.6 * columns, 3.3 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, (title, name, lines, diagonal) in zip(panels, axes, strict=False):
+        style_axes(ax, theme)
+        if diagonal:
+            ax.plot([0, 1], [0, 1], color=theme["muted"], linewidth=0.8, linestyle=":")
+        for i, (label, (x, y)) in enumerate(lines.items()):
+            colour = (theme["train"], theme["validation"], *CLASS_COLOURS[3:])[i]
+            few = len(x) <= 20
+            ax.plot(x, y, color=colour, linewidth=1.5, marker="o" if few else None, markersize=3, label=label)
+        ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=None))
+        if len(x) > 20 or diagonal:
+            ax.xaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=None))
+        ax.set_ylim(0, 1.02)
+        ax.set_title(title, fontsize=9, color=theme["ink"], loc="left")
+        ax.set_xlabel(name, fontsize=8.5, color=theme["muted"])
+        if len(lines) > 1:
+            ax.legend(loc="lower left", frameon=False, fontsize=8, labelcolor=theme["ink"])
+    return figure
+
+
+SCORES = {
+    "elbo": "−ELBO",
+    "iw": "−log p(x)",
+    "typicality": "typicality",
+    "regret": "likelihood regret",
+    "complexity": "input complexity",
+    "waic": "−WAIC",
+    "latent": "latent distance",
+}
+
+
+def draw_strangers(theme, *, name, auroc, scores):
+    """AUROCs {score: (value, low, high)} with their intervals, beside histograms {score: (inside_N, outside_M)}."""
+    from matplotlib import ticker
+
+    figure = new_figure(3.3 * (1 + len(scores)), 3.0)
+    first, *rest = figure.subplots(1, 1 + len(scores), squeeze=False)[0]
+    style_axes(first, theme)
+    first.axvline(0.5, color=theme["muted"], linewidth=0.8, linestyle=":")
+    for i, (value, low, high) in enumerate(auroc.values()):
+        first.plot([low, high], [i, i], color=theme["train"], linewidth=1.5)
+        first.plot([value], [i], "o", color=theme["train"], markersize=4)
+        at, side = (value + 0.03, "left") if value < 0.8 else (value - 0.03, "right")
+        first.text(at, i - 0.08, f"{value:.3f}", ha=side, va="bottom", fontsize=8, color=theme["ink"])
+    first.set_yticks(range(len(auroc)), [SCORES.get(score, score) for score in auroc])
+    first.set_ylim(len(auroc) - 0.4, -0.8)
+    first.set_xlim(0, 1.02)
+    first.set_title(f"AUROC against {name}", fontsize=9, color=theme["ink"], loc="left")
+    for ax, (score, sets) in zip(rest, scores.items(), strict=True):
+        style_axes(ax, theme)
+        bins = np.linspace(*np.quantile(np.concatenate(sets), (0, 0.995)), 50)
+        for values, colour, label in zip(sets, ("train", "validation"), ("test images", name), strict=True):
+            style = {"color": theme[colour], "alpha": 0.55, "label": label, "density": True}
+            ax.hist(np.clip(values, bins[0], bins[-1]), bins, **style)
+        ax.set_yticks([])
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(4))
+        ax.set_title(SCORES.get(score, score), fontsize=9, color=theme["ink"], loc="left")
+        ax.legend(frameon=False, fontsize=8, labelcolor=theme["ink"])
+    return figure
+
+
+def gallery(asked_QxHxWxC, found_QxKxHxWxC, same_QxK):
+    """RGBA of each image asked about at the left of what was found for it; what is not ``same`` is faint."""
+    q, k = same_QxK.shape
+    left = grid([asked_QxHxWxC], 1)
+    right = grid([found_QxKxHxWxC.reshape(-1, *asked_QxHxWxC.shape[1:])], k)
+    side = left.shape[1] + 8  # of a tile and its gap
+    for i, j in np.argwhere(~np.asarray(same_QxK)):
+        rows = slice(i * (left.shape[0] + 8) // q, (i + 1) * (left.shape[0] + 8) // q)
+        part = right[rows, j * side : (j + 1) * side, 3]
+        part[part > 0] = 90
+    gap = np.zeros((len(left), 40, 4), np.uint8)
+    return np.concatenate([left, gap, right], 1)
+
+
 def _class_colour(y):
     return CLASS_COLOURS[y % len(CLASS_COLOURS)]
 

@@ -5,9 +5,11 @@ for a light screen and once for a dark one.
 """
 
 import contextlib
+import functools
 import math
 import numbers
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +17,10 @@ import numpy as np
 from vae_jax import draw, log
 from vae_jax.config import flatten
 
-PICTURES = ("reconstructions", "samples", "interpolations", "latents", "rates", "confusion", "curves")
+PICTURES = (
+    *("reconstructions", "samples", "interpolations", "latents", "rates", "confusion", "curves"),
+    *("retrieval", "reliability", "recognition", "robustness"),
+)
 
 # key -> (name, unit, format, which way is better, meaning)
 METRICS = {
@@ -29,6 +34,23 @@ METRICS = {
         "lower",
         "ECE: mean gap between confidence and accuracy, over bins of confidence.",
     ),
+    "brier": (
+        "Brier score",
+        "",
+        "{:.4f}",
+        "lower",
+        "Mean squared distance of the probabilities from the truth; at most 2.",
+    ),
+    "macro_f1": ("Macro F1", "%", "{:.2%}", "higher", "Mean over the classes of the F1 score."),
+    "temperature": (
+        "Temperature",
+        "",
+        "{:.3f}",
+        "",
+        "What the logits are divided by to be calibrated; fitted on validation.",
+    ),
+    "calibrated_cross_entropy_nats": ("… cross-entropy with it", "nats", "{:.4f}", "lower", "On the test set."),
+    "calibrated_ece": ("… calibration error with it", "%", "{:.2%}", "lower", "On the test set."),
     "elbo_nats": (
         "ELBO",
         "nats / image",
@@ -67,6 +89,68 @@ METRICS = {
         "higher",
         "Nearest neighbours in the latent means: what the code alone knows of the class.",
     ),
+    "knn1_accuracy": (
+        "1-NN accuracy",
+        "%",
+        "{:.2%}",
+        "higher",
+        "Images whose nearest training image is of their class.",
+    ),
+    "map_at_10": (
+        "Retrieval, mAP@10",
+        "%",
+        "{:.2%}",
+        "higher",
+        "Mean average precision of the ten nearest training images, those of the same class being right.",
+    ),
+    "verification_auroc": (
+        "Verification AUROC",
+        "%",
+        "{:.2%}",
+        "higher",
+        "Pairs of images of classes unseen in training: same class or not, by the cosine of their codes.",
+    ),
+    "verification_eer": (
+        "… equal error rate",
+        "%",
+        "{:.2%}",
+        "lower",
+        "Where both kinds of error are equally frequent.",
+    ),
+    "open_set_confidence_auroc": (
+        "Open set, by confidence",
+        "%",
+        "{:.2%}",
+        "higher",
+        "AUROC of unseen classes against the test set, by the largest probability.",
+    ),
+    "open_set_latent_auroc": (
+        "… by the code",
+        "%",
+        "{:.2%}",
+        "higher",
+        "The same by the distance to the training codes.",
+    ),
+    "rejection_accuracy": (
+        "… accuracy over rejection",
+        "%",
+        "{:.2%}",
+        "higher",
+        "Mean over all shares of images kept, the most confident first; an unseen class is an error.",
+    ),
+    "noise_accuracy": (
+        "Accuracy under noise",
+        "%",
+        "{:.2%}",
+        "higher",
+        "Mean over five strengths, as are the next ones.",
+    ),
+    "blur_accuracy": ("… blur", "%", "{:.2%}", "higher", "A Gaussian blur."),
+    "occlusion_accuracy": ("… occlusion", "%", "{:.2%}", "higher", "A grey square hides a part."),
+    "fgsm_accuracy": ("… FGSM", "%", "{:.2%}", "higher", "One step along the sign of the gradient."),
+    "pgd_accuracy": ("… PGD", "%", "{:.2%}", "higher", "Twenty steps."),
+    "fgsm_drawn_accuracy": ("… FGSM, code drawn", "%", "{:.2%}", "higher", "Against the mean over draws of z."),
+    "pgd_drawn_accuracy": ("… PGD, code drawn", "%", "{:.2%}", "higher", "Against the mean over draws of z."),
     "active_units": (
         "Active units",
         "dimensions",
@@ -132,6 +216,13 @@ class Pictures(NamedTuple):
     latent_labels: np.ndarray | None = None  # P, integers; a negative one is "no label"
     confusion: np.ndarray | None = None  # YxY counts: rows true, columns predicted
     kl_per_dimension: np.ndarray | None = None  # D, nats, in falling order
+    # Of eval.py --tasks; curves are {label: (x, y)}.
+    retrieval: tuple | None = None  # images QxHxWxC, those found for each QxKxHxWxC, whether of its class QxK
+    reliability: dict | None = None  # {label: (n, accuracy, confidence) of each bin}
+    verification: dict | None = None  # ROC curves
+    rejection: dict | None = None  # accuracy against the share kept
+    robustness: dict | None = None  # accuracy against the strength
+    ood: dict | None = None  # {data set: {"auroc": {score: (value, low, high)}, "scores": {score: (inside, outside)}}}
 
 
 def _has(array, least=1):
@@ -286,6 +377,65 @@ def _run_rows(run):
     return rows
 
 
+STRENGTHS = {
+    "noise": "standard deviation, of the grey scale",
+    "blur": "standard deviation, of the side",
+    "occlusion": "side of the square, of the image's",
+    "attacks": "ε, of the grey scale",
+}
+ATTACKS = {
+    "fgsm": "FGSM",
+    "pgd": "PGD, 20 steps",
+    "fgsm_drawn": "FGSM, code drawn",
+    "pgd_drawn": "PGD, code drawn",
+}
+
+
+def _panels(p):
+    """{name: (heading, caption, alt, draw(theme))} of what eval.py --tasks has added."""
+    panels = {}
+
+    def lines(name, heading, caption, axes):
+        last = "; ".join(
+            f"{t}, {k}: {y[-1]:.1%} at the end" for t, _, curves, _ in axes for k, (_, y) in curves.items()
+        )
+        panels[name] = (heading, caption, last, lambda theme: draw.draw_lines(theme, axes))
+
+    if p.reliability is not None:
+        curves = {
+            k: (np.asarray(c)[np.asarray(n) > 0], np.asarray(a)[np.asarray(n) > 0])
+            for k, (n, a, c) in p.reliability.items()
+        }
+        caption = "Accuracy of the test images in 15 bins of confidence; on the dotted line both are the same."
+        lines("reliability", "Reliability", caption, [("accuracy", "confidence", curves, True)])
+    found = []
+    if p.verification is not None:
+        found.append(("same class recognised", "different classes taken for one", p.verification, True))
+    if p.rejection is not None:
+        found.append(("accuracy of what is kept", "share kept", p.rejection, False))
+    if found:
+        caption = (
+            "On classes that training never saw: pairs of their images, and their images among those of the test set."
+        )
+        lines("recognition", "Unseen classes", caption, found)
+    if p.robustness is not None:
+        axes = [(k, STRENGTHS[k], {"accuracy": c}, False) for k, c in p.robustness.items() if k in STRENGTHS]
+        attacks = {ATTACKS[k]: c for k, c in p.robustness.items() if k in ATTACKS}
+        caption = "Accuracy on images made worse, and made to mislead: each attack knows the net and its gradients."
+        lines("robustness", "Robustness", caption, [*axes, ("attacks", STRENGTHS["attacks"], attacks, False)])
+    for name, given in (p.ood or {}).items():
+        caption = (
+            "How well each score tells these images from the test set: 1 always, 0.5 by chance, less the wrong way "
+            "round; bars are 95 % intervals. Beside them the scores of both sets: −ELBO in bits, and the best one."
+        )
+        alt = "; ".join(
+            f"{score}: AUROC {v:.3f}, {low:.3f} to {high:.3f}" for score, (v, low, high) in given["auroc"].items()
+        )
+        drawn = functools.partial(draw.draw_strangers, name=name, **given)
+        panels["ood_" + re.sub(r"\W+", "_", name)] = (f"Strangers: {name}", caption, alt, drawn)
+    return panels
+
+
 def write(folder, *, title, metrics, pictures, history, config, run, classes):
     """Write ``folder/index.html`` and each picture as a PNG beside it.
 
@@ -319,15 +469,17 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
     if _has(p.interpolations):
         walks = np.asarray(p.interpolations)
         grids["interpolations"] = ([walks.reshape(-1, *walks.shape[2:])], walks.shape[1])
-    for name, (stacks, columns) in grids.items():
-        canvas = draw.grid(stacks, columns)
+    canvases = {name: (draw.grid(stacks, columns), len(stacks[0])) for name, (stacks, columns) in grids.items()}
+    if p.retrieval is not None:
+        canvases["retrieval"] = (draw.gallery(*p.retrieval), len(p.retrieval[0]))
+    for name, (canvas, n) in canvases.items():
         files[name] = draw.png(canvas)
         height, width = canvas.shape[:2]
         page[name] = {
             "uri": draw.uri(files[name], "png"),
             "width": width // 2,
             "height": height // 2,
-            "n": len(stacks[0]),
+            "n": n,
         }
     if _has(p.latents, 2):
 
@@ -352,6 +504,12 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
         page["confusion"] = draw.confusion_table(confusion, classes)
         if len(confusion) > draw.TABLE_CLASSES:
             page["confusion"] |= draw.both(draw_confusion)
+    page["panels"] = []
+    for name, (heading, caption, alt, draw_panel) in _panels(p).items():
+        files[name] = draw.figure_png(draw_panel(draw.LIGHT))
+        panel = {"name": name, "heading": heading, "caption": caption, "alt": alt}
+        panel["narrow"] = name == "reliability"
+        page["panels"].append(panel | draw.recoloured(draw_panel))
     keys = list(CURVES) + [k for k in dict.fromkeys(k for row in history for k in row) if k not in CURVES]
     series = {k: s for k in keys if (s := _series(history, k))}
     if series:
@@ -372,9 +530,11 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
         facts=[_plain(f) for f in facts if f],
         figures=_key_figures(metrics),
         metrics=[
-            _metric(k, metrics[k], why) for k in [*METRICS, *(k for k in metrics if k not in METRICS)] if k in metrics
+            _metric(k, metrics[k], why)
+            for k in [*METRICS, *(k for k in metrics if k not in METRICS and "@" not in k)]
+            if k in metrics
         ],
-        page={name: page.get(name) for name in (*PICTURES, "more_curves")},
+        page={name: page.get(name) for name in (*PICTURES, "panels", "more_curves")},
         config=_config_groups(config),
         run=_run_rows(run),
         light=draw.LIGHT,
@@ -384,7 +544,8 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
         log.replace(os.path.join(folder, f"{name}.png"), data)
     index = os.path.join(folder, "index.html")
     log.replace(index, html.encode())
-    for name in set(PICTURES) - set(files):
+    stale = {name for name in os.listdir(folder) if re.fullmatch(rf"({'|'.join(PICTURES)}|ood_\w+)\.png", name)}
+    for name in stale - {f"{name}.png" for name in files}:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(folder, f"{name}.png"))
+            os.unlink(os.path.join(folder, name))
     return index

@@ -90,6 +90,17 @@ def members(c, workdir):
     return [(config_lib.replica(c, r), os.path.join(workdir, f"replica_{r}")) for r in range(count)]
 
 
+def siblings(workdir):
+    """The folders of all replicas of the run that this folder is a replica of, if only their seeds differ; else []."""
+    folder = os.path.abspath(workdir)
+    above = os.path.dirname(folder)
+    if not os.path.isfile(os.path.join(above, "config.json")):
+        return []
+    c = read_config(above)
+    folders = [path for _, path in members(c, above)]
+    return folders if folder in folders and list(config_lib.flatten(c.replicas)) == ["seed"] else []
+
+
 def read_config(workdir):
     """The config of the run in a workdir."""
     path = os.path.join(workdir, "config.json")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax import config
+from vae_jax import config, predict
 from vae_jax.config import UserError
 from vae_jax.data import cache, sources
 from vae_jax.data.batches import batch_indices, eval_batches, host_batches, labelled_indices, shuffle, to_input
@@ -22,10 +22,13 @@ __all__ = [
     "check",
     "described",
     "eval_batches",
+    "foreign",
     "host_batches",
     "labelled",
     "labelled_indices",
     "load",
+    "pick",
+    "some",
     "to_input",
 ]
 
@@ -47,6 +50,7 @@ class Dataset(NamedTuple):
     train: Split
     validation: Split
     test: Split
+    unseen: Split | None = None  # test images of the classes of data.hold_out, labels counted anew from 0
 
 
 class Stream:
@@ -94,6 +98,9 @@ def load(c):
     are validation labels, but one of each class at least; below two for each class none are, and then
     validation has no accuracy. The validation *images* are ``c.validation`` of all, and are then carved
     without a look at their labels. ``c.labels_seed`` draws other examples; the run's seed does not.
+
+    ``c.hold_out`` takes classes out of all three splits, so to every objective the data has fewer classes; the
+    test images of these are ``unseen``. The other images stay in the split in which they were.
     """
     check(c)
     levels = 256
@@ -118,14 +125,18 @@ def load(c):
     if "validation" not in splits:
         rest, part = carve(splits["train"], c.validation, VALIDATION_SEED, stratified=not c.get("labels"))
         splits["train"], splits["validation"] = rest, part
-    for split in Dataset._fields[4:]:
+    unseen = None
+    if c.get("hold_out"):
+        classes, unseen = _hold_out(splits, c, classes)
+    names = ("train", "validation", "test")
+    for split in names:
         if not len(splits[split].image):
             raise UserError(f"data.name={c.name}: no images are left for {split}; want more images")
     if c.get("labelled_batch") and not classes:
         raise UserError(f"data.labelled_batch={c.labelled_batch}: data.name={c.name} has no labels; want 0")
     if c.get("labels"):
         spend(splits, c, len(classes))
-    return Dataset(c.name, shape, levels, classes, *(splits[s] for s in Dataset._fields[4:]))
+    return Dataset(c.name, shape, levels, classes, *(splits[s] for s in names), unseen)
 
 
 def described(c):
@@ -137,6 +148,35 @@ def described(c):
         shape, classes = sources.catalogued(c.name)
     image, label = np.broadcast_to(np.uint8(0), (2**20, *shape)), np.broadcast_to(np.int32(0), 2**20)
     return Dataset(c.name, shape, 256, classes, *[Split(image, label if classes else None)] * 3)
+
+
+def foreign(name, c, dataset, n):
+    """``n`` test images of the data set ``name``, an even stride apart, made images of ``dataset``'s kind.
+
+    Of another size, mode or number of grey levels, each is converted as a file in ``predict`` and in a folder of
+    training images is. ``c`` is the config of ``dataset``: binarisation is evaluation's, so it is the same.
+    """
+    c = c.copy_and_resolve_references()
+    c.name, c.labels, c.labelled_batch, c.hold_out, c.shift = name, 0, 0, (), 0
+    c.size, c.channels = max(dataset.shape[:2]), 1 if dataset.shape[2] == 1 else 3
+    found = load(c)
+    part = some(found.test, n)
+    if (found.shape, found.levels) == (dataset.shape, dataset.levels):
+        return part
+    import PIL.Image
+
+    def one(image):
+        image = np.rint(image * (255 / (found.levels - 1))).astype(np.uint8)
+        image = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        return predict.convert(image, dataset.shape, dataset.levels)
+
+    return Split(np.stack([one(image) for image in part.image[:]]), part.label)
+
+
+def some(split, n):
+    """``n`` examples of a split, an even stride apart; all of a smaller one."""
+    have = len(split.image)
+    return pick(split, np.arange(min(n, have)) * have // min(n, have))
 
 
 def carve(split, share, seed, *, stratified=True):
@@ -157,7 +197,26 @@ def carve(split, share, seed, *, stratified=True):
     part = np.zeros(n, bool)
     for c, k in zip(classes, take, strict=True):
         part[order[label[order] == c][:k]] = True
-    return _take(split, np.flatnonzero(~part)), _take(split, np.flatnonzero(part))
+    return pick(split, np.flatnonzero(~part)), pick(split, np.flatnonzero(part))
+
+
+def _hold_out(splits, c, classes):
+    """(names of the classes that stay, the test examples of the others); takes these out of ``splits``, in place."""
+    if not classes:
+        raise UserError(f"data.hold_out={c.hold_out}: data.name={c.name} has no labels; want ()")
+    if max(c.hold_out) >= len(classes) or len(classes) - len(c.hold_out) < 2:
+        right = f"places 0 to {len(classes) - 1}, and two classes to stay"
+        raise UserError(f"data.hold_out={c.hold_out}: data.name={c.name} has {len(classes)} classes; want {right}")
+    out_Y = np.isin(np.arange(len(classes)), c.hold_out)
+    place_Y = np.where(out_Y, np.cumsum(out_Y), np.cumsum(~out_Y)).astype(np.int32) - 1
+
+    def those(split, which_Y):
+        part = pick(split, np.flatnonzero(which_Y[split.label]))
+        return Split(part.image, place_Y[part.label])
+
+    unseen = those(splits["test"], out_Y)
+    splits.update({name: those(split, ~out_Y) for name, split in splits.items()})
+    return tuple(name for name, out in zip(classes, out_Y, strict=True) if not out), unseen
 
 
 def spend(splits, c, classes):
@@ -194,10 +253,11 @@ def balanced(label_N, count, classes, seed):
 
 def labelled(split):
     """The examples of a split that have a label."""
-    return split if split.label is None or split.label.min() >= 0 else _take(split, np.flatnonzero(split.label >= 0))
+    return split if split.label is None or split.label.min() >= 0 else pick(split, np.flatnonzero(split.label >= 0))
 
 
-def _take(split, index):
+def pick(split, index):
+    """The examples of a split at these places."""
     image = split.image.take(index) if isinstance(split.image, Stream) else split.image[index]
     return Split(image, None if split.label is None else split.label[index])
 

@@ -145,7 +145,7 @@ def _toss(key, ids_B, image_BxHxWxC, levels):
     four pixels with 16 bits each: a quarter of the work of ``jax.random``, which spends 64 bits a number.
     """
     size = math.prod(image_BxHxWxC.shape[1:])
-    shape = (len(ids_B), -(-size // 4))
+    shape = (ids_B.shape[0], -(-size // 4))
     example = jnp.broadcast_to(ids_B[:, None].astype(jnp.uint32), shape)
     pixels = jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
     a, b = threefry2x32_p.bind(*jax.random.bits(key, (2,)), example, pixels)

@@ -10,13 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vae_jax import predict
 from vae_jax.config import UserError
 from vae_jax.data import cache, prepare
-
-IMAGE_FILES = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif"),
-    *(".tiff", ".webp", ".pgm", ".ppm", ".pbm"),
-)
 
 
 class NotPrepared(UserError):
@@ -119,9 +115,7 @@ def _prepared(name, data_dir):
 def folder(name, size, channels):
     """``folder:PATH`` with images PATH/CLASS/*, or PATH/train/CLASS/* and PATH/test/CLASS/*.
 
-    Images of any size and mode are turned upright, resized by their short side, cropped to the
-    centre and made grey or colour; what is transparent shows white; 16-bit values keep their
-    upper 8 bits.
+    Images of any size and mode are made what ``predict.convert`` says.
     """
     root = pathlib.Path(name.removeprefix("folder:")).expanduser()
     if not root.is_dir():
@@ -164,32 +158,16 @@ def _images(name, root, classes):
         (file, label)
         for label, c in enumerate(classes)
         for file in sorted((root / c).rglob("*"))
-        if file.suffix.lower() in IMAGE_FILES and file.name[0] != "."
+        if file.suffix.lower() in predict.IMAGE_FILES and file.name[0] != "."
     ]
 
 
 def read_image(path, size, channels):
     """uint8 [size, size, channels] of any image file."""
-    import PIL.Image
-    import PIL.ImageOps
-
     try:
-        with PIL.Image.open(path) as image:
-            image = PIL.ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits of grey; convert("L") would clip at 255
-                grey = np.clip(np.asarray(image), 0, 65535) >> 8
-                image = PIL.Image.fromarray(grey.astype(np.uint8))
-            if image.mode == "F":
-                raise ValueError("values are floats; want 8 or 16 bits")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("L" if channels == 1 else "RGB")
-            image = PIL.ImageOps.fit(image, (size, size), PIL.Image.Resampling.BICUBIC)
-    except Exception as error:  # Pillow raises many kinds for a damaged file
-        why = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: not a readable image ({why})") from None
-    return np.asarray(image).reshape(size, size, channels)
+        return predict.read(path, (size, size, channels))
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _parallel(function, items):

@@ -9,15 +9,20 @@ from vae_jax import data, densities, hosts
 from vae_jax.evaluate import classification, generation, latent, likelihood, recognition
 from vae_jax.step import stream
 
-CLASSIFIED = ("accuracy", "cross_entropy_nats", "ece")
+CLASSIFIED = ("accuracy", "cross_entropy_nats", "ece", "brier", "macro_f1")
 BOUNDS = ("elbo_nats", "kl_nats", "reconstruction_nats", "iw_nats", "iw_nats_se", "iw_k", "bits_per_dim")
 SURGERY = ("mutual_information_nats", "aggregate_kl_nats")
 FIGURES = (*CLASSIFIED, *BOUNDS, "knn_accuracy", "active_units", *SURGERY)
 
 
 def forward(c, model, params, split, levels, mesh, every=1):
-    """Posterior means, their log-variances where q is a diagonal Gaussian, and logits at the means, of each
-    ``every``-th example of a split: {'mu': NxD, 'logvar': NxD, 'logits': NxY}.
+    """:func:`looker` for one look."""
+    return looker(c, model, levels, mesh)(params, split, every)
+
+
+def looker(c, model, levels, mesh):
+    """look(params, split, every=1), compiled once: posterior means, their log-variances where q is a diagonal
+    Gaussian, and logits at the means, of each ``every``-th example: {'mu': NxD, 'logvar': NxD, 'logits': NxY}.
 
     Of a conditional model the logits are q(y|x)'s, and q(z|x,y) is that of the most probable y.
     """
@@ -32,8 +37,12 @@ def forward(c, model, params, split, levels, mesh, every=1):
         return {"mu": mu} | spread | ({} if model.classify is None else {"logits": model.classify(params, seen)})
 
     run = compile_lib.over_batches(program, mesh)
-    rows = [(run(params, batch), real) for batch, real in likelihood.batches(split, c.eval.batch, mesh, every)]
-    return likelihood.gather(rows)
+
+    def look(params, split, every=1):
+        rows = [(run(params, batch), real) for batch, real in likelihood.batches(split, c.eval.batch, mesh, every)]
+        return likelihood.gather(rows)
+
+    return look
 
 
 def evaluate(c, model, params, dataset, mesh, *, iw_k):

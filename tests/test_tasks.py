@@ -1,0 +1,342 @@
+"""Recognition, calibration, strangers, attacks and exported files: oracles, then one trained run through eval.py."""
+
+import dataclasses
+import functools
+import importlib
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export as jax_export
+from PIL import Image
+from scipy import stats
+from sklearn.covariance import EmpiricalCovariance
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from vae_jax import compile as compile_lib
+from vae_jax import config, data, densities, export, loop, predict, sharding, step, workdir
+from vae_jax import model as model_lib
+from vae_jax.config import UserError
+from vae_jax.evaluate import classification, likelihood, ood, recognition, robustness, tasks
+
+KEY = jax.random.key(3)
+RNG = np.random.default_rng
+
+
+# --- figures ---
+
+
+def test_brier_and_f1():
+    p = np.array([[0.5, 0.5, 0.0], [0.0, 0.2, 0.8]])
+    assert classification.brier(p, np.array([0, 1])) == pytest.approx((0.5 + (0.64 + 0.64)) / 2)
+    rng = RNG(0)
+    label, predicted = rng.integers(0, 5, 300), rng.integers(0, 4, 300)  # one class that nobody names
+    counts = classification.confusion(label, predicted, 5)
+    assert classification.macro_f1(counts) == pytest.approx(f1_score(label, predicted, average="macro"))
+
+
+def test_temperature_undoes_a_scale_and_a_perfect_validation_set_asks_for_none():
+    rng = RNG(0)
+    logits = 2 * rng.normal(size=(20_000, 4))
+    label = (logits + rng.gumbel(size=logits.shape)).argmax(1)  # Gumbel-max: labels of softmax(logits)
+    t = classification.temperature(3 * logits, label)
+    assert t == pytest.approx(3, rel=0.05)
+    before, after = (classification.figures(3 * logits / s, label)[0] for s in (1, t))
+    assert before["ece"] > 0.1 > 0.02 > after["ece"] and before["accuracy"] == after["accuracy"]
+    assert classification.temperature(logits, logits.argmax(1)) == 1
+
+
+def test_auroc_and_its_interval():
+    rng = RNG(0)
+    a, b = np.round(rng.normal(size=500), 1), np.round(rng.normal(1, 1, 300), 1)  # ties
+    want = roc_auc_score(np.repeat([0, 1], [500, 300]), np.concatenate([a, b]))
+    assert ood.auroc(a, b) == pytest.approx(want) and ood.auroc(b, a) == pytest.approx(1 - want)
+    true = stats.norm.cdf(1 / np.sqrt(2))  # P(b > a) of N(1, 1) and N(0, 1)
+    low, high = ood.interval(rng.normal(size=2000), rng.normal(1, 1, 2000))
+    assert low < true < high and high - low == pytest.approx(4 * 0.0075, rel=0.2)  # Hanley & McNeil's error: 0.0075
+
+
+def test_retrieval_against_scikit_learn():
+    rel = RNG(0).integers(0, 2, (40, 10)).astype(bool)
+    rel[0] = False
+    want = [average_precision_score(r, -np.arange(10)) if r.any() else 0 for r in rel]
+    assert recognition.mean_average_precision(rel) == pytest.approx(np.mean(want))
+
+
+def test_verification_written_out():
+    """Codes at the angles 0, 20, 90 and 130 degrees, two of each class: pairs by cosine are 20, 40, 70, …"""
+    angle = np.deg2rad([0, 20, 90, 130])
+    found = recognition.verification(np.stack([np.cos(angle), np.sin(angle)], 1), np.array([0, 0, 1, 1]))
+    assert found["auroc"] == 1 and found["eer"] == 0
+    mixed = recognition.verification(np.stack([np.cos(angle), np.sin(angle)], 1), np.array([0, 1, 0, 1]))
+    # Same: 90 and 110 degrees; different: 20, 130, 70, 40. Ranks of the same: 4 and 5 of 6, so AUROC = 2 / 8.
+    assert mixed["auroc"] == pytest.approx(2 / 8)
+    assert mixed["eer"] == pytest.approx(0.75)  # three of four pass before the first that should
+
+
+def test_rejection_written_out():
+    share, accuracy = recognition.rejection(np.array([0.2, 0.9, 0.5, 0.7]), np.array([False, True, True, False]))
+    np.testing.assert_allclose(share, [0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(accuracy, [1, 1 / 2, 2 / 3, 1 / 2])
+
+
+def test_latent_distance_is_that_of_mahalanobis_to_the_nearest_class():
+    rng = RNG(0)
+    mu, label = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 3)), rng.integers(0, 2, 400)
+    mu[label == 1] += 9
+    other = rng.normal(size=(50, 3))
+    np.testing.assert_allclose(ood.Gaussians(mu)(other), EmpiricalCovariance().fit(mu).mahalanobis(other), rtol=1e-3)
+    centred = np.concatenate([mu[label == y] - mu[label == y].mean(0) for y in (0, 1)])
+    tied = EmpiricalCovariance(assume_centered=True).fit(centred)
+    want = np.minimum(*(tied.mahalanobis(other - mu[label == y].mean(0)) for y in (0, 1)))
+    np.testing.assert_allclose(ood.Gaussians(mu, label)(other), want, rtol=1e-3)
+    inside = compile_lib.simple(lambda m: ood.Gaussians(mu, label)(m, jnp))(other.astype(np.float32))
+    np.testing.assert_allclose(inside, want, rtol=1e-3)
+
+
+# --- scores of a model whose posterior is known ---
+
+LOADINGS = np.array([[1.0, 0.5], [-0.5, 1.0], [0.5, 0.25], [-0.25, 0.5]])  # columns are orthogonal
+
+
+def linear():
+    """p(z) = N(0, I), p(x|z) = N(W z, I): log p(x) = N(0, I + W Wᵀ), and p(z|x) is a diagonal Gaussian."""
+    spread = 1 / (1 + (LOADINGS**2).sum(0))
+
+    def encode(params, x):
+        mu = spread * (x.reshape(len(x), -1) @ LOADINGS)
+        return densities.Normal(mu + params["off"], jnp.log(spread) + params["wide"] + 0 * mu)
+
+    return model_lib.Model(
+        shape=(2, 2, 1),
+        classes=0,
+        latent=2,
+        likelihood=densities.LIKELIHOODS["gaussian"](logvar=0.0),
+        init=None,
+        encode=encode,
+        prior=lambda params: densities.Normal(jnp.zeros(2), jnp.zeros(2)),
+        decode=lambda params, z: (z @ LOADINGS.T).reshape(-1, 2, 2, 1),
+        classify=None,
+    ), spread
+
+
+def test_likelihood_regret_is_the_divergence_from_the_posterior():
+    """L = log p(x) − KL(q ‖ p(z|x)), so what is won by the best q is that KL: here known, another for each setting."""
+    model, spread = linear()
+    c = config.default()
+    mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
+    split = data.Split(RNG(0).integers(0, 17, (6, 2, 2, 1)).astype(np.uint8), None)
+    run = functools.partial(ood.regret, c, model, split=split, levels=17, mesh=mesh, key=KEY)
+    params = {"off": jnp.array([0.8, -0.5]), "wide": jnp.array([0.0, 0.7])}
+    want = 0.5 * (np.array([0.8, -0.5]) ** 2 / spread + np.exp([0, 0.7]) - 1 - np.array([0, 0.7])).sum()
+    got = run(params, steps=80, judges=1000)
+    np.testing.assert_allclose(got, want, rtol=0.12)
+    np.testing.assert_allclose(run({"off": jnp.zeros(2), "wide": jnp.zeros(2)}, steps=80, judges=1000), 0, atol=0.05)
+
+
+def test_an_ensemble_is_its_members():
+    model, _ = linear()
+    c = config.default()
+    mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
+    split = data.Split(RNG(0).integers(0, 17, (6, 2, 2, 1)).astype(np.uint8), None)
+    members = [{"off": jnp.full(2, v), "wide": jnp.zeros(2)} for v in (0.0, 0.9)]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *members)
+    got = ood.ensemble_bound(c, model, stacked, split, 17, mesh, KEY, k=5)
+    for row, params in zip(got, members, strict=True):
+        want = likelihood.log_likelihood(c, model, params, split, 17, mesh, KEY, k=5)["iw"]
+        np.testing.assert_allclose(row, want, rtol=1e-5)
+    x = split.image.reshape(6, -1) / 16  # member 0 is exact
+    exact = stats.multivariate_normal(np.zeros(4), np.eye(4) + LOADINGS @ LOADINGS.T).logpdf(x)
+    np.testing.assert_allclose(got[0], exact, rtol=1e-4)
+    np.testing.assert_allclose(ood.waic(np.array([[1.0, 2.0], [3.0, 2.0]])), [1 - 2, 0 - 2])
+
+
+def test_corruptions_keep_the_grey_scale_and_do_nothing_at_strength_0():
+    image = RNG(0).integers(0, 17, (5, 12, 12, 1)).astype(np.uint8)
+    for name, (_, strengths) in robustness.CORRUPTIONS.items():
+        np.testing.assert_array_equal(robustness.corrupted(image, 17, name, 0.0), image)
+        worse = robustness.corrupted(image, 17, name, strengths[-1])
+        assert worse.dtype == np.uint8 and worse.max() <= 16 and (worse != image).any((1, 2, 3)).all()
+    hidden = robustness.corrupted(np.zeros_like(image), 17, "occlusion", 0.5)
+    assert (hidden.sum((1, 2, 3)) == 36 * 8).all()  # a square of 6 x 6, each pixel half of 16
+
+
+# --- one trained run ---
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A joint VAE on the digits 0 to 7, and what is restored of it."""
+    folder = str(tmp_path_factory.mktemp("runs") / "open")
+    c = config.load("configs/digits.py")
+    c.encoder, c.decoder = (config.call(part, "mlp", widths=(64,)) for part in ("encoder", "decoder"))
+    c.latent, c.data.hold_out, c.data.shift = 8, (8, 9), 0
+    c.steps, c.eval.every, c.log_every, c.optim.warmup, c.eval.iw_k = 400, 400, 200, 20, 2
+    c.mesh.data = 1
+    loop.train(c, folder)
+    s, state, _ = workdir.restore(folder, say=lambda _: None)
+    return folder, s, jax.tree.map(np.asarray, step.averaged(state))
+
+
+def test_attacks_mislead_within_their_bounds(trained):
+    _, s, params = trained
+    split = data.some(s.dataset.test, 100)
+    x = jnp.asarray(split.image, jnp.float32) / 16
+    hit = lambda log_p, x: np.asarray(log_p(params, x, KEY)).argmax(1) == split.label  # noqa: E731
+    for samples in (0, 8):
+        log_p = robustness.log_probabilities(s.model, samples)
+        np.testing.assert_allclose(np.exp(log_p(params, x, KEY)).sum(1), 1, rtol=1e-4)
+        run, clean = robustness.attacks(log_p), hit(log_p, x)
+        assert clean.mean() > 0.9
+        grad = jax.grad(lambda x: log_p(params, x, KEY)[:, 0].sum())(x)  # noqa: B023
+        assert (jnp.abs(grad).max((1, 2, 3)) > 0).all()
+        for epsilon in (0.1, 0.3):
+            fgsm, pgd = run(params, x, split.label, KEY, epsilon, steps=6)
+            for moved in (fgsm, pgd):
+                assert jnp.abs(moved - x).max() <= epsilon + 1e-6 and moved.min() >= 0 and moved.max() <= 1
+            a, b = hit(log_p, fgsm), hit(log_p, pgd)
+            assert a.mean() < clean.mean() - 0.02
+            if samples:
+                assert b.mean() <= a.mean() + 0.02  # another draw may be misled otherwise
+            else:
+                assert not (b & ~a).any()  # what FGSM misleads, PGD does
+        assert b.mean() < 0.2
+
+
+def test_drawing_the_code_hides_no_gradient(trained):
+    """The gradient of the mean over draws is that of finite differences at the same draws: it goes through z."""
+    _, s, params = trained
+    log_p = robustness.log_probabilities(s.model, 4)
+    x = jnp.asarray(s.dataset.test.image[:1], jnp.float32) / 16
+    f = lambda x: log_p(params, x, KEY)[0, 0]  # noqa: E731
+    way = jax.random.normal(KEY, x.shape)
+    slope = (f(x + 1e-2 * way) - f(x - 1e-2 * way)) / 2e-2
+    assert jnp.vdot(jax.grad(f)(x), way) == pytest.approx(float(slope), rel=0.05)
+
+
+def test_every_subject_through_eval(trained, monkeypatch, capsys):
+    folder, _, _ = trained
+    monkeypatch.setattr(tasks, "IMAGES", 64)
+    monkeypatch.setattr(tasks, "ATTACKED", 32)
+    monkeypatch.setattr(ood, "STEPS", 10)
+    monkeypatch.setattr(robustness, "EPSILON", (0.05, 0.3))
+    evaluate = importlib.import_module("eval")
+    evaluate.run(["eval.py", f"--workdir={folder}", f"--tasks={','.join(tasks.TASKS)}", "--ood=synthetic"])
+    said = capsys.readouterr().out
+    assert "without ood_waic_auroc: there is no ensemble; want a replica" in said and "verification" not in said
+    with open(f"{folder}/metrics.json") as f:
+        m = json.load(f)
+    shares = [k for k in m if k.partition("@")[0].endswith(("accuracy", "auroc", "eer", "map_at_10", "f1"))]
+    assert len(shares) > 40 and all(0 <= m[k] <= 1 for k in shares if m[k] is not None)
+    assert m["open_set_confidence_auroc"] > 0.7 and m["verification_auroc"] > 0.5 and m["map_at_10"] > 0.9
+    assert m["ood_latent_auroc@synthetic"] > 0.9 and m["ood_images@synthetic"] == 64
+    for score in ood.SCORES:
+        if score != "waic":
+            low, value, high = (m[f"ood_{score}_auroc{end}@synthetic"] for end in ("_low", "", "_high"))
+            assert low <= value <= high
+    strengths = [m[f"pgd_accuracy@{e}"] for e in robustness.EPSILON]
+    assert strengths == sorted(strengths, reverse=True)
+    with open(f"{folder}/report/index.html") as f:
+        page = f.read()
+    for panel in ("retrieval", "reliability", "recognition", "robustness", "ood_synthetic"):
+        assert f'id="h-{panel}"' in page
+    assert "pgd_accuracy@" not in page and "pgd_accuracy" in page
+
+
+def test_without_held_out_classes_one_line_says_so(trained):
+    _, s, params = trained
+    said = []
+    seen = dataclasses.replace(s, dataset=s.dataset._replace(unseen=None))
+    metrics, why, pictures = tasks.perform(["recognition"], seen, params, say=said.append)
+    assert len(said) == 1 and "no class was held out of training" in said[0] and "hold_out" in said[0]
+    assert metrics["verification_eer"] is None and why["rejection_accuracy"] == why["verification_eer"]
+    asked, found, same = pictures["retrieval"]
+    assert asked.shape == (8, 8, 8, 1) and found.shape == (8, 9, 8, 8, 1) and same.shape == (8, 9)
+
+
+# --- files to take away ---
+
+
+def test_an_exported_program_is_the_live_one(trained):
+    folder, s, params = trained
+    for what in ("classifier", "encoder", "sampler"):
+        path = export.write(folder, what, say=lambda _: None)
+        with open(path, "rb") as f:
+            loaded = jax_export.deserialize(bytearray(f.read()))
+        assert loaded.platforms == export.PLATFORMS
+        image = s.dataset.test.image[:5]
+        if what == "sampler":
+            a, b = (np.asarray(loaded.call(np.array(seeds, np.uint32))["image"]) for seeds in ([7, 8, 9], [9]))
+            np.testing.assert_allclose(a[2], b[0], atol=1e-5)  # an image is a function of its seed
+            assert a.shape == (3, 8, 8, 1) and a.min() >= 0 and a.max() <= 1 and np.abs(a[0] - a[1]).max() > 0.1
+            continue
+        q = s.model.encode(params, jnp.asarray(image, jnp.float32) / 16)
+        one, all_ = (jax.tree.map(np.asarray, loaded.call(image[:n])) for n in (1, 5))
+        for name, value in all_.items():
+            np.testing.assert_allclose(one[name][0], value[0], rtol=1e-4)
+        if what == "encoder":
+            np.testing.assert_allclose(all_["mu"], q.mu, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(all_["logvar"], q.logvar, rtol=1e-4, atol=1e-5)
+        else:
+            t = predict.load(path)[1]["temperature"]
+            np.testing.assert_allclose(
+                all_["probabilities"], jax.nn.softmax(s.model.classify(params, q.mu) / t), rtol=1e-3, atol=1e-5
+            )
+
+
+def test_predictions_without_the_model_code(trained, tmp_path):
+    folder, s, _ = trained
+    path = export.write(folder, "classifier", say=lambda _: None)
+    (tmp_path / "more").mkdir()
+    image, label = s.dataset.test.image[0, :, :, 0], s.dataset.test.label[0]
+    grey = Image.fromarray(np.rint(image / 16 * 255).astype(np.uint8))
+    grey.save(tmp_path / "same.png")
+    grey.resize((64, 64), Image.Resampling.BICUBIC).convert("RGBA").save(tmp_path / "more" / "large.png")
+    Image.fromarray(RNG(0).integers(0, 255, (9, 30, 3), np.uint8)).save(tmp_path / "more" / "noise.bmp")
+    (tmp_path / "more" / "broken.png").write_bytes(b"GIF89a")
+    (tmp_path / "more" / "notes.txt").write_text("no image")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import predict\n"
+        "code = predict.main(sys.argv[2:])\n"
+        "seen = {name.split('.')[0] for name in sys.modules}\n"
+        "assert not seen & {'vae_jax', 'flax', 'orbax', 'optax', 'ml_collections', 'absl'}, seen\n"
+        "sys.exit(code)"
+    )
+    given = [f"{folder}/export", path, str(tmp_path / "same.png"), str(tmp_path / "more")]
+    done = subprocess.run([sys.executable, "-I", "-c", code, *given], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert (
+        done.stderr.startswith(f"error: {tmp_path}/more/broken.png: not a readable image")
+        and "Trace" not in done.stderr
+    )
+    rows = {line.split()[0].rpartition("/")[2]: line.split() for line in done.stdout.splitlines()}
+    assert set(rows) == {"same.png", "large.png", "noise.bmp"}
+    assert rows["same.png"][1] == rows["large.png"][1] == str(label)
+    (tmp_path / "empty").mkdir()
+    assert predict.main([path, str(tmp_path / "empty")]) == 2
+    familiar = {name: float(words[-1].rstrip("%")) for name, words in rows.items()}
+    assert familiar["noise.bmp"] <= 1 < familiar["same.png"]
+
+
+def test_a_damaged_or_wrong_export_is_one_line(trained, capsys):
+    folder, _, _ = trained
+    path = export.write(folder, "encoder", say=lambda _: None)
+    assert predict.main([path, "x.png"]) == 2
+    assert "--what=encoder; want one of --what=classifier" in capsys.readouterr().err
+    with open(path, "r+b") as f:
+        f.seek(99)
+        f.write(b"\0\1\2")
+    assert predict.main([path, "x.png"]) == 2
+    assert "damaged" in capsys.readouterr().err
+    assert predict.main([f"{folder}/none.jaxexport", "x.png"]) == 2
+    assert capsys.readouterr().err.strip().endswith("none.jaxexport: No such file or directory")
+    with pytest.raises(UserError, match="workdir: want"):
+        export.run(["export"])
+
+
+def test_familiarity_is_a_share():
+    np.testing.assert_allclose(predict.familiarity(np.array([0, 5, 10, 99]), [0, 5, 10]), [1, 0.5, 0, 0])

@@ -1,0 +1,186 @@
+"""The subjects that ``eval.py --tasks`` adds to an evaluation; each gives (metrics, why, pictures).
+
+A metric with an @ in its name is one of a series, which the report draws and does not list.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from vae_jax import compile as compile_lib
+from vae_jax import data, hosts
+from vae_jax.evaluate import classification, likelihood, ood, recognition, robustness
+from vae_jax.evaluate.run import looker
+from vae_jax.step import stream
+
+IMAGES = 2_000  # of a set, an even stride apart, for what takes many passes an image
+ATTACKED = 1_000  # of these; a gradient for each step of each strength
+QUERIES, SHOWN = 8, 9  # rows and columns of the gallery of neighbours
+POINTS = 501  # of a curve in the report
+DRAWS = 8  # of the classifier that draws its code
+
+
+def perform(tasks, s, params, *, others=None, ensemble=None, say=print):
+    """(metrics, why, pictures) of the named :data:`TASKS`; ``s``: the ``workdir.Setup``.
+
+    ``others``: {name: ``data.Split``} of images that are not of training's kind, for ``ood``. ``ensemble``: the
+    parameters of several seeds, stacked, for its WAIC. ``say`` is told in one line what cannot be had, and why.
+    """
+    if hosts.several():  # what follows is small: each process does it alone
+        params = jax.tree.map(hosts.fetch, params)
+    look = functools.partial(looker(s.c, s.model, s.dataset.levels, s.mesh), params)
+    metrics, why, pictures = {}, {}, {}
+    for task in tasks:
+        given = (others, ensemble) if task == "ood" else ()
+        found = TASKS[task](s, params, look, *given)
+        for into, part in zip((metrics, why, pictures), found, strict=True):
+            into.update(part)
+    for reason in dict.fromkeys(why.values()):
+        say(f"without {', '.join(key for key in why if why[key] == reason)}: {reason}")
+    return {k: v if isinstance(v, int) else float(v) for k, v in metrics.items()} | dict.fromkeys(why), why, pictures
+
+
+def gallery(dataset, look):
+    """(latent means of training images, their labels or None, their places)."""
+    split = dataset.train if dataset.train.label is None else data.labelled(dataset.train)
+    every = -(-len(split.image) // recognition.NEIGHBOURS)
+    mu = look(split, every)["mu"]
+    return mu, None if split.label is None else split.label[::every], split.image[::every]
+
+
+def _unlabelled(model, dataset):
+    """None, or why there is nothing to be classified."""
+    if dataset.test.label is None:
+        return "the data has no labels"
+    return "the model has no classifier" if model.classify is None else None
+
+
+def calibration(s, params, look):
+    """``classification``: the temperature that validation asks for, and what it does to the test set."""
+    model, dataset = s.model, s.dataset
+    keys, reason = ("temperature", "calibrated_cross_entropy_nats", "calibrated_ece"), _unlabelled(model, dataset)
+    if not reason and not (dataset.validation.label >= 0).any():
+        reason = "no validation image has a label"
+    if reason:
+        return {}, dict.fromkeys(keys, reason), {}
+    fit, label = data.labelled(dataset.validation), dataset.test.label
+    fitted, test = (look(split)["logits"] for split in (fit, dataset.test))
+    t = classification.temperature(fitted, fit.label)
+    curves = {}
+    for name, logits in (("as trained", test), (f"at temperature {t:.2f}", test / t)):
+        log_p = classification.log_softmax(logits)
+        curves[name] = classification.reliability(np.exp(log_p.max(1)), log_p.argmax(1) == label)
+    figures, _ = classification.figures(test / t, label)
+    values = (t, figures["cross_entropy_nats"], figures["ece"])
+    return dict(zip(keys, values, strict=True)), {}, {"reliability": curves}
+
+
+def recognise(s, params, look):
+    """``recognition``: retrieval among training images; verification and open set where classes were held out."""
+    pairs = ("verification_auroc", "verification_eer")
+    opened = ("open_set_confidence_auroc", "open_set_latent_auroc", "rejection_accuracy")
+    model, dataset = s.model, s.dataset
+    test, unseen, levels = dataset.test, dataset.unseen, dataset.levels
+    if test.label is None:
+        return {}, dict.fromkeys(("knn1_accuracy", "map_at_10", *pairs, *opened), _unlabelled(model, dataset)), {}
+    out = look(test)
+    mu, label, image = gallery(dataset, look)
+    near = recognition.neighbours(mu, out["mu"], 10)
+    same = label[near] == test.label[:, None]
+    metrics = {"knn1_accuracy": same[:, 0].mean(), "map_at_10": recognition.mean_average_precision(same)}
+    rows = np.arange(QUERIES) * len(near) // QUERIES
+    shown = [np.stack([image[i] for i in near[row, :SHOWN]]) for row in rows]
+    asked = np.stack([test.image[row] for row in rows])
+    pictures = {"retrieval": (asked / (levels - 1), np.stack(shown) / (levels - 1), same[rows, :SHOWN])}
+    if unseen is None:
+        reason = "no class was held out of training; want a run with --config.data.hold_out, such as (8,9)"
+        return metrics, dict.fromkeys((*pairs, *opened), reason), pictures
+
+    few = data.some(unseen, recognition.PAIRS)
+    found = recognition.verification(look(few)["mu"], few.label)
+    metrics |= dict(zip(pairs, (found["auroc"], found["eer"]), strict=True))
+    share = np.linspace(0, 1, POINTS)
+    roc = np.interp(share, found["false"], found["true"])
+    pictures["verification"] = {"cosine of latent means": (share, roc)}
+    if model.classify is None:
+        return metrics, dict.fromkeys(opened, _unlabelled(model, dataset)), pictures
+    strange, gauss = look(unseen), ood.Gaussians(mu, label)
+    sets = (out, strange)
+    doubt = [-classification.log_softmax(o["logits"]).max(1) for o in sets]
+    far = [gauss(o["mu"]) for o in sets]
+    right = np.concatenate([out["logits"].argmax(1) == test.label, np.zeros(len(unseen.label), bool)])
+    curves = {
+        name: recognition.rejection(-np.concatenate(score), right)
+        for name, score in (("by confidence", doubt), ("by distance in latent space", far))
+    }
+    values = (ood.auroc(*doubt), ood.auroc(*far), curves["by confidence"][1].mean())
+    pictures["rejection"] = {name: (share, np.interp(share, *curve)) for name, curve in curves.items()}
+    return metrics | dict(zip(opened, values, strict=True)), {}, pictures
+
+
+def strangers(s, params, look, others, ensemble):
+    """``ood``: the AUROC of each of ``ood.SCORES`` against each other data set, with its bootstrap interval."""
+    dataset, key, why = s.dataset, stream(s.c.seed, "ood"), ood.without(s.c, s.model, params, ensemble)
+    gauss = ood.Gaussians(*gallery(dataset, look)[:2])
+    usual = None
+
+    def scores(split):
+        found = {"latent": gauss(look(split)["mu"])}
+        if s.model.decode is None:
+            return found
+        given = (s.c, s.model, params, split, dataset.levels, s.mesh, key)
+        return found | ood.scores(*given, usual=usual, ensemble=ensemble, but=why)
+
+    if s.model.decode is not None:
+        usual = scores(data.some(dataset.validation, IMAGES))["iw"]
+    own = data.some(dataset.test, IMAGES)
+    inside, metrics, panels = scores(own), {"ood_images": len(own.image)}, {}
+    for name, other in others.items():
+        outside, rows = scores(other), {}
+        metrics[f"ood_images@{name}"] = len(other.image)
+        for score in (name for name in ood.SCORES if name in inside):
+            rows[score] = (ood.auroc(inside[score], outside[score]), *ood.interval(inside[score], outside[score]))
+            for end, value in zip(("", "_low", "_high"), rows[score], strict=True):
+                metrics[f"ood_{score}_auroc{end}@{name}"] = value
+        best = max(rows, key=lambda score: rows[score][0])
+        seen = {score: (inside[score], outside[score]) for score in dict.fromkeys(("elbo", best)) if score in rows}
+        panels[name] = {"auroc": rows, "scores": seen}
+    return metrics, {f"ood_{score}_auroc": reason for score, reason in why.items()}, {"ood": panels}
+
+
+def withstand(s, params, look):
+    """``robustness``: accuracy under each corruption and attack, five strengths each, and the means over these."""
+    model, dataset = s.model, s.dataset
+    names, reason = [*robustness.CORRUPTIONS, "fgsm", "pgd"], _unlabelled(model, dataset)
+    if reason:
+        return {}, dict.fromkeys([f"{name}_accuracy" for name in names], reason), {}
+    levels, key = dataset.levels, stream(s.c.seed, "robustness")
+    split, curves = data.some(dataset.test, IMAGES), {}
+    for name, (_, strengths) in robustness.CORRUPTIONS.items():
+        hits = []
+        for strength in strengths:
+            worse = split._replace(image=robustness.corrupted(split.image, levels, name, strength))
+            hits.append((look(worse)["logits"].argmax(1) == split.label).mean())
+        curves[name] = (strengths, hits)
+    split, to_x = data.some(dataset.test, ATTACKED), compile_lib.simple(likelihood.inputs(s.c, levels))
+    drawn = model.decode is not None and not model.conditional
+    for samples in (0, DRAWS) if drawn else (0,):
+        log_p = robustness.log_probabilities(model, samples)
+        run, judge = robustness.attacks(log_p), compile_lib.simple(log_p)
+        hits = np.zeros((2, len(robustness.EPSILON)))
+        for start in range(0, len(split.image), 200):
+            image, label = split.image[start : start + 200], split.label[start : start + 200]
+            x = to_x({"image": image, "id": np.arange(start, start + len(image))})
+            for e, epsilon in enumerate(robustness.EPSILON):
+                for i, fooled in enumerate(run(params, x, label, key, epsilon)):
+                    hits[i, e] += (np.asarray(judge(params, fooled, key)).argmax(1) == label).sum()
+        for name, hit in zip(("fgsm", "pgd"), hits / len(split.image), strict=True):
+            curves[f"{name}_drawn" if samples else name] = (robustness.EPSILON, hit)
+    metrics = {f"{name}_accuracy": np.mean(hits) for name, (_, hits) in curves.items()}
+    for name, (strengths, hits) in curves.items():
+        metrics |= {f"{name}_accuracy@{strength}": hit for strength, hit in zip(strengths, hits, strict=True)}
+    return metrics, {}, {"robustness": curves}
+
+
+TASKS = {"classification": calibration, "recognition": recognise, "ood": strangers, "robustness": withstand}
