@@ -109,6 +109,7 @@ def _folder(root, study, name, labels, seed):
     labels = labels if run.labels else 0
     c = run.config(labels)
     c.seed, c.data.labels, c.data.labels_seed = seed, labels, seed if labels else 0
+    c.mesh.data = math.gcd(c.batch, c.data.labelled_batch, jax.device_count())
     if run.begin:
         c.init_from = _folder(root, study, run.begin, 0, seed)[0]
     if not run.steps:
@@ -117,13 +118,13 @@ def _folder(root, study, name, labels, seed):
     if len(study.seeds) == 1 or not fits(c):
         return f"{folder}-{seed}", c, c
     together = c.copy_and_resolve_references()
-    together.seed = study.seeds[0]
+    together.seed, together.mesh.data = study.seeds[0], math.gcd(len(study.seeds), jax.device_count())
     config_lib.replicate(together, "seed", study.seeds)
     return os.path.join(folder, f"replica_{study.seeds.index(seed)}"), c, together
 
 
 def cells(study, root):
-    """Every :class:`Cell` of a study, budget by budget. Pixels with every label are the same for all seeds: one cell."""
+    """Every :class:`Cell`, budget by budget. Pixels with every label are the same for all seeds, so that is one."""
     found = []
     for labels in study.budgets:
         for name, method in study.methods.items():

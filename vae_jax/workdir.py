@@ -135,8 +135,8 @@ def restore(workdir, which="best", *, data_dir="", say=print):
 
 
 def begin_from(folder, state, places):
-    """A fresh ``state`` whose parts take the parameters of the last checkpoint in ``folder``, averaged where it averages,
-    where names and shapes are the same.
+    """A fresh ``state`` with the parameters of the last checkpoint in ``folder`` (their moving average, where it has
+    one) in every part of the model that has the same name and shapes.
 
     Raises:
       UserError: there is no such run, or it has no such part.

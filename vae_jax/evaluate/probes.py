@@ -27,9 +27,7 @@ PROBES = {
     "svm": (_svm, (10.0, 1.0, 100.0)),
     "knn": (_knn, (5, 3, 1)),
 }
-MOST = (
-    20_000  # a kernel's time grows with the square of the examples: an SVM sees so many of them, an even stride apart
-)
+MOST = 20_000  # examples that an SVM sees, an even stride apart: its time grows with their square
 
 
 def fit(name, train, validation):
