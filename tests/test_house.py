@@ -21,7 +21,7 @@ ORDER = (
     *("config", "hosts", "flags", "launch", "parallel", "predict", "data", "densities", "nets", "model", "objectives"),
     *("optim", "sharding", "step", "compile", "checkpoint", "workdir", "evaluate", "log", "draw", "report", "results"),
     *("watch", "loop", "assess"),
-    *("benchmark", "explain", "export"),
+    *("benchmark", "explain", "export", "tabulate", "study"),
 )
 HEAVY = {"tensorflow_datasets", "sklearn", "matplotlib", "grain", "PIL"}  # seconds to import
 # A figure: a number with a unit. In README it stands between results marks, or beside its paper.

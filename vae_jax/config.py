@@ -135,6 +135,7 @@ def default():
     c.prior = call("prior", "normal")
     c.likelihood = call("likelihood", "discretized_logistic")
     c.objective = call("objective", "elbo")
+    c.init_from = ""  # folder of a run: parts of the model with the same names and shapes begin with its parameters
     c.bias_from_data = False  # the decoder's output bias begins at the logit of the mean training image
 
     c.warmup = ConfigDict()  # objective.<of> goes from 0 to its value over these steps
@@ -377,8 +378,8 @@ def set_field(c, field, value):
         raise UserError(f"{field}={value!r}: want {type(old).__name__}, as {old!r}") from None
 
 
-def load(path):
-    """``get_config()`` of a page in ``configs/``."""
+def load(path, function="get_config"):
+    """``get_config()`` of a page in ``configs/``, or ``get_study()`` of a study's."""
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "configs"
         pages = [p for p in sorted(os.listdir(folder)) if p.endswith(".py")] if os.path.isdir(folder) else []
@@ -392,10 +393,10 @@ def load(path):
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"config={path}: line {error.lineno}: {error.msg}") from None
-    if not hasattr(module, "get_config"):
-        raise UserError(f"config={path}: no function get_config() in it")
+    if not hasattr(module, function):
+        raise UserError(f"config={path}: no function {function}() in it")
     try:
-        return module.get_config()
+        return getattr(module, function)()
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # a misspelt field, another type
         raise UserError(f"config={path}: {str(error).splitlines()[0]}") from None
 

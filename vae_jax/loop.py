@@ -22,7 +22,7 @@ from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
 from vae_jax.hosts import STOPPED
 from vae_jax.log import MetricsLog
-from vae_jax.workdir import claim, members, setup
+from vae_jax.workdir import begin_from, claim, members, setup
 
 __all__ = ["STOPPED", "train"]
 
@@ -141,6 +141,8 @@ def _train(s, parts, workdir, say, began, span):
     if found is None and any(checkpoint.steps(folder) for _, folder in parts):
         raise UserError(f"workdir={workdir}: none of its checkpoints fits this code; want another workdir")
     at = 0
+    if found is None and c.init_from:
+        state = begin_from(c.init_from, state, places)
     if found is not None:
         state, meta = found
         at = meta["step"]

@@ -122,7 +122,8 @@ def build(c, *, shape, levels, classes, binary):
     ``binary``: the nets see images of {0, 1} (two-level data, or binarised).
 
     Where the objective has an attribute ``conditional`` that is true, so is the model. q(y|x) is then a net of
-    its own: a second one like the encoder, ``trunk``, and on its features the classifier.
+    its own: a second one like the encoder, ``trunk``, and on its features the classifier. Where it is a name in
+    :data:`SEES`, the model is that one, an :class:`Auxiliary`.
 
     Raises:
       UserError: the likelihood is not one of this data, or a part that another one needs is missing.
@@ -146,6 +147,8 @@ def build(c, *, shape, levels, classes, binary):
         raise UserError(f"prior.name={c.prior.name}: classifier.name=bayes reads p(y|z) off it; want labelled")
     if c.prior.name == "labelled" and not classes:
         raise UserError(f"prior.name=labelled: data.name={c.data.name} has no labels; want mixture")
+    if conditional in SEES:
+        return _auxiliary(c, conditional, shape=shape, classes=classes, likelihood=likelihood)
     dtype = jnp.dtype(c.dtype)
     height, width, channels = shape
     modules = {
@@ -234,4 +237,143 @@ def build_for(c, dataset):
         levels=dataset.levels,
         classes=len(dataset.classes),
         binary=binary,
+    )
+
+
+# The variables that q(y|·), q(z|·), p(a|·) and p(x|·) of a model with an auxiliary variable a are given.
+SEES = {
+    "adgm": ("xa", "xay", "xyz", "yz"),  # Maaløe et al. 2016 (arXiv:1602.05473), section 2.2
+    "sdgm": ("xa", "xay", "yz", "ayz"),  # there, section 2.4: x below a, with skip connections
+    "m1m2": ("a", "ay", "yz", "a"),  # Kingma et al. 2014 (arXiv:1406.5298), section 3.1.3: a is M1's latent variable
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Auxiliary(Model):
+    r"""A conditional model with a second latent variable a between x and (y, z):
+
+    .. math:: p(x, y, a, z) = p(x|\cdot)\, p(a|\cdot)\, p(y)\, p(z), \qquad
+              q(a, y, z|x) = q(a|x)\, q(y|\cdot)\, q(z|\cdot)
+
+    :data:`SEES` says what stands for each dot. A draw has two levels, a and z. Without a key the label is judged at
+    the mean of q(a|x), and ``encode`` and ``decode`` go through the means of a.
+    """
+
+    first: Callable | None = None  # params, x_BxHxWxC → q(a|x)
+    latent_given: Callable | None = None  # params, x, a, y → q(z|·)
+    first_given: Callable | None = None  # params, x, y, z → p(a|·)
+    image_given: Callable | None = None  # params, a, y, z → out_BxHxWxO
+
+    def draw(self, params, x_BxHxWxC, key, *, y):
+        """One :class:`Draw` with a ~ q(a|x), z ~ q(z|·), or K for an array of keys. Under one key all y meet one a."""
+        q, p = self.first(params, x_BxHxWxC), self.prior(params)
+
+        def one(key):
+            a, log_qa = q.sample_and_log_prob(jax.random.fold_in(key, 0))
+            qz = self.latent_given(params, x_BxHxWxC, a, y)
+            z, log_qz = qz.sample_and_log_prob(jax.random.fold_in(key, 1))
+            log_pa, log_pz = self.first_given(params, x_BxHxWxC, y, z).log_prob(a), p.log_prob(z)
+            kl = densities.kl(qz, p)
+            log_px = self.likelihood.log_prob(self.image_given(params, a, y, z), x_BxHxWxC)
+            levels = ((log_pa, log_pz), (log_qa, log_qz), (log_qa - log_pa, log_qz - log_pz if kl is None else kl))
+            return Draw(log_px, *(jnp.stack(pair, -1) for pair in levels), z)
+
+        return (jax.vmap(one) if key.ndim else one)(key)
+
+
+def _auxiliary(c, kind, *, shape, classes, likelihood):
+    """The :class:`Auxiliary` of a config: a and z have ``latent`` dimensions each. q(a|x) is ``encoder`` and
+    ``posterior``, p(x|·) is ``decoder``, as in a VAE of a alone; the nets of the others have the hidden layers of
+    ``classifier``. In m1m2 the former are constants, M1's as they were trained.
+    """
+    if c.classifier.name != "mlp" or not c.classifier.widths or c.decoder.name == "none":
+        right = "classifier.name=mlp with widths, and a decoder"
+        raise UserError(f"classifier.name={c.classifier.name}: objective {c.objective.name} wants {right}")
+    if c.prior.name in ("vamp", "labelled"):
+        raise UserError(f"prior.name={c.prior.name}: objective {c.objective.name} wants one of z alone, such as normal")
+    dtype = jnp.dtype(c.dtype)
+    to_y, to_z, to_a, to_x = SEES[kind]
+    build = lambda part, **given: config_lib.build(part, c[part], dtype=dtype, **given)  # noqa: E731
+    trunk = nets.MLPEncoder(c.classifier.widths, c.classifier.activation, dtype=dtype)
+    height, width, channels = shape
+    modules = {
+        "encoder": build("encoder"),
+        "posterior": build("posterior", shape=c.latent),
+        "prior": build("prior", shape=c.latent, image=shape, outputs=classes),
+        "decoder": build("decoder", shape=(height, width, likelihood.outputs(channels))),
+        "label_trunk": trunk,
+        "label": nets.MLPClassifier(classes, dtype=dtype),
+        "latent_trunk": trunk,
+        "latent": nets.Gaussian(c.latent, dtype=dtype),
+        "first_trunk": trunk,
+        "first": nets.Gaussian(c.latent, dtype=dtype),
+    }
+    frozen = ("encoder", "posterior", "decoder") if kind == "m1m2" else ()
+
+    def seen(sees, **variables):
+        """Arguments of a net: what it is given as one row, and the label as one-hot."""
+        row = [variables[v].astype(dtype) for v in sees if v != "y"]
+        row = jnp.concatenate([v.reshape(len(v), -1) for v in row], axis=-1)
+        return (row, jax.nn.one_hot(variables["y"], classes, dtype=dtype)) if "y" in sees else (row,)
+
+    def apply(part, params, *args):
+        given = jax.lax.stop_gradient(params[part]) if part in frozen else params[part]
+        return modules[part].apply({"params": given}, *args)
+
+    def first(params, x):
+        return apply("posterior", params, apply("encoder", params, x.astype(dtype)))
+
+    def latent_given(params, x, a, y):
+        return apply("latent", params, apply("latent_trunk", params, *seen(to_z, x=x, a=a, y=y)))
+
+    def first_given(params, x, y, z):
+        return apply("first", params, apply("first_trunk", params, *seen(to_a, x=x, y=y, z=z)))
+
+    def image_given(params, a, y, z):
+        return apply("decoder", params, *seen(to_x, a=a, y=y, z=z)).astype(jnp.float32)
+
+    def decode(params, z, y):
+        return image_given(params, first_given(params, None, y, z).mu if "a" in to_x else None, y, z)
+
+    def classify(params, x, key=None):
+        q = first(params, x)
+        judge = lambda a: apply("label", params, apply("label_trunk", params, *seen(to_y, x=x, a=a)))  # noqa: E731
+        if key is None:
+            return judge(q.mu).astype(jnp.float32)
+        one = lambda key: judge(q.sample(jax.random.fold_in(key, 0))).astype(jnp.float32)  # noqa: E731
+        return (jax.vmap(one) if key.ndim else one)(key)
+
+    def init(key, mean_HxWxC=None):
+        x, a, y = jnp.zeros((1, *shape)), jnp.zeros((1, c.latent)), jnp.zeros(1, int)
+        variables = {"x": x, "a": a, "y": y, "z": a}
+        features, row = jnp.zeros((1, c.classifier.widths[-1]), dtype), lambda sees: seen(sees, **variables)
+        inputs = {"encoder": (x.astype(dtype),), "prior": (), "decoder": row(to_x), "label_trunk": row(to_y)}
+        inputs |= {
+            "latent_trunk": row(to_z),
+            "first_trunk": row(to_a),
+            **dict.fromkeys(("label", "latent", "first"), (features,)),
+        }
+        params = {}
+        for part, key in zip(modules, jax.random.split(key, len(modules)), strict=True):  # noqa: B020
+            given = inputs[part] if part in inputs else (modules["encoder"].apply({"params": params["encoder"]}, x),)
+            params[part] = modules[part].init(key, *given).get("params", {})
+        if mean_HxWxC is not None:
+            params["decoder"]["out"]["bias"] = _logit_bias(mean_HxWxC, params["decoder"]["out"]["bias"].shape)
+        return params
+
+    return Auxiliary(
+        shape=shape,
+        classes=classes,
+        latent=c.latent,
+        likelihood=likelihood,
+        init=init,
+        encode=lambda params, x, y: latent_given(params, x, first(params, x).mu, y),
+        prior=lambda params: apply("prior", params),
+        decode=decode,
+        classify=classify,
+        conditional=True,
+        first=first,
+        latent_given=latent_given,
+        first_given=first_given,
+        image_given=image_given,
     )

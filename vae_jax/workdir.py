@@ -6,6 +6,7 @@ import json
 import os
 
 import jax
+import jax.numpy as jnp
 
 from vae_jax import checkpoint, data, model, sharding, step
 from vae_jax import compile as compile_lib
@@ -21,6 +22,7 @@ FREE = (
     "data.dir",
     "data.memory_mb",
     "data.on_device_mb",
+    "init_from",  # read once, before the first step
     "steps_per_call",
     "unroll",
     "eval.iw_k",
@@ -141,3 +143,21 @@ def restore(workdir, which="best", *, data_dir="", say=print):
     meta["latest"] = saved.meta()
     saved.close()
     return s, state, meta
+
+
+def begin_from(folder, state, places):
+    """A fresh ``state`` with the parameters of the last checkpoint in ``folder`` (their moving average, where it has
+    one) in every part of the model that has the same name and shapes.
+
+    Raises:
+      UserError: there is no such run, or it has no such part.
+    """
+    _, other, _ = restore(folder, "latest")
+    theirs, ours = step.averaged(other), state.params
+    same = lambda a, b: jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)  # noqa: E731
+    taken = {part: p for part, p in theirs.items() if part in ours and jax.tree.leaves(p) and same(p, ours[part])}
+    if not taken:
+        raise UserError(f"init_from={folder}: no part of its model has the names and shapes of this one's")
+    begun = lambda tree, at: jax.device_put({**tree, **taken}, at)  # noqa: E731
+    ema = state.ema if state.ema == () else jax.tree.map(jnp.copy, begun(state.ema, places.ema))
+    return state._replace(params=jax.tree.map(jnp.copy, begun(ours, places.params)), ema=ema)

@@ -1,0 +1,20 @@
+"""MNIST with 100 labels: the ADGM of Maaløe et al. 2016 (arXiv:1602.05473), hidden layers of 500-500, a and z of 100.
+
+    python train.py --config=configs/adgm_mnist.py --data_dir=~/data --workdir=runs/adgm_mnist
+
+The SDGM is configs/sdgm_mnist.py. Without the paper's batch normalisation, which couples examples.
+
+Not run to its end yet: no file in results/.
+"""
+
+from configs import m2_mnist
+from vae_jax import config
+
+
+def get_config():
+    c = m2_mnist.get_config()
+    c.latent = 100
+    c.encoder, c.decoder = (config.call(part, "mlp", widths=(500, 500)) for part in ("encoder", "decoder"))
+    c.classifier = config.call("classifier", "mlp", widths=(500, 500))
+    c.objective = config.call("objective", "adgm", alpha=10.0, labelled=0.002)
+    return c

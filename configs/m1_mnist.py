@@ -1,0 +1,24 @@
+"""MNIST, binarised at each step: the M1 of Kingma et al. 2014 (arXiv:1406.5298), two hidden layers of 600, z50.
+
+    python train.py --config=configs/m1_mnist.py --data_dir=~/data --workdir=runs/m1_mnist
+
+Its codes are what probes (``vae_jax.study``: logistic regression, SVM, kNN) and configs/m1m2_mnist.py learn from.
+
+Not run to its end yet: no file in results/.
+"""
+
+from vae_jax import config
+
+
+def get_config():
+    c = config.default()
+    c.data.name, c.data.binarize = "mnist", "dynamic"
+    c.steps, c.batch, c.steps_per_call, c.unroll = 20_000, 100, 50, False
+    c.latent = 50
+    c.encoder = config.call("encoder", "mlp", widths=(600, 600), activation="softplus")
+    c.decoder = config.call("decoder", "mlp", widths=(600, 600), activation="softplus")
+    c.likelihood = config.call("likelihood", "bernoulli")
+    c.objective = config.call("objective", "elbo")
+    c.optim.lr, c.optim.warmup, c.optim.ema, c.bias_from_data = 1e-3, 500, 0.999, True
+    c.eval.every, c.log_every, c.eval.iw_k = 5000, 500, 100
+    return c

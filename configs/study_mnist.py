@@ -1,0 +1,106 @@
+"""Methods x label budgets x seeds on MNIST, sized for two to three hours on two CPU cores.
+
+    python -m vae_jax.study --config=configs/study_mnist.py --data_dir=~/data --workdir=runs/study_mnist
+
+The CNN is that of configs/mnist_cnn.py; the others have one encoder, dense layers of 600-600, but for M2, which has its
+page's. The VAEs see binarised images, the CNN and the pixels grey ones.
+
+Not run to its end yet: no file in results/.
+"""
+
+from configs import ccvae_mnist, m1_mnist, m1m2_mnist, m2_mnist, mnist_cnn
+from vae_jax import config
+from vae_jax.study import Method, Run, Study
+
+IMAGES = 54_000
+
+
+def sized(c, steps, labels=None):
+    """With so many steps, validated twice, and a labelled stream where there is a budget."""
+    c.steps, c.eval.every, c.log_every = steps, steps // 2, steps // 4
+    c.optim.warmup = min(c.optim.warmup, steps // 4)
+    c.data.labelled_batch = 100 if labels else 0
+    return c
+
+
+def cnn(labels, shift=0):
+    c = sized(mnist_cnn.get_config(), 1000 if labels else 3000, labels)
+    c.data.shift = shift
+    c.batch = 8 if labels else 128  # of images whose labels nobody looks at: they cost nothing here
+    return c
+
+
+def m1(labels, beta=1.0):
+    c = sized(m1_mnist.get_config(), 10_000)
+    c.objective.beta = beta
+    return c
+
+
+def joint(labels):
+    c = sized(m1_mnist.get_config(), 5000, labels)
+    c.classifier, c.objective = config.call("classifier", "mlp"), config.call("objective", "joint", gamma=50.0)
+    return c
+
+
+def net(labels):
+    """The same encoder, cross-entropy only."""
+    c = sized(m1_mnist.get_config(), 1000 if labels else 5000, labels)
+    c.decoder, c.bias_from_data = config.call("decoder", "none"), False
+    c.classifier, c.objective = config.call("classifier", "mlp"), config.call("objective", "supervised")
+    c.batch = 8 if labels else 100
+    return c
+
+
+def ccvae(labels):
+    return sized(ccvae_mnist.get_config(), 5000, labels)
+
+
+def m2(labels):
+    c = sized(m2_mnist.get_config(), 12_000 if labels else 20_000, labels)
+    c.optim.lr, c.objective.labelled = 1e-3, labels / IMAGES or 1.0
+    return c
+
+
+def m1m2(labels):
+    c = sized(m1m2_mnist.get_config(), 10_000, labels)
+    c.optim.lr, c.objective.labelled = 1e-3, labels / IMAGES or 1.0
+    return c
+
+
+def study(**changes):
+    runs = {
+        "cnn": Run(cnn),
+        "cnn_shifted": Run(lambda labels: cnn(labels, shift=2)),
+        "net": Run(net),
+        "random": Run(m1, labels=False, steps=False),
+        "grey": Run(cnn, labels=False, steps=False),  # what the pixels are read from
+        "autoencoder": Run(lambda labels: m1(labels, beta=0.0), labels=False),
+        "m1": Run(m1, labels=False),
+        "joint": Run(joint),
+        "ccvae": Run(ccvae),
+        "m2": Run(m2),
+        "m1m2": Run(m1m2, begin="m1"),
+    }
+    methods = {
+        "cnn": Method("CNN", "cnn"),
+        "cnn_shifted": Method("CNN, images shifted", "cnn_shifted"),
+        "net": Method("dense net", "net"),
+        "pixels_knn": Method("pixels, kNN", "grey", "pixels:knn"),
+        "pixels_logistic": Method("pixels, logistic regression", "grey", "pixels:logistic"),
+        "random_logistic": Method("random encoder, logistic regression", "random", "code:logistic"),
+        "autoencoder_logistic": Method("autoencoder, logistic regression", "autoencoder", "code:logistic"),
+        "m1_logistic": Method("M1, logistic regression", "m1", "code:logistic"),
+        "m1_svm": Method("M1, SVM", "m1", "code:svm"),
+        "m1_knn": Method("M1, kNN", "m1", "code:knn"),
+        "joint": Method("joint", "joint"),
+        "ccvae": Method("CCVAE-style", "ccvae"),
+        "m2": Method("M2", "m2"),
+        "m1m2": Method("M1+M2", "m1m2"),
+        "generative": Method("generative (Bayes' rule on M2)", "m2", "bayes"),
+    }
+    fields = {"budgets": (100, 1000, 0), "seeds": (0, 1, 2), "detail": (100, 0), "iw_k": 20}
+    return Study("MNIST", runs, methods, **(fields | changes))
+
+
+def get_study():
+    return study()

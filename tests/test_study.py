@@ -1,0 +1,186 @@
+"""The study: cells that resume, splits that are saved, a test set that trains nothing; Bayes' rule as a classifier."""
+
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from configs import study_digits
+from tests.test_semi import KEY, LABEL, PIXELS, SHAPE, tiny
+from vae_jax import config, data, sharding, study, workdir
+from vae_jax.config import UserError
+from vae_jax.evaluate import generative, probes
+
+
+def small(**changes):
+    whole = study_digits.study(steps=20, budgets=(20, 0), seeds=(0, 1), detail=(20, 0), iw_k=2)
+    methods = {name: whole.methods[name] for name in ("net", "pixels_knn", "m1_svm", "random_logistic")}
+    return whole._replace(methods=methods, **changes)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """(folder, what was said) of a small study that is done."""
+    root, said = str(tmp_path_factory.mktemp("study")), []
+    assert study.run(small(), root, say=said.append)
+    return root, said
+
+
+def read(root, name):
+    with open(os.path.join(root, "cells", f"{name}.json")) as file:
+        return json.load(file)
+
+
+def test_a_study_does_every_cell_and_says_what_is_left(done):
+    root, said = done
+    names = {f"{m}-{b}-{s}" for m in small().methods for b in ("20", "all") for s in (0, 1)} - {"pixels_knn-all-1"}
+    assert {f.removesuffix(".json") for f in os.listdir(f"{root}/cells")} == names
+    assert any("cell 15 of 15" in line and "about 0 min left" in line for line in said)
+    one, other = read(root, "net-20-0"), read(root, "net-20-1")
+    assert one["figures"]["accuracy"] != other["figures"]["accuracy"] and one["training_flops"] > 0
+    assert np.sum(one["confusion"]) == 360 and one["figures"]["accuracy"] == np.trace(one["confusion"]) / 360
+    assert read(root, "m1_svm-20-0")["figures"]["ece"] is None, "no probabilities"
+    # M1 sees no labels: one program of two seeds serves both budgets.
+    assert sorted(os.listdir(f"{root}/runs")) == ["m1", "net-20-0", "net-20-1", "net-all"]
+    assert read(root, "m1_svm-20-1")["config"]["seed"] == 1 and os.path.isdir(f"{root}/runs/m1/replica_1")
+
+
+def test_the_page_and_the_tables_hold_the_cells(done):
+    root, _ = done
+    accuracy = [read(root, f"net-20-{s}")["figures"]["accuracy"] for s in (0, 1)]
+    entry = f"{np.mean(accuracy):.2%} ± {np.std(accuracy, ddof=1):.2%}"
+    names = ("index.html", "table.md", "table.tex", "table.csv")
+    pages = {name: pathlib.Path(root, "report", name).read_text() for name in names}
+    assert entry in pages["index.html"] and entry in pages["table.md"] and "\\pm" in pages["table.tex"]
+    line = next(row for row in pages["table.csv"].splitlines() if row.startswith("net,20,0"))
+    assert line.split(",")[3] == str(accuracy[0])
+    assert "http" not in pages["index.html"].split("<main>")[1].replace("http://www.w3.org", "")
+
+
+def test_a_study_goes_on_where_it_was(done):
+    root, _ = done
+    before = {f: os.stat(f"{root}/cells/{f}").st_mtime_ns for f in os.listdir(f"{root}/cells")}
+    row = read(root, "m1_svm-20-1")
+    os.unlink(f"{root}/cells/m1_svm-20-1.json")
+    said = []
+    assert study.run(small(), root, only=["net", "m1_svm"], say=said.append)
+    after = {f: os.stat(f"{root}/cells/{f}").st_mtime_ns for f in os.listdir(f"{root}/cells")}
+    assert {f for f in after if after[f] != before[f]} == {"m1_svm-20-1.json"}
+    assert not any("training" in line for line in said), "its run was there"
+    again = read(root, "m1_svm-20-1")
+    assert all(again[k] == row[k] for k in ("figures", "confusion", "config"))
+
+
+def test_splits_are_saved_and_held_against_the_data(done):
+    root, _ = done
+    c = config.default().data
+    c.labels, c.labels_seed = 20, 1
+    found = data.load(c)
+    with open(f"{root}/splits/20-1.json") as file:
+        saved = json.load(file)
+    for name in ("train", "validation"):
+        assert saved[name] == np.flatnonzero(getattr(found, name).label >= 0).tolist() and len(saved[name]) == 10
+    assert saved["images"]["test"][0] == 360
+    cell = next(c for c in study.cells(small(), root) if c.name == "net-20-1")
+    flipped = data.Split(255 - np.asarray(found.train.image), found.train.label)
+    with pytest.raises(UserError, match=r"20-1\.json: the data are others"):
+        study.save_split(root, cell, found._replace(train=flipped))
+
+
+LONGER = study.Run(lambda labels: study_digits.vae(labels, steps=40), labels=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s._replace(methods={"a": study.Method("A", "m3")}), r"methods\.a: run=m3: nearest: m"),
+        (lambda s: s._replace(methods={"a": study.Method("A", "m1", "code:knm")}), r"read=code:knm: nearest: code:knn"),
+        (lambda s: s._replace(runs=s.runs | {"m1": LONGER}), r"m1_svm-20-0\.json: of another config .steps: 20 -> 40"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(done, change, message):
+    with pytest.raises(UserError, match=message):
+        study.run(change(small()), done[0], say=lambda _: None)
+
+
+def test_the_labels_of_the_test_set_train_nothing(done, tmp_path, monkeypatch):
+    """All test labels exchanged: the parameters of every seed are the same to the last bit, the figures are not."""
+    root, _ = done
+    load = data.load
+
+    def other(c):
+        found = load(c)
+        return found._replace(test=data.Split(found.test.image, (found.test.label + 1) % 10))
+
+    monkeypatch.setattr(data, "load", other)
+    assert study.run(small(budgets=(20,), methods={"net": small().methods["net"]}), str(tmp_path), say=lambda _: None)
+    for seed in (0, 1):
+        states = [workdir.restore(f"{r}/runs/net-20-{seed}", "latest")[1] for r in (root, str(tmp_path))]
+        jax.tree.map(np.testing.assert_array_equal, *(s.params for s in states))
+        name = f"net-20-{seed}"
+        assert read(root, name)["figures"]["accuracy"] != read(str(tmp_path), name)["figures"]["accuracy"]
+
+
+# ---- what reads a cell ----------------------------------------------------------------------------
+
+
+def test_a_probe_takes_its_setting_from_validation():
+    rng = np.random.default_rng(0)
+    label = np.arange(40) % 2
+    x = (label * 2.0 - 1)[:, None] + 0.1 * rng.normal(size=(40, 1))
+    noisy = np.where(np.arange(40) < 4, 1 - label, label)  # single neighbours are misled, five are not
+    for validation, want in (((x, label), 5), (None, 5), ((x[:4], noisy[:4]), 1)):
+        predict, setting = probes.fit("knn", (x, noisy), validation)
+        assert setting == want or (want == 1 and setting in (1, 3))
+    predicted, p = predict(x)
+    np.testing.assert_allclose(p.sum(1), 1)
+    assert predicted.shape == (40,)
+
+
+def test_bayes_rule_on_the_model_is_that_of_the_two_gaussians():
+    """p(x|y,z) = N(w z + c_y, s²): log p(x|y) and the best decision are known. q is p(z|x,y): exact at K = 1."""
+    rng = np.random.default_rng(0)
+    s2, w, centre = 0.5, rng.normal(size=PIXELS), rng.normal(size=(2, PIXELS)) * 0.7
+    parts = {
+        "likelihood": config.call("likelihood", "gaussian", logvar=float(np.log(s2))),
+        "encoder": config.call("encoder", "mlp", widths=(2 * PIXELS,), activation="relu"),
+    }
+    model, params = tiny(**parts)
+    variance = 1 / (1 + w @ w / s2)
+    gain, both = variance * w / s2, np.concatenate([np.eye(PIXELS), -np.eye(PIXELS)], 1)
+    layer = lambda kernel: {"kernel": kernel, "bias": np.zeros(kernel.shape[1])}  # noqa: E731
+    params |= {
+        "encoder": {"Layer_0": {"dense": layer(both), "label": {"kernel": -centre @ both}}},
+        "posterior": {
+            "Dense_0": {
+                "kernel": np.stack([np.r_[gain, -gain], np.zeros(2 * PIXELS)], 1),
+                "bias": np.array([0, np.log(variance)]),
+            }
+        },
+        "decoder": {
+            "Layer_0": {"dense": layer(np.array([[1.0, -1, 0, 0]])), "label": {"kernel": np.eye(4)[2:]}},
+            "out": layer(np.stack([w, -w, *centre])),
+        },
+    }
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    levels = 256
+    x = np.clip(rng.normal(size=(30, *SHAPE)) * 60 + 128, 0, 255).astype(np.uint8)
+    label = np.tile(np.asarray(LABEL), 6)
+    c = config.default()
+    found = generative.class_evidence(
+        c, model, params, data.Split(x, label), levels, sharding.make_mesh(c.mesh, jax.devices()[:1]), KEY, k=1
+    )
+    flat = x.reshape(30, PIXELS) / (levels - 1.0)
+    cov = np.outer(w, w) + s2 * np.eye(PIXELS)
+    exact = np.stack([stats.multivariate_normal(m, cov).logpdf(flat) for m in centre], 1)
+    np.testing.assert_allclose(found, exact, rtol=2e-5, atol=5e-4)
+    best = exact.argmax(1)
+    assert 0 < best.sum() < 30 and (found.argmax(1) == best).all()
+    kept = np.argsort(-np.logaddexp(*exact.T), kind="stable")[:27]
+    assert generative.kept_accuracy(found, best, 0.9) == 1.0
+    assert generative.kept_accuracy(found, label, 0.9) == pytest.approx((best == label)[kept].mean())
