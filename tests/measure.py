@@ -6,7 +6,7 @@ python -m tests.measure replicas --out=results/replicas.json    # five seeds as 
 python -m tests.measure sigma --workdir=RUN --twin=RUN --out=results/sigma.json    # two Gaussian decoders
 python -m tests.measure gradients --workdir=RUN --out=results/gradients.json    # variance and SNR of estimators
 python -m tests.measure iw --workdir=RUN --k=5000 --images=10000 --out=results/iw.json    # speed and memory of IW-K
-python -m tests.measure modes --out=results/modes.json    # the same update and trace in every mode and mesh
+python -m tests.measure modes --data_dir=DIR --out=results/modes.json    # the same update and trace in every mode and mesh
 python -m tests.measure aot --data_dir=DIR --out=results/aot.json    # training steps compiled for pods
 """
 
@@ -280,7 +280,7 @@ def aot(args):
 
 def modes(args):
     """50 steps of the joint objective, M2 and IWAE in every mode of tests/test_sharding.py: loss traces apart from
-    those of jit on one device, and the first update."""
+    those of jit on one device, and the first update; on MNIST with --data_dir, else on digits."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
 
@@ -290,7 +290,7 @@ def modes(args):
     from tests import test_sharding
     from vae_jax import results
 
-    figures = {}
+    figures, real = {}, {"data__name": "mnist", "data__dir": args.data_dir} if args.data_dir else {}
 
     def trace(c, devices):
         state, run = test_sharding.built(c, devices)
@@ -301,7 +301,7 @@ def modes(args):
         return np.array(losses)
 
     for name in ("joint", "m2", "iwae"):
-        make = lambda name=name, **fields: test_sharding.objective(name, **fields)  # noqa: E731
+        make = lambda name=name, **fields: test_sharding.objective(name, **real, **fields)  # noqa: E731
         want, update = trace(make(), 1), test_sharding.update(make(), 1)
         for mode, (fields, devices) in test_sharding.MODES.items():
             if name == "joint" and "samples" in mode:
@@ -315,7 +315,7 @@ def modes(args):
     for what in ("trace", "update"):
         worst = max(f["value"] for key, f in figures.items() if key.endswith(what))
         figures[f"largest_{what}_difference"] = results.figure(worst, "relative", n=len(figures) // 2)
-    return "digits; tests/test_sharding.py", figures
+    return f"{'mnist' if real else 'digits'}; tests/test_sharding.py", figures
 
 
 def bound(args, k):
