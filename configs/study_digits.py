@@ -56,6 +56,26 @@ def m2(labels, steps=STEPS):
     return c
 
 
+def m1m2(labels, steps=STEPS):
+    c = vae(labels, steps=steps)
+    c.batch, c.data.labelled_batch = 96, 64 if labels else 0
+    c.classifier = config.call("classifier", "mlp", widths=(256,))
+    c.objective = config.call("objective", "m1m2", alpha=10.0, labelled=labels / 1437 or 1.0)
+    return c
+
+
+def ccvae(labels, steps=STEPS):
+    c = joint(labels, steps)
+    c.prior, c.classifier = config.call("prior", "labelled"), config.call("classifier", "bayes")
+    return c
+
+
+def apart(labels, steps=STEPS):
+    c = m2(labels, steps)
+    c.objective = config.call("objective", "apart")
+    return c
+
+
 def study(steps=STEPS, **changes):
     sized = lambda f, **fields: lambda labels: f(labels, steps=steps, **fields)  # noqa: E731
     runs = {
@@ -65,7 +85,10 @@ def study(steps=STEPS, **changes):
         "autoencoder": Run(sized(vae, beta=0.0), labels=False),
         "m1": Run(sized(vae), labels=False),
         "joint": Run(sized(joint)),
+        "ccvae": Run(sized(ccvae)),
         "m2": Run(sized(m2)),
+        "m1m2": Run(sized(m1m2), begin="m1"),
+        "apart": Run(sized(apart)),
     }
     methods = {
         "net": Method("supervised net", "net"),
@@ -78,8 +101,11 @@ def study(steps=STEPS, **changes):
         "m1_svm": Method("M1, SVM", "m1", "code:svm"),
         "m1_knn": Method("M1, kNN", "m1", "code:knn"),
         "joint": Method("joint", "joint"),
+        "ccvae": Method("CCVAE-style", "ccvae"),
         "m2": Method("M2", "m2"),
+        "m1m2": Method("M1+M2", "m1m2"),
         "generative": Method("generative (Bayes' rule on M2)", "m2", "bayes"),
+        "apart": Method("generative, nets of each class", "apart", "bayes", budgets=(0,)),
     }
     fields = {"budgets": (20, 100, 0), "seeds": (0, 1, 2), "detail": (100, 0), "iw_k": 50}
     return Study("digits", runs, methods, **(fields | changes))

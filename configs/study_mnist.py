@@ -56,8 +56,16 @@ def ccvae(labels):
 
 
 def m2(labels):
-    c = sized(m2_mnist.get_config(), 12_000 if labels else 20_000, labels)
+    c = sized(m2_mnist.get_config(), 10_000 if labels else 20_000, labels)
     c.optim.lr, c.objective.labelled = 1e-3, labels / IMAGES or 1.0
+    return c
+
+
+def apart(labels):
+    """A VAE of two layers of 200 for each class; for all labels only."""
+    c = sized(m2_mnist.get_config(), 5000, labels)
+    c.encoder, c.decoder = (config.call(part, "mlp", widths=(200, 200)) for part in ("encoder", "decoder"))
+    c.objective, c.optim.lr = config.call("objective", "apart"), 1e-3
     return c
 
 
@@ -80,6 +88,7 @@ def study(**changes):
         "ccvae": Run(ccvae),
         "m2": Run(m2),
         "m1m2": Run(m1m2, begin="m1"),
+        "apart": Run(apart),
     }
     methods = {
         "cnn": Method("CNN", "cnn"),
@@ -97,6 +106,7 @@ def study(**changes):
         "m2": Method("M2", "m2"),
         "m1m2": Method("M1+M2", "m1m2"),
         "generative": Method("generative (Bayes' rule on M2)", "m2", "bayes"),
+        "apart": Method("generative, nets of each class", "apart", "bayes", budgets=(0,)),
     }
     fields = {"budgets": (100, 1000, 0), "seeds": (0, 1, 2), "detail": (100, 0), "iw_k": 20}
     return Study("MNIST", runs, methods, **(fields | changes))

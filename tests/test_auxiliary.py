@@ -102,7 +102,7 @@ def test_what_a_net_is_not_given_it_does_not_see():
 
 def test_m1m2_begins_with_m1_and_leaves_it(tmp_path):
     """A run of M1, then M2 on its codes: M1's encoder and decoder are there to the last bit, all else moves."""
-    changes = dict(steps=20, eval__every=20, log_every=20, steps_per_call=20, unroll=False)
+    changes = dict(mesh__data=1, steps=20, eval__every=20, log_every=20, steps_per_call=20, unroll=False)
     m1 = semi_supervised(data__labels=0, data__labelled_batch=0, **changes)
     m1.classifier, m1.objective = config.call("classifier", "none"), config.call("objective", "elbo")
     assert loop.train(m1, str(tmp_path / "m1"), say=lambda _: None)
@@ -124,3 +124,21 @@ def test_m1m2_begins_with_m1_and_leaves_it(tmp_path):
     other = compile_lib.init(c, model_lib.build_for(c, s.dataset), s.mesh, s.dataset)
     with pytest.raises(UserError, match=r"init_from=.*no part"):
         workdir.begin_from(c.init_from, *other)
+
+
+def test_models_side_by_side_are_one_of_each_label():
+    """The parameters of label 0 do not touch what is said of label 1; a label for each image, one for all: the same."""
+    model, params = tiny("apart")
+    other = {**params, "apart": jax.tree.map(lambda p: p.at[0].add(1.0), params["apart"])}
+
+    @jit
+    def run(params):
+        every = jax.vmap(lambda y: model.draw(params, X, KEY, y=y).log_w)(jnp.arange(2))
+        rows = jax.vmap(lambda x, y: model.encode(params, x[None], y).mu[0])(X, LABEL)
+        return every, model.draw(params, X, KEY, y=LABEL).log_w, model.encode(params, X, LABEL).mu, rows
+
+    (every, given, mu, rows), (moved, _, _, _) = run(params), run(other)
+    np.testing.assert_array_equal(every[1], moved[1])
+    assert (np.abs(every[0] - moved[0]) > 1e-4).all()
+    np.testing.assert_allclose(given, np.asarray(every)[LABEL, np.arange(5)], rtol=1e-5)
+    np.testing.assert_allclose(mu, rows, rtol=1e-5)

@@ -19,16 +19,22 @@ from vae_jax.config import UserError
 ROOT = pathlib.Path(__file__).parents[1]
 # FLOPs of dense and convolutional layers in a training step, for one image.
 GOLDEN = {
+    "adgm_mnist": 74_742_248,
+    "ccvae_mnist": 7_845_552,
     "digits": 1_142_528,
     "fashion_cnn": 13_659_648,
     "fashion_mnist": 27_955_264,
     "imagenet64": 3_861_454_848,
     "iwae_mnist": 7_206_880,
-    "m2_mnist": 36_616_248,
+    "m1_mnist": 9_567_136,
+    "m1m2_mnist": 9_660_968,
+    "m2_mnist": 18_616_248,
     "mnist": 27_955_264,
+    "mnist_cnn": 13_659_648,
     "mnist_dynamic": 2_231_136,
     "normal_mnist": 5_743_936,
     "pod_smoke": 3_861_485_568,
+    "sdgm_mnist": 63_456_248,
     "seed_conv": 295_533_312,
     "sigma_fashion": 5_289_536,
     "static_mnist": 3_427_136,

@@ -123,7 +123,7 @@ def build(c, *, shape, levels, classes, binary):
 
     Where the objective has an attribute ``conditional`` that is true, so is the model. q(y|x) is then a net of
     its own: a second one like the encoder, ``trunk``, and on its features the classifier. Where it is a name in
-    :data:`SEES`, the model is that one, an :class:`Auxiliary`.
+    :data:`SEES`, the model is that one, an :class:`Auxiliary`; where it is "apart", each label has nets of its own.
 
     Raises:
       UserError: the likelihood is not one of this data, or a part that another one needs is missing.
@@ -147,6 +147,8 @@ def build(c, *, shape, levels, classes, binary):
         raise UserError(f"prior.name={c.prior.name}: classifier.name=bayes reads p(y|z) off it; want labelled")
     if c.prior.name == "labelled" and not classes:
         raise UserError(f"prior.name=labelled: data.name={c.data.name} has no labels; want mixture")
+    if conditional == "apart":
+        return _apart(c, shape=shape, levels=levels, classes=classes, binary=binary)
     if conditional in SEES:
         return _auxiliary(c, conditional, shape=shape, classes=classes, likelihood=likelihood)
     dtype = jnp.dtype(c.dtype)
@@ -376,4 +378,47 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
         latent_given=latent_given,
         first_given=first_given,
         image_given=image_given,
+    )
+
+
+def _apart(c, *, shape, levels, classes, binary):
+    """A conditional model of Y models side by side, parameters ``apart`` with a leading axis Y: p(x|y,z) and q(z|x,y)
+    are the nets of label y. Labels of shape B are computed for all Y and picked from: Y times the work of a shared net.
+    """
+    if c.prior.name != "normal":
+        raise UserError(f"prior.name={c.prior.name}: objective {c.objective.name} wants normal")
+    alone = config_lib.override(c, {})
+    alone.objective, alone.classifier = config_lib.call("objective", "elbo"), config_lib.call("classifier", "none")
+    one = build(alone, shape=shape, levels=levels, classes=classes, binary=binary)
+    trunk = config_lib.build("encoder", c.encoder, dtype=jnp.dtype(c.dtype))
+    head = config_lib.build("classifier", c.classifier, outputs=classes, dtype=jnp.dtype(c.dtype))
+
+    def of(function):
+        def run(params, v, y):
+            if not jnp.ndim(y):
+                return function(jax.tree.map(lambda p: p[y], params["apart"]), v)
+            every = jax.vmap(function, (0, None))(params["apart"], v)
+            return jax.tree.map(lambda a: a[y, jnp.arange(len(y))], every)
+
+        return run
+
+    def classify(params, x):
+        features = trunk.apply({"params": params["trunk"]}, x.astype(c.dtype))
+        return head.apply({"params": params["classifier"]}, features).astype(jnp.float32)
+
+    def init(key, mean_HxWxC=None):
+        nets_key, *keys = jax.random.split(key, 3)
+        features, of_trunk = trunk.init_with_output(keys[0], jnp.zeros((1, *shape), c.dtype))
+        apart = jax.vmap(lambda k: one.init(k, mean_HxWxC))(jax.random.split(nets_key, classes))
+        head_params = head.init(keys[1], features)["params"]
+        return {"apart": apart, "trunk": of_trunk.get("params", {}), "classifier": head_params}
+
+    return dataclasses.replace(
+        one,
+        init=init,
+        encode=of(one.encode),
+        prior=lambda params: densities.Normal(jnp.zeros(c.latent), jnp.zeros(c.latent)),
+        decode=of(one.decode),
+        classify=classify,
+        conditional=True,
     )

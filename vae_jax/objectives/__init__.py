@@ -21,7 +21,7 @@ from vae_jax.objectives.aggregate import beta_tcvae, dip_vae, factor_vae, info_v
 from vae_jax.objectives.evidence import capacity, elbo, free_bits, geco
 from vae_jax.objectives.labels import cross_entropy, joint, supervised
 from vae_jax.objectives.multisample import ciwae, iwae, miwae, piwae, renyi, tvo, vr_max
-from vae_jax.objectives.semi import adgm, m1m2, m2, sdgm
+from vae_jax.objectives.semi import adgm, apart, m1m2, m2, sdgm
 from vae_jax.objectives.terms import Terms, many
 
 __all__ = ["OBJECTIVES", "Terms", "cross_entropy", "many"]
@@ -32,6 +32,6 @@ OBJECTIVES = {
         *(elbo, free_bits, capacity, geco),
         *(iwae, miwae, ciwae, piwae, renyi, vr_max, tvo),
         *(beta_tcvae, factor_vae, dip_vae, info_vae),
-        *(joint, supervised, m2, adgm, sdgm, m1m2),
+        *(joint, supervised, m2, adgm, sdgm, m1m2, apart),
     )
 }

@@ -120,7 +120,16 @@ def m1m2(model, params, batch, key, *, alpha=1.0, labelled=1.0, samples=1):
     return adgm(model, params, batch, key, alpha=alpha, labelled=labelled, samples=samples)
 
 
-for _objective in (adgm, sdgm, m1m2):
+def apart(model, params, batch, key, *, alpha=1.0, labelled=1.0, samples=1):
+    """:func:`m2` of a model in which each label has nets of its own: p_y(x|z) and q_y(z|x).
+
+    With every label given this trains a VAE for each class side by side, a generative classifier by Bayes' rule (Schott
+    et al. 2018, arXiv:1805.09190); q(y|x) is learnt beside it and is in no bound.
+    """
+    return m2(model, params, batch, key, alpha=alpha, labelled=labelled, samples=samples)
+
+
+for _objective in (adgm, sdgm, m1m2, apart):
     _objective.conditional = _objective.__name__  # the model's: see model.SEES
 
 
