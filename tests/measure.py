@@ -4,9 +4,10 @@ python -m tests.measure clone --out=results/clone.json     # git clone, make tra
 python -m tests.measure step --out=results/step.json       # one against eight devices, recompilations
 python -m tests.measure replicas --out=results/replicas.json    # five seeds as one program, and one after the other
 python -m tests.measure sigma --workdir=RUN --twin=RUN --out=results/sigma.json    # two Gaussian decoders
+python -m tests.measure quality --workdir=RUN --features=RUN --out=results/quality.json    # FID, PSNR, ...
 python -m tests.measure gradients --workdir=RUN --out=results/gradients.json    # variance and SNR of estimators
 python -m tests.measure iw --workdir=RUN --k=5000 --images=10000 --out=results/iw.json    # speed and memory of IW-K
-python -m tests.measure modes --data_dir=DIR --out=results/modes.json    # the same update and trace in every mode and mesh
+python -m tests.measure modes --data_dir=DIR --out=results/modes.json    # the same update in every mode and mesh
 python -m tests.measure aot --data_dir=DIR --out=results/aot.json    # training steps compiled for pods
 """
 
@@ -174,6 +175,18 @@ def sigma(args):
             page.paste(tile, (left + j * size, i * (size + 6)))
     page.save(os.path.splitext(args.out)[0] + ".png", optimize=True)
     return configs, figures
+
+
+def quality(args):
+    """Figures of a run's images, in the features of another run: ``vae_jax.evaluate.quality``."""
+    from vae_jax import config as config_lib
+    from vae_jax import results
+    from vae_jax.evaluate import quality as quality_lib
+
+    c, found = quality_lib.measure(args.workdir, args.features, args.images, data_dir=args.data_dir)
+    n, units = found.pop("n"), {"psnr": "dB", "sharpness_samples": "of the test images'"}
+    units["sharpness_reconstructions"] = units["sharpness_samples"]
+    return config_lib.to_json(c), {k: results.figure(v, units.get(k, ""), n=n) for k, v in found.items()}
 
 
 def gradients(args):
@@ -358,12 +371,15 @@ def record(args, config, figures):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("clone", "step", "replicas", "sigma", "gradients", "iw", "aot", "modes"))
+    parser.add_argument(
+        "what", choices=("clone", "step", "replicas", "sigma", "quality", "gradients", "iw", "aot", "modes")
+    )
     parser.add_argument("--out", required=True)
-    parser.add_argument("--workdir", help="sigma, gradients, iw: a finished run with a decoder")
+    parser.add_argument("--workdir", help="sigma, quality, gradients, iw: a finished run with a decoder")
+    parser.add_argument("--features", help="quality: a finished run that learnt labels")
     parser.add_argument("--twin", help="sigma: the run with the other variance")
     parser.add_argument("--k", type=int, default=5000, help="iw: samples of an image")
-    parser.add_argument("--images", type=int, default=10_000, help="iw, sigma: test images, from the first")
+    parser.add_argument("--images", type=int, default=10_000, help="iw, sigma, quality: test images, from the first")
     parser.add_argument("--only", default="", help="aot: some of its cells, such as configs/mnist.py@v5e:16x16,weak")
     parser.add_argument("--steps", type=int, default=50, help="modes: of a loss trace")
     parser.add_argument("--data_dir", default="", help="sigma, gradients, iw, aot: where the data is, if it moved")
@@ -374,6 +390,7 @@ def main():
         "step": step,
         "replicas": replicas,
         "sigma": sigma,
+        "quality": quality,
         "gradients": gradients,
         "iw": iw,
         "aot": aot,

@@ -27,6 +27,7 @@ def folder(path, classes, each=4, size=(9, 11)):
 
 # (what is wrong, extra flags, a pattern of the one line)
 FLAGS = [
+    ("a limit of steps that none leaves out", ["--config.optim.skip_above=9"], r"optim\.skip_above=9\.0: no step is"),
     ("unknown field", ["--config.optim.lrr=1"], r"optim\.lrr=1: unknown field; nearest: optim\.lr"),
     ("unknown section", ["--config.opt.lr=1"], r"opt\.lr=1: unknown field"),
     ("a section set as a value", ["--config.optim=3"], r"optim=3: a section"),

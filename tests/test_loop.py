@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests import kill_resume
-from vae_jax import checkpoint, loop
+from vae_jax import checkpoint, log, loop
 from vae_jax import config as config_lib
 from vae_jax import workdir as workdir_lib
 from vae_jax.config import UserError
@@ -227,6 +227,28 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_term(tmp_path):
         r"^error: non-finite loss at step 71: kl=inf \(.*log_px=.*\); last good checkpoint: 60", done.stderr, re.M
     ), done.stderr
     assert checkpoint.steps(tmp_path / "run")[-1] == 60
+
+
+def test_bad_steps_are_left_out_and_too_many_in_a_row_stop_the_run(tmp_path):
+    page = tmp_path / "stumble.py"
+    page.write_text(
+        "import jax.numpy as jnp\n"
+        "from vae_jax.objectives import Terms\n"
+        "def loss(model, params, batch, key):\n"
+        "    step = -1 if batch['step'] is None else batch['step']\n"
+        "    bad = (step == 5) | (step >= 30)\n"
+        "    mu = model.encode(params, batch['image']).mu\n"
+        "    return Terms(jnp.where(bad, jnp.nan, (mu**2).sum(-1)))\n"
+    )
+    c = config_lib.default()
+    c.steps, c.log_every, c.eval.every, c.latent, c.optim.skip = 60, 10, 20, 2, 3
+    c.encoder = config_lib.call("encoder", "mlp", widths=(4,))
+    c.objective = config_lib.ConfigDict({"name": f"{page}:loss"})
+    with pytest.raises(UserError, match=r"optim\.skip=3: 4 bad steps in a row up to step 34: loss=nan.*checkpoint: 20"):
+        loop.train(c, str(tmp_path / "run"), say=lambda _: None)
+    rows = {row["step"]: row for row in log.read_history(tmp_path / "run") if row["split"] == "train"}
+    assert [rows[at]["skipped"] for at in (10, 20)] == [0.1, 0.0]
+    assert 0 < rows[20]["loss"] < rows[10]["loss"]  # means over the good steps
 
 
 def test_evaluation_beside_a_training_run_moves_nothing(finished, tmp_path):

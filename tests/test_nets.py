@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from vae_jax import config, model
-from vae_jax.nets import conv
+from vae_jax.nets import ViTDecoder, ViTEncoder, conv, vit
+from vae_jax.nets.residual import double, grids, halve, patches, unpatch
 
 
 @pytest.mark.parametrize(("k", "shape"), [(4, (3, 7, 7, 5)), (3, (2, 4, 6, 3)), (5, (1, 5, 3, 2))])
@@ -32,7 +34,7 @@ def test_both_weight_gradients_are_the_same_sum():
     np.testing.assert_allclose(conv._mirrored(z, w, g), conv._plain(z, w, g), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("net", ["mlp", "conv", "residual", "vit"])
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (9, 13, 3), (1, 5, 2)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_any_image_size_goes_in_and_comes_out(net, shape, dtype):
@@ -56,3 +58,62 @@ def test_fresh_decoder_output_has_unit_scale():
     z = jax.random.normal(jax.random.key(0), (16, 8, 8, 64))
     out = up.apply(up.init(jax.random.key(1), z), z)
     assert 0.8 < float(out[:, 2:-2, 2:-2].std()) < 1.2
+
+
+def test_patches_of_any_size_come_back_and_grids_halve_and_double():
+    x = jax.random.normal(jax.random.key(0), (2, 9, 14, 3))
+    cells = patches(x, 4)
+    assert cells.shape == (2, 3, 4, 48)
+    np.testing.assert_array_equal(cells[0, 1, 2].reshape(4, 4, 3), x[0, 4:8, 8:12])
+    np.testing.assert_array_equal(unpatch(cells, (9, 14, 3), 4), x)
+    assert grids((28, 28, 1), 2, 4) == [(14, 14), (7, 7), (4, 4), (2, 2)]
+    h = jnp.arange(3.0)[None, :, None, None]  # rows 0, 1 and, alone in its block, 2
+    np.testing.assert_allclose(halve(h).ravel(), [0.5, 2])
+    np.testing.assert_allclose(double(halve(h), (3, 1)).ravel(), [0.5, 0.5, 2])
+
+
+def test_attention_is_the_softmax_of_products_written_out_in_float64():
+    b, n, f, heads = 2, 5, 6, 3
+    h = jax.random.normal(jax.random.key(0), (b, n, f))
+    net = vit.Attention(heads)
+    params = net.init(jax.random.key(1), h)
+    mask = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0]], bool)
+    w = {k: np.asarray(v["kernel"], np.float64) for k, v in params["params"].items()}
+    q, k, v = np.moveaxis((np.asarray(h, np.float64) @ w["qkv"]).reshape(b, n, 3, heads, f // heads), 2, 0)
+    scores = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(f // heads)
+    scores = np.where(mask[:, None, None], scores, -np.inf)
+    want = np.einsum("bhqk,bkhd->bqhd", softmax(scores, -1), v).reshape(b, n, f) @ w["out"]
+    np.testing.assert_allclose(net.apply(params, h, mask), want, rtol=1e-4, atol=1e-5)
+
+
+def tiny_vit():
+    net = ViTEncoder(patch=2, width=8, depth=2, heads=2)
+    x = jax.random.uniform(jax.random.key(0), (2, 4, 6, 1))
+    return net, x, net.init(jax.random.key(1), x)
+
+
+def test_patches_in_another_order_with_their_positions_are_the_same_image():
+    net, x, params = tiny_vit()
+    order = np.array([4, 0, 3, 5, 1, 2])
+    moved = unpatch(patches(x, 2).reshape(2, 6, 4)[:, order].reshape(2, 2, 3, 4), (4, 6, 1), 2)
+    turned = {"params": params["params"] | {"positions": params["params"]["positions"][order]}}
+    np.testing.assert_allclose(net.apply(turned, moved), net.apply(params, x), rtol=1e-4, atol=1e-5)
+    assert np.abs(net.apply(params, moved) - net.apply(params, x)).max() > 1e-4  # without them it is another
+
+
+def test_masked_patches_have_no_influence():
+    net, x, params = tiny_vit()
+    mask = np.array([[1, 0, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1]], bool)
+    gradient = jax.grad(lambda x: (net.apply(params, x, mask_BxN=mask) ** 2).sum())(x)
+    seen = np.abs(patches(gradient, 2)).sum(-1).reshape(2, 6) > 0
+    np.testing.assert_array_equal(seen, mask)
+
+
+def test_the_vit_decoder_tells_patches_apart_by_their_positions():
+    net, z = ViTDecoder(shape=(4, 4, 1), patch=2, width=8, depth=1, heads=2), jnp.ones((1, 3))
+    params = net.init(jax.random.key(0), z)
+    out = patches(net.apply(params, z), 2)[0].reshape(4, 4)
+    assert np.abs(out - out[0]).max() > 1e-4
+    params["params"]["positions"] = jnp.zeros_like(params["params"]["positions"])
+    alike = patches(net.apply(params, z), 2)[0].reshape(4, 4)
+    np.testing.assert_allclose(alike, np.broadcast_to(alike[0], alike.shape), atol=1e-6)

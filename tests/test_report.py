@@ -211,6 +211,16 @@ def test_absent_panels_are_left_out(tmp_path, full):
     assert os.listdir(tmp_path) == ["index.html"]
 
 
+def test_rows_of_images_and_the_rates_of_levels_have_panels_of_their_own(tmp_path):
+    x = digits()[0]
+    rows = {name: [x[:4], x[4:8], x[8:12]] for name in report.ROWS}
+    page = Page(
+        write(tmp_path, pictures=report.Pictures(**rows, kl_per_level=np.array([3.0, 2, 1])), run={}, config={})
+    )
+    assert page.headings() == [f"h-{name}" for name in (*report.ROWS, "level_rates")] + ["h-metrics"]
+    assert {f"{name}.png" for name in (*report.ROWS, "level_rates")} < set(os.listdir(tmp_path))
+
+
 def test_same_input_same_bytes(tmp_path):
     a, b = (write(tmp_path / name, pictures=pictures(), history=HISTORY) for name in "ab")
     for name in os.listdir(tmp_path / "a"):

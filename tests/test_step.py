@@ -148,6 +148,37 @@ def test_gradient_under_shard_map_is_not_multiplied_by_the_devices():
     assert largest_difference(want.params, got.params) < 1e-5
 
 
+@pytest.mark.parametrize("bad", ["loss", "norm"])
+def test_a_bad_step_leaves_everything_but_its_number_as_it_was(bad):
+    """Step 1 of three is bad: a NaN, or a gradient above the limit. The others are those of a run without it."""
+    import optax
+
+    target, tx = jnp.arange(3.0), optax.adam(0.1)
+
+    def terms(params, batch, key, at):
+        from vae_jax.objectives import Terms
+
+        wrong = (jnp.nan if bad == "loss" else 1e4) if batch["spoilt"] else 1.0
+        return Terms(loss=wrong * jnp.sum((params["w"] - target) ** 2) * jnp.ones(4))
+
+    start = step.TrainState(jnp.int32(0), {"w": jnp.zeros(3)}, tx.init({"w": jnp.zeros(3)}), {"w": jnp.zeros(3)})
+
+    def run(spoilt, **kwargs):
+        state, skipped = start, []
+        for spoil in spoilt:
+            batch = {"spoilt": spoil}
+            state, metrics = step.train_step(state, batch, jax.random.key(0), terms=terms, tx=tx, decay=0.9, **kwargs)
+            skipped.append(float(metrics.get("skipped", 0)))
+        return state, skipped
+
+    got, skipped = run([False, True, False], skip_above=100.0)
+    want, _ = run([False, False])
+    assert skipped == [0, 1, 0] and int(got.step) == 3
+    assert largest_difference((got.params, got.opt), (want.params, want.opt)) == 0
+    finite, skipped = run([True], skip_above=0.0)  # without a limit a large norm is no fault
+    assert skipped == [float(bad == "loss")] and np.isfinite(finite.params["w"]).all()
+
+
 def _deterministic(m, params, batch):
     from vae_jax.objectives import Terms
 

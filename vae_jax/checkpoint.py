@@ -60,6 +60,12 @@ def steps(workdir):
     return sorted(int(n) for n in os.listdir(folder) if n.isdigit()) if os.path.isdir(folder) else []
 
 
+def digest(workdir, step):
+    """The hash of a whole checkpoint: SHA-256 of its manifest."""
+    with open(os.path.join(workdir, "manifests", f"{step}.json"), "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
 def fault(workdir, step):
     """None for a good step, else what is wrong with it."""
     manifest = os.path.join(workdir, "manifests", f"{step}.json")

@@ -235,7 +235,7 @@ def program(c, model, mesh, dataset, state, places, source):
         ids = spread(ids)
         return spread({name: source[name][ids] for name in ("image", "label")} | {"id": ids})
 
-    names = []
+    names, skip = [], {"skip_above": c.optim.skip_above} if c.optim.skip else {}
 
     def many(state, source, key):
         def update(c, state, given, key):
@@ -247,7 +247,7 @@ def program(c, model, mesh, dataset, state, places, source):
             terms, tx = step.make_terms(c, model, dataset), optim.optimizer(c.optim, c.steps)
             with parallel.over(mesh) if mesh.shape["samples"] > 1 else contextlib.nullcontext():
                 state, metrics = step.train_step(
-                    state, batch, key, terms=terms, tx=tx, decay=c.optim.ema, micros=c.accumulate, **how
+                    state, batch, key, terms=terms, tx=tx, decay=c.optim.ema, micros=c.accumulate, **skip, **how
                 )
             names[:] = metrics
             return state, jnp.stack(list(metrics.values()))

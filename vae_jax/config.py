@@ -30,6 +30,7 @@ CALLS = {
 }
 # Arguments that the model gives; never a field of the config.
 GIVEN = {"image", "parent", "name", "dtype", "shape", "levels", "outputs", "model", "params", "batch", "key"}
+GIVEN |= {"pyramid", "remat"}
 BINARIZE = ("none", "threshold", "static", "dynamic")
 COMPILE = ("jit", "shard_map", "pmap")
 REMAT = ("none", "full", "dots")
@@ -150,6 +151,10 @@ def default():
     c.optim.warmup = 0  # steps of linear warm-up
     c.optim.weight_decay = 0.0  # adamw only; never on biases, norms and other vectors
     c.optim.clip = 0.0  # global norm; 0 = off
+    c.optim.skip = 0  # most bad steps in a row that are left out before the run stops; 0: the first stops it
+    c.optim.skip_above = (
+        0.0  # a step is bad where a gradient is not finite, or its norm above this; 0 = any norm is good
+    )
     c.optim.b1, c.optim.b2, c.optim.eps = 0.9, 0.999, 1e-8
     c.optim.ema = 0.0  # decay of the parameters' moving average, used for evaluation; 0 = off
 
@@ -208,6 +213,8 @@ LIMITS = {
     "optim.warmup": _natural,
     "optim.weight_decay": _natural,
     "optim.clip": _natural,
+    "optim.skip": _natural,
+    "optim.skip_above": _natural,
     "optim.b1": _share,
     "optim.b2": _share,
     "optim.eps": _positive,
@@ -253,6 +260,8 @@ def validate(c):
             raise UserError(f"steps={c.steps}: want steps * {field} < 2**32, so at most {2**32 // size - 1}")
     if c.optim.weight_decay and c.optim.name == "adam":
         raise UserError(f"optim.weight_decay={c.optim.weight_decay}: adam has none; want optim.name=adamw")
+    if c.optim.skip_above and not c.optim.skip:
+        raise UserError(f"optim.skip_above={c.optim.skip_above}: no step is left out; want optim.skip, such as 10")
     if c.optim.warmup and c.optim.schedule == "stages":
         raise UserError(f"optim.warmup={c.optim.warmup}: the schedule stages has none; want 0")
     if c.optim.warmup >= c.steps:

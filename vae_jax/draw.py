@@ -230,13 +230,13 @@ def draw_latents(theme, latents_PxD, labels_P, classes):
     return figure
 
 
-def draw_rates(theme, kl_D):
+def draw_rates(theme, kl_D, axis):
     figure = new_figure(9, 2.2)
     ax = figure.subplots()
     style_axes(ax, theme)
     ax.bar(np.arange(1, len(kl_D) + 1), kl_D, width=0.8, color=theme["train"])
     ax.set_xlim(0.4, max(len(kl_D), 12) + 0.6)  # two dimensions are two bars, not two walls
-    ax.set_xlabel("latent dimension, by rank", fontsize=8.5, color=theme["muted"])
+    ax.set_xlabel(axis, fontsize=8.5, color=theme["muted"])
     ax.set_ylabel("nats", fontsize=8.5, color=theme["muted"])
     return figure
 

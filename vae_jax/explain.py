@@ -6,6 +6,12 @@ from vae_jax import config as config_lib
 from vae_jax import optim, step
 
 
+def _latents(c):
+    if hasattr(config_lib.resolve("decoder", c.decoder.name), "groups"):
+        return f"q(z|x) and p(z) Gaussian level by level, {c.decoder.name}"
+    return f"q(z|x) {c.posterior.name}    p(z) {c.prior.name}    D = {c.latent}"
+
+
 def card(c):
     """The equation, what is summed and averaged over what, units, weights and schedules, and the source."""
     config_lib.validate(c)
@@ -15,7 +21,7 @@ def card(c):
         "summed over   pixels and channels; latent dimensions and levels",
         f"averaged over samples of z within the equation; the {c.batch} examples of the batch, once, at the end",
         "units         nats per example; the elbo beside the loss has beta = 1 and no other weight",
-        f"p(x|z)        {c.likelihood.name}    q(z|x) {c.posterior.name}    p(z) {c.prior.name}    D = {c.latent}",
+        f"p(x|z)        {c.likelihood.name}    {_latents(c)}",
         "",
         f"{'weight':<24}{'step 0':>12}{'step ' + str(c.steps):>16}",
     ]

@@ -49,15 +49,17 @@ def program(what, s, params, *, temperature=1.0, codes=None):
 
     def classifier(image):
         x, q = coded(image)
-        logits = model.classify(params, x if model.conditional else q.mu)
-        return {"probabilities": jax.nn.softmax(logits / temperature), "distance": codes(q.mu, jnp)}
+        mu = q.mu[:, : model.code]
+        logits = model.classify(params, x if model.conditional else mu)
+        return {"probabilities": jax.nn.softmax(logits / temperature), "distance": codes(mu, jnp)}
 
     def encoder(image):
         _, q = coded(image)
         return {"mu": q.mu} | ({"logvar": q.logvar} if isinstance(q, densities.Normal) else {})
 
     def sampler(seed, *label):
-        z = jax.vmap(lambda i: model.prior(params).sample(jax.random.key(i), (1,))[0])(seed)
+        one = lambda i, *y: model.sample(params, jax.random.key(i), 1, *(a[None] for a in y))[0]  # noqa: E731
+        z = jax.vmap(one)(seed, *label)
         return {"image": model.likelihood.mean(model.decode(params, z, *label))}
 
     image = [(s.dataset.shape, jnp.uint8)]

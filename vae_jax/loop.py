@@ -216,12 +216,17 @@ def _run(s, state, places, at, runs, progress, stop, seen, profile):
     seen.begin()
     began, offset = time.perf_counter(), clock["seconds"]
     window, window_began, pending = [], began, None
+    row = np.zeros(len(runs), int)  # how many steps in a row were left out
 
     def settle(pending):
         """Read the metrics of the call before: the device is already busy with the next one."""
         last, values = pending
         rows_SxRxM = np.asarray(values, np.float64).reshape(per_call, len(runs), -1)
-        for i, r in np.argwhere(~np.isfinite(rows_SxRxM).all(-1))[:1]:
+        good_SxR = np.isfinite(rows_SxRxM).all(-1)
+        if c.optim.skip:
+            rows_SxRxM, skipped_SxR = leave_out(rows_SxRxM, last)
+            good_SxR |= skipped_SxR
+        for i, r in np.argwhere(~good_SxR)[:1]:
             figures = dict(zip(program.names, rows_SxRxM[i, r], strict=True))
             latest = runs[r].saved.latest()
             raise UserError(
@@ -229,6 +234,24 @@ def _run(s, state, places, at, runs, progress, stop, seen, profile):
                 f"{guilty(figures)}; last good checkpoint: {latest if latest is not None else 'none'}"
             )
         window.append(rows_SxRxM)
+
+    def leave_out(rows_SxRxM, last):
+        """(figures with NaN for those of steps left out, which were); stops where there are too many in a row."""
+        at = program.names.index("skipped")
+        skipped_SxR = rows_SxRxM[..., at] > 0
+        for i, bad_R in enumerate(skipped_SxR):
+            row[:] = np.where(bad_R, row + 1, 0)
+            if row.max() > c.optim.skip:
+                figures, latest = rows_SxRxM[i, row.argmax()], runs[row.argmax()].saved.latest()
+                raise UserError(
+                    f"optim.skip={c.optim.skip}: {row.max()} bad steps in a row up to step {last - per_call + i + 1}"
+                    f"{f' of replica {row.argmax()}' if several else ''}: "
+                    f"{guilty(dict(zip(program.names, figures, strict=True)))}; last good checkpoint: "
+                    f"{latest if latest is not None else 'none'}"
+                )
+        shown = np.where(skipped_SxR[..., None], np.nan, rows_SxRxM)
+        shown[..., at] = skipped_SxR
+        return shown, skipped_SxR
 
     def tick():
         clock["seconds"] = offset + time.perf_counter() - began
@@ -273,7 +296,8 @@ def _run(s, state, places, at, runs, progress, stop, seen, profile):
             seconds = time.perf_counter() - window_began
             images = sum(map(len, window)) * c.batch * len(runs)
             tick()
-            means_RxM = np.concatenate(window).mean(0).tolist()
+            figures_SxRxM = np.ma.masked_invalid(np.concatenate(window))
+            means_RxM = figures_SxRxM.mean(0).filled(np.nan).tolist()
             rows = [dict(zip(program.names, means, strict=True)) for means in means_RxM]
             write(
                 "train",

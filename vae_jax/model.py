@@ -1,6 +1,7 @@
 """A VAE as plain functions of its parameters, built from the nets that a config names."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ class Model:
 
     shape: tuple[int, int, int]
     classes: int  # Y; 0 where the data has no labels
-    latent: int  # D
+    latent: int  # D; of a hierarchy all its levels together
     likelihood: Any
     init: Callable  # key, mean training image or None → params
     encode: Callable  # params, x_BxHxWxC → q(z|x), a distribution of densities
@@ -54,6 +55,8 @@ class Model:
     # p(x|y,z), q(z|x,y) and q(y|x): encode and decode take a last argument y, labels of shape B or one for
     # all, and classify takes x_BxHxWxC in the place of z.
     conditional: bool = False
+    levels = 1  # L
+    code: int | None = None  # classify and evaluation look at the first so many dimensions of z; None: at all
 
     def log_px(self, params, x_BxHxWxC, z, y=None):
         """log p(x|z), or log p(x|y,z), of z_BxD or z_KxBxD; shape B or KxB."""
@@ -99,10 +102,147 @@ class Model:
             z, log_pz, log_qz = parallel.spread((z, log_pz, log_qz), len(key))
         return Draw(self.log_px(params, x_BxHxWxC, z, y), log_pz, log_qz, kl, z)
 
+    def sample(self, params, key, n, y=None):
+        """z_NxD from the prior."""
+        return self.prior(params).sample(key, (n,))
+
     def guess(self, params, x_BxHxWxC):
         """What stands for the label of an image that has none, as arguments of ``encode`` and ``decode``: the most
         probable y of q(y|x), shape B; nothing where the model is not conditional."""
         return (jnp.argmax(self.classify(params, x_BxHxWxC), -1),) if self.conditional else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """q(z|x) or p(z) of a hierarchy as one distribution of z_BxD, its levels side by side, the top one first."""
+
+    mu: jax.Array  # BxD: each level at its mean, given the means above it
+    sample_and_log_prob: Callable  # key, shape=() → z, log_prob
+    log_prob: Callable  # z_BxD → B
+
+    def sample(self, key, shape=()):
+        return self.sample_and_log_prob(key, shape)[0]
+
+
+def _drawn(q, p, key):
+    """A level's z ~ q, or ~ p where there is no x; with log p, log q and KL(q ‖ p), shape B."""
+    z, log_prob = (p if q is None else q).sample_and_log_prob(key)
+    return z, (z, log_prob if q is None else p.log_prob(z), log_prob, None if q is None else densities.kl(q, p))
+
+
+def _at(q, p, z):
+    """A level at a given z, with its log p and log q."""
+    return z, (z, p.log_prob(z), None if q is None else q.log_prob(z), None)
+
+
+def _mean(q, p, _):
+    mu = (p if q is None else q).mu
+    return mu, (mu, None, None, None)
+
+
+def _mixed(q, p, given):
+    """q's mean where ``from_q``; else p's mean + temperature · σ · ε."""
+    from_q, temperature, key = given
+    z = p.mu + temperature * (p.sample(key) - p.mu)
+    z = z if q is None else jnp.where(from_q, q.mu, z)
+    return z, (z, None, None, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hierarchy(Model):
+    """A model of L levels: p(z) = Π p(z_l | z_<l), q(z|x) = Π q(z_l | z_<l, x); nets of ``nets.topdown``.
+
+    z_BxD is all levels flat, the top one first, so that ``encode``, ``prior`` and ``decode`` are what they are of one
+    layer. ``encode(params, x).mu`` has each level at its mean given those above. Recognition and classifiers look
+    at the levels of the coarsest grid, the first ``code`` dimensions. q's own layers are within ``params["decoder"]``:
+    where inference and generative nets are told apart (PIWAE, gradients' noise) they count as the latter.
+    """
+
+    groups: tuple = ()  # (levels of equal shape, numbers of each), the top first
+    features: Callable | None = None  # params, x_BxHxWxC → what the bottom-up net makes of x
+    top_down: Callable | None = None  # params, features or None, choose, given, rows, *y → out_BxHxWxO, records
+
+    @property
+    def levels(self):
+        return sum(n for n, _ in self.groups)
+
+    def split(self, leaves_LxX):
+        """Arrays with an entry for each level, cut into groups."""
+        edges = itertools.pairwise([0, *itertools.accumulate(n for n, _ in self.groups)])
+        return [jax.tree.map(lambda a, lo=lo, hi=hi: a[lo:hi], leaves_LxX) for lo, hi in edges]
+
+    def latents(self, z_BxD):
+        """z of each group, NxBxD_l."""
+        sizes = [n * d for n, d in self.groups]
+        parts = jnp.split(z_BxD, list(itertools.accumulate(sizes))[:-1], axis=-1)
+        pairs = zip(parts, self.groups, strict=True)
+        return [jnp.moveaxis(part.reshape(len(z_BxD), n, d), 1, 0) for part, (n, d) in pairs]
+
+    def run(self, params, features, choose, given, rows, y=None):
+        """One way down: out_BxHxWxO, z_BxD, and log p, log q and KL level by level, BxL each, None where not known."""
+        out, records = self.top_down(params, features, choose, given, rows, *_given(y))
+        z, *figures = zip(*records, strict=True)
+        z_BxD = jnp.concatenate([jnp.moveaxis(a, 0, 1).reshape(rows, -1) for a in z], axis=-1)
+        return out, z_BxD, *(None if f[0] is None else jnp.concatenate(f).T for f in figures)
+
+    def at(self, params, features, z_BxD, y=None):
+        """(out, log p, log q) of given latents."""
+        out, _, log_pz, log_qz, _ = self.run(params, features, _at, self.latents(z_BxD), len(z_BxD), y)
+        return out, log_pz, log_qz
+
+    def draw(self, params, x_BxHxWxC, key, *, y=None, stop=False, scale=None):
+        """As :meth:`Model.draw`. With ``stop`` or ``scale`` the levels are drawn first, and log p and log q are then
+        those of z as a whole: of a level's path through the levels below it nothing is lost, nothing counted twice.
+        """
+        features, rows = self.features(params, x_BxHxWxC), len(x_BxHxWxC)
+        held = jax.lax.stop_gradient(params) if stop else params
+        held_features = self.features(held, x_BxHxWxC) if stop else features
+
+        def one(key, scale_B):
+            given = self.split(jax.random.split(key, self.levels))
+            out, z, log_pz, log_qz, kl = self.run(params, features, _drawn, given, rows, y)
+            if stop or scale_B is not None:
+                z = z if scale_B is None else scale_gradient(z, scale_B[:, None])
+                out, log_pz, _ = self.at(params, None, z, y)
+                _, _, log_qz = self.at(held, held_features, z, y)
+                kl = log_qz - log_pz
+            return Draw(self.likelihood.log_prob(out, x_BxHxWxC), log_pz, log_qz, kl, z)
+
+        if not key.ndim:
+            return one(key, scale)
+        return parallel.spread(jax.vmap(one)(key, scale), len(key))
+
+    def sample(self, params, key, n, y=None, temperature=1.0):
+        """z_NxD from the prior, each level's deviation times ``temperature``: a number, or L of them."""
+        return self.complete(params, None, key, n, y, 0, temperature)
+
+    def complete(self, params, x_BxHxWxC, key, rows, y=None, first=0, temperature=1.0):
+        """z_BxD whose ``first`` levels are q's means and whose others are from the prior, as in :meth:`sample`."""
+        features = None if x_BxHxWxC is None else self.features(params, x_BxHxWxC)
+        heat = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), self.levels)
+        given = self.split((jnp.arange(self.levels) < first, heat, jax.random.split(key, self.levels)))
+        return self.run(params, features, _mixed, given, rows, y)[1]
+
+    def joint(self, params, features, rows, y=None):
+        """q(z|x), or p(z) where ``features`` is None, as a :class:`Joint`."""
+
+        def sample_and_log_prob(key, shape=()):
+            def one(key, n):
+                given = self.split(jax.random.split(key, self.levels))
+                _, z, log_pz, log_qz, _ = self.run(params, features, _drawn, given, n, y)
+                return z, (log_pz if features is None else log_qz).sum(-1)
+
+            if features is None:
+                return one(key, *shape)
+            return jax.vmap(one, (0, None))(jax.random.split(key, *shape), rows) if shape else one(key, rows)
+
+        def log_prob(z_BxD):
+            _, log_pz, log_qz = self.at(params, features, z_BxD, y)
+            return (log_pz if features is None else log_qz).sum(-1)
+
+        nothing = self.split(jnp.zeros(self.levels))
+        mu = self.run(params, features, _mean, nothing, rows, y)[1]
+        return Joint(mu, sample_and_log_prob, log_prob)
 
 
 def _given(y):
@@ -113,7 +253,9 @@ def _logit_bias(mean_HxWxC, shape):
     """The output bias with which a Bernoulli decoder that ignores z gives the training mean."""
     mean = jnp.clip(mean_HxWxC, 1e-3, 1 - 1e-3)
     pixels = jnp.log(mean) - jnp.log1p(-mean)
-    return pixels.reshape(shape) if pixels.size == math.prod(shape) else pixels.mean((0, 1))
+    if pixels.size == math.prod(shape):
+        return pixels.reshape(shape)
+    return jnp.tile(pixels.mean((0, 1)), shape[0] // pixels.shape[-1])
 
 
 def build(c, *, shape, levels, classes, binary):
@@ -153,18 +295,26 @@ def build(c, *, shape, levels, classes, binary):
         return _auxiliary(c, conditional, shape=shape, classes=classes, likelihood=likelihood)
     dtype = jnp.dtype(c.dtype)
     height, width, channels = shape
-    modules = {
-        "encoder": config_lib.build("encoder", c.encoder, dtype=dtype),
-        "posterior": config_lib.build("posterior", c.posterior, shape=c.latent, dtype=dtype),
-        "prior": config_lib.build("prior", c.prior, shape=c.latent, image=shape, outputs=classes, dtype=dtype),
-    }
+    hierarchical = hasattr(config_lib.resolve("decoder", c.decoder.name), "groups")
+    given = {"dtype": dtype, "remat": c.remat}
+    modules = {"encoder": config_lib.build("encoder", c.encoder, pyramid=hierarchical, **given)}
+    if hierarchical:
+        _check_hierarchy(c, modules["encoder"])
+    else:
+        modules["posterior"] = config_lib.build("posterior", c.posterior, shape=c.latent, dtype=dtype)
+        modules["prior"] = config_lib.build("prior", c.prior, shape=c.latent, image=shape, outputs=classes, dtype=dtype)
     if c.decoder.name != "none":
         out = (height, width, likelihood.outputs(channels))
-        modules["decoder"] = config_lib.build("decoder", c.decoder, shape=out, dtype=dtype)
+        modules["decoder"] = config_lib.build("decoder", c.decoder, shape=out, **given)
     if c.classifier.name not in ("none", "bayes"):
         modules["classifier"] = config_lib.build("classifier", c.classifier, outputs=classes, dtype=dtype)
     if conditional:
         modules["trunk"] = modules["encoder"]
+    latent, code = c.latent, None
+    if hierarchical:
+        groups = tuple(modules["decoder"].groups())
+        latent = sum(n * d for n, d in groups)
+        code = modules["decoder"].code()
 
     def one_hot(y):
         if conditional and not y:
@@ -176,7 +326,8 @@ def build(c, *, shape, levels, classes, binary):
 
     def apply(part, params, *args):
         run = lambda params, *args: modules[part].apply({"params": params}, *args)  # noqa: E731
-        if c.remat != "none" and part not in ("posterior", "prior"):  # these make distributions, not arrays
+        # Posterior and prior make distributions, not arrays; a net with the field ``remat`` does it block by block.
+        if c.remat != "none" and part not in ("posterior", "prior") and not hasattr(modules[part], "remat"):
             run = jax.checkpoint(run, policy=policy)
         return run(params[part], *args)
 
@@ -198,15 +349,23 @@ def build(c, *, shape, levels, classes, binary):
             p = prior(params)
             return densities.label_normal(jnp.arange(classes), p.mu, p.logvar).log_prob(z[..., None, :])
         z = z.astype(dtype)
-        return apply("classifier", params, apply("trunk", params, z) if conditional else z).astype(jnp.float32)
+        seen = top(apply("trunk", params, z)) if conditional else z[..., :code]
+        return apply("classifier", params, seen).astype(jnp.float32)
+
+    def top(features):
+        """What a classifier of images sees: of a hierarchy's features those of the coarsest grid."""
+        return features[-1].reshape(len(features[-1]), -1) if hierarchical else features
 
     def init(key, mean_HxWxC=None):
-        x, z = jnp.zeros((1, *shape), dtype), jnp.zeros((1, c.latent), dtype)
+        x, z = jnp.zeros((1, *shape), dtype), jnp.zeros((1, latent), dtype)
         keys = {part: jax.random.fold_in(key, i) for i, part in enumerate(sorted(nets.PARTS))}
         y = (jnp.zeros(classes, dtype),) if conditional else ()
-        features, encoder = modules["encoder"].init_with_output(keys["encoder"], x, *y)
+        features, encoder = modules["encoder"].init_with_output(keys["encoder"], x, *(() if hierarchical else y))
         inputs = {"posterior": (features,), "prior": (), "decoder": (z, *y), "trunk": (x,)}
-        inputs["classifier"] = (features,) if conditional else (z,)
+        inputs["classifier"] = (top(features),) if conditional else (z[:, :code],)
+        if hierarchical:
+            level_keys = [jax.random.split(key, n) for n, _ in groups]
+            inputs["decoder"] = (features, _drawn, level_keys, 1, *y)
         variables = {"encoder": encoder}
         for part in modules:
             if part != "encoder":
@@ -216,18 +375,54 @@ def build(c, *, shape, levels, classes, binary):
             params["decoder"]["out"]["bias"] = _logit_bias(mean_HxWxC, params["decoder"]["out"]["bias"].shape)
         return params
 
-    return Model(
-        shape=shape,
-        classes=classes,
-        latent=c.latent,
-        likelihood=likelihood,
-        init=init,
-        encode=encode,
-        prior=prior,
-        decode=decode if "decoder" in modules else None,
-        classify=classify if bayes or "classifier" in modules else None,
-        conditional=conditional,
+    common = {
+        "shape": shape,
+        "classes": classes,
+        "latent": latent,
+        "likelihood": likelihood,
+        "init": init,
+        "classify": classify if bayes or "classifier" in modules else None,
+        "conditional": conditional,
+    }
+    if not hierarchical:
+        decode = decode if "decoder" in modules else None
+        return Model(encode=encode, prior=prior, decode=decode, **common)
+
+    # A label enters the way down, from which both q and p are read off; what the encoder makes of x is without it.
+    def features(params, x):
+        return apply("encoder", params, x.astype(dtype))
+
+    def top_down(params, features, choose, given, rows, *y):
+        variables = {"params": params["decoder"]}
+        out, records = modules["decoder"].apply(variables, features, choose, given, rows, *one_hot(y))
+        return out.astype(jnp.float32), records
+
+    made = Hierarchy(
+        encode=lambda params, x, *y: made.joint(params, features(params, x), len(x), *y),
+        prior=lambda params, *y: made.joint(params, None, 1, *y),
+        decode=lambda params, z, *y: made.at(params, None, z, *y)[0],
+        code=code,
+        groups=groups,
+        features=features,
+        top_down=top_down,
+        **common,
     )
+    return made
+
+
+def _check_hierarchy(c, encoder):
+    if not hasattr(encoder, "pyramid"):
+        raise UserError(
+            f"encoder.name={c.encoder.name}: decoder {c.decoder.name} wants features of every level; want "
+            f"encoder.name={'mlp' if c.decoder.name == 'ladder' else 'residual'}"
+        )
+    default = config_lib.default()
+    own = f"decoder {c.decoder.name} has levels of its own"
+    if c.latent != default.latent:
+        raise UserError(f"latent={c.latent}: {own}; want the default, {default.latent}")
+    for field in ("posterior", "prior"):
+        if c[field] != default[field]:
+            raise UserError(f"{field}.name={c[field].name}: {own}; want the default, {default[field].name}")
 
 
 def build_for(c, dataset):

@@ -17,8 +17,9 @@ import numpy as np
 from vae_jax import draw, log
 from vae_jax.config import flatten
 
+ROWS = ("levels", "temperatures", "inpainting", "neighbours")  # pictures whose rows are different things
 PICTURES = (
-    *("reconstructions", "samples", "interpolations", "latents", "rates", "confusion", "curves"),
+    *("reconstructions", "samples", *ROWS, "interpolations", "latents", "rates", "level_rates", "confusion", "curves"),
     *("retrieval", "reliability", "recognition", "robustness"),
 )
 
@@ -216,6 +217,11 @@ class Pictures(NamedTuple):
     latent_labels: np.ndarray | None = None  # P, integers; a negative one is "no label"
     confusion: np.ndarray | None = None  # YxY counts: rows true, columns predicted
     kl_per_dimension: np.ndarray | None = None  # D, nats, in falling order
+    kl_per_level: np.ndarray | None = None  # L, nats, the top level first
+    levels: list | None = None  # [test images, then reconstructions with more and more levels from q]
+    temperatures: list | None = None  # samples, colder ones first
+    inpainting: list | None = None  # [test images with half of them grey, the same with that half made up]
+    neighbours: list | None = None  # [samples, the training image that is nearest to each]
     # Of eval.py --tasks; curves are {label: (x, y)}.
     retrieval: tuple | None = None  # images QxHxWxC, those found for each QxKxHxWxC, whether of its class QxK
     reliability: dict | None = None  # {label: (n, accuracy, confidence) of each bin}
@@ -469,6 +475,9 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
     if _has(p.interpolations):
         walks = np.asarray(p.interpolations)
         grids["interpolations"] = ([walks.reshape(-1, *walks.shape[2:])], walks.shape[1])
+    for name in ROWS:
+        if _has(getattr(p, name)):
+            grids[name] = (getattr(p, name), draw.columns(len(getattr(p, name)[0])))
     canvases = {name: (draw.grid(stacks, columns), len(stacks[0])) for name, (stacks, columns) in grids.items()}
     if p.retrieval is not None:
         canvases["retrieval"] = (draw.gallery(*p.retrieval), len(p.retrieval[0]))
@@ -489,11 +498,13 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
         named = p.latent_labels is not None and len(np.unique(p.latent_labels)) <= draw.TABLE_CLASSES
         files["latents"] = draw.figure_png(latents(draw.LIGHT))
         page["latents"] = draw.both(latents) | {"n": len(p.latents), "dims": np.shape(p.latents)[1], "named": named}
-    if p.kl_per_dimension is not None:
-        kl_D = np.asarray(p.kl_per_dimension)
-        files["rates"] = draw.figure_png(draw.draw_rates(draw.LIGHT, kl_D))
-        few = f"{kl_D[0]:.2f} nats in the first of {len(kl_D)} dimensions, {kl_D[-1]:.4f} in the last"
-        page["rates"] = draw.recoloured(lambda theme: draw.draw_rates(theme, kl_D)) | {"alt": few}
+    bars = {"rates": ("latent dimension, by rank", p.kl_per_dimension), "level_rates": ("level", p.kl_per_level)}
+    for name, (axis, values) in bars.items():
+        if values is not None:
+            picture = functools.partial(draw.draw_rates, kl_D=np.asarray(values), axis=axis)
+            files[name] = draw.figure_png(picture(draw.LIGHT))
+            few = f"{values[0]:.2f} nats in the first of {len(values)}, {values[-1]:.4f} in the last"
+            page[name] = draw.recoloured(picture) | {"alt": few}
     if _has(p.confusion) and np.sum(p.confusion):
         confusion = np.asarray(p.confusion)
 

@@ -179,13 +179,15 @@ def gradients(params, batch, key, step, *, terms, axis=None, micros=1):
     return jax.tree.map(lambda a: a / micros, total)
 
 
-def train_step(state, batch, key, *, terms, tx, decay=0.0, axis=None, micros=1, over=None):
+def train_step(state, batch, key, *, terms, tx, decay=0.0, axis=None, micros=1, over=None, skip_above=None):
     """(state, batch, key) → (state, metrics): one update; pure.
 
     ``batch``: image uint8, label, id, each with leading dimension B (of this shard where ``axis`` names
     a device axis), and 'labelled', such a batch of labelled examples, where the config asks for one.
     ``key``: the stream's root. Metrics are means over the batch before the update.
     ``over``: where given, ``over(function)`` is what calls :func:`gradients`, on a mesh of its own.
+    ``skip_above``: where given, a bad step leaves all but the step number as it was, and the metric ``skipped`` is 1:
+    one whose loss or gradient is not finite or, above 0, whose gradient has a larger norm than this.
     """
     key = jax.random.fold_in(key, state.step)
     compute = functools.partial(gradients, terms=terms, axis=axis, micros=micros)
@@ -198,7 +200,14 @@ def train_step(state, batch, key, *, terms, tx, decay=0.0, axis=None, micros=1, 
     updates, opt = tx.update(jax.lax.optimization_barrier(grads), state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     average = optim.ema(state.ema, params, state.step, decay) if decay else ()
-    return TrainState(state.step + 1, params, opt, average), metrics
+    made = TrainState(state.step + 1, params, opt, average)
+    if skip_above is not None:
+        bad = ~jnp.isfinite(metrics["grad_norm"]) | ~jnp.isfinite(metrics["loss"])
+        if skip_above:
+            bad |= metrics["grad_norm"] > skip_above
+        metrics["skipped"] = bad.astype(jnp.float32)
+        made = jax.tree.map(lambda new, old: jnp.where(bad, old, new), made, state._replace(step=made.step))
+    return made, metrics
 
 
 def eval_step(params, batch, key, *, terms):

@@ -8,7 +8,7 @@ import os
 import jax
 import jax.numpy as jnp
 
-from vae_jax import checkpoint, data, model, sharding, step
+from vae_jax import checkpoint, data, model, nets, sharding, step
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
@@ -42,7 +42,7 @@ class Setup:
 def setup(c):
     config_lib.validate(c)
     mesh = sharding.make_mesh(c.mesh)
-    if not c.unroll and "conv" in (c.encoder.name, c.decoder.name) and jax.default_backend() == "cpu":
+    if not c.unroll and {c.encoder.name, c.decoder.name} & nets.CONVOLUTIONAL and jax.default_backend() == "cpu":
         raise UserError("unroll=False: convolutions in a loop are ten times slower on CPU; want unroll=True")
     dataset = data.load(c.data)
     s = Setup(c, dataset, model.build_for(c, dataset), mesh)

@@ -31,7 +31,7 @@ def looker(c, model, levels, mesh):
     def program(params, batch):
         x = to_x(batch)
         q = model.encode(params, x, *model.guess(params, x))
-        mu = q.mu
+        mu = q.mu[:, : model.code]
         spread = {"logvar": q.logvar} if isinstance(q, densities.Normal) else {}
         seen = x if model.conditional else mu
         return {"mu": mu} | spread | ({} if model.classify is None else {"logits": model.classify(params, seen)})
@@ -43,6 +43,18 @@ def looker(c, model, levels, mesh):
         return likelihood.gather(rows)
 
     return look
+
+
+def level_rates(c, model, params, split, levels, mesh):
+    """Mean KL(q(z_l | z_<l, x) ‖ p(z_l | z_<l)) of each level, one draw an example; nats, shape L."""
+    to_x, key = likelihood.inputs(c, levels), stream(c.seed, "levels")
+
+    def program(params, batch):
+        return {"kl": likelihood.draws(model, params, to_x(batch), batch["id"], key, 0, 1).kl[:, 0]}
+
+    run = compile_lib.over_batches(program, mesh)
+    rows = [(run(params, batch), real) for batch, real in likelihood.batches(split, c.eval.batch, mesh)]
+    return likelihood.gather(rows)["kl"].mean(0)
 
 
 def evaluate(c, model, params, dataset, mesh, *, iw_k):
@@ -98,7 +110,10 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
         if isinstance(prior, densities.Normal):
             pictures["kl_per_dimension"] = np.sort(latent.kl_per_dimension(out["mu"], out["logvar"], prior))[::-1]
     else:
-        why |= dict.fromkeys(SURGERY, f"posterior {c.posterior.name} is no diagonal Gaussian")
+        why |= dict.fromkeys(SURGERY, "q(z|x) is no diagonal Gaussian")
+    if model.levels > 1 and not model.conditional:
+        rates_L = pictures["kl_per_level"] = level_rates(c, model, params, test, levels, mesh)
+        metrics |= {f"kl_level_{i + 1:02d}_nats": rate for i, rate in enumerate(rates_L)}
     if model.likelihood.discrete:
         metrics["bits_per_dim"] = densities.bits_per_dim(-metrics["iw_nats"], dataset.shape)
     else:
@@ -111,6 +126,8 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
         binarize=c.data.binarize,
     )
     pictures |= generation.pictures(model, params, x, stream(c.seed, "pictures"))
+    drawn = pictures["samples"][: generation.SHOWN]
+    pictures["neighbours"] = [drawn, generation.nearest(drawn, dataset.train.image, levels)]
     return (
         {k: v if v is None else float(v) if isinstance(v, float | np.floating) else int(v) for k, v in metrics.items()},
         why,

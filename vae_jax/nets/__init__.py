@@ -7,6 +7,9 @@ fields of the config's section of that name.
 Encoders and decoders take a one-hot label y, BxY or one for all, Y. It enters the first dense layer (of a
 convolutional encoder, the one after the convolutions) split: W [h, y] + b is W_h h + b, computed once
 whatever the number of labels that ``vmap`` runs through, plus a row of W_y.
+
+The decoder of a hierarchy (``ladder``, ``vdvae``; see ``topdown``) maps an encoder's features and what its levels are
+given to p(x|z)'s parameters; its encoder gives the features of every layer (``mlp``) or grid (``residual``).
 """
 
 from vae_jax.nets.conv import ConvDecoder, ConvEncoder
@@ -21,9 +24,14 @@ from vae_jax.nets.heads import (
     Vamp,
 )
 from vae_jax.nets.mlp import MLPClassifier, MLPDecoder, MLPEncoder
+from vae_jax.nets.residual import ResidualDecoder, ResidualEncoder
+from vae_jax.nets.topdown import VDVAE, Ladder
+from vae_jax.nets.vit import ViTDecoder, ViTEncoder
 
-ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder}
-DECODERS = {"none": None, "mlp": MLPDecoder, "conv": ConvDecoder}
+ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder, "residual": ResidualEncoder, "vit": ViTEncoder}
+DECODERS = {"none": None, "mlp": MLPDecoder, "conv": ConvDecoder, "residual": ResidualDecoder, "vit": ViTDecoder}
+DECODERS |= {"ladder": Ladder, "vdvae": VDVAE}  # hierarchies
+CONVOLUTIONAL = {"conv", "residual", "vdvae"}  # slow within a loop on CPU
 CLASSIFIERS = {"none": None, "mlp": MLPClassifier, "bayes": None}  # bayes: by the prior, see Labelled
 # The parts of a model in a fixed order: each has its own key of initialisation.
 PARTS = ("classifier", "decoder", "encoder", "posterior", "prior", "trunk")

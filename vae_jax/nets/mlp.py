@@ -55,24 +55,27 @@ def add_label(h, y, dtype):
 
 
 def hidden(net, h, y=None):
-    """The layers of ``net.widths``, called within it; a label y enters the first."""
+    """What each of ``net.widths``' layers gives, called within it; a label y enters the first."""
     if y is not None and not net.widths:
         raise UserError("widths=(): a label enters the first layer; want one number or more")
+    found = [h]
     for i, width in enumerate(net.widths):
-        h = Layer(width, net.activation, dtype=net.dtype)(h, y if i == 0 else None)
-    return h
+        found.append(Layer(width, net.activation, dtype=net.dtype)(found[-1], y if i == 0 else None))
+    return found
 
 
 class MLPEncoder(nn.Module):
-    """x_BxHxWxC → features_BxF by dense layers of these widths."""
+    """x_BxHxWxC → features_BxF by dense layers of these widths; with ``pyramid``, for a hierarchy, those of each."""
 
     widths: Sequence[int] = (256, 256)
     activation: str = "relu"
+    pyramid: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, y=None):
-        return hidden(self, x.reshape(x.shape[0], -1), y)
+        found = hidden(self, x.reshape(x.shape[0], -1), y)
+        return tuple(found[1:]) if self.pyramid else found[-1]
 
 
 class MLPDecoder(nn.Module):
@@ -85,7 +88,7 @@ class MLPDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z, y=None):
-        h = hidden(self, z, y)
+        h = hidden(self, z, y)[-1]
         out = nn.Dense(math.prod(self.shape), dtype=self.dtype, name="out")(h)
         return out.reshape(z.shape[0], *self.shape)
 
@@ -100,4 +103,4 @@ class MLPClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, z):
-        return nn.Dense(self.outputs, dtype=self.dtype, name="out")(hidden(self, z))
+        return nn.Dense(self.outputs, dtype=self.dtype, name="out")(hidden(self, z)[-1])

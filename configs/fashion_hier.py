@@ -1,0 +1,27 @@
+"""A convolutional hierarchy on Fashion-MNIST in 256 grey levels, with a mixture of discretised logistics.
+
+    python train.py --config=configs/fashion_hier.py --data_dir=~/data --workdir=runs/fashion_hier
+    python -m vae_jax.evaluate.quality --workdir=runs/fashion_hier --features=runs/fashion_cnn
+
+Levels on grids of 2x2, 4x4, 7x7 and 14x14 cells (VDVAE, Child 2021, arXiv:2011.10650); a cell of the finest holds
+2x2 pixels. The one-layer figure beside it is that of configs/fashion_mnist.py.
+
+Not run to its end yet: no file in results/.
+"""
+
+from vae_jax import config
+
+
+def get_config():
+    c = config.default()
+    c.data.name, c.data.flip = "fashion_mnist", True
+    c.steps, c.batch = 20_000, 64
+    c.encoder = config.call("encoder", "residual", widths=(32, 64, 64, 64), depths=(1, 2, 1, 1), patch=2)
+    c.decoder = config.call("decoder", "vdvae", widths=(64, 64, 64, 32), depths=(1, 2, 2, 1), channels=8, patch=2)
+    c.likelihood = config.call("likelihood", "discretized_mix_logistic", components=5)
+    c.objective = config.call("objective", "elbo")
+    c.warmup.steps = 2000
+    c.optim.lr, c.optim.warmup, c.optim.ema, c.optim.clip = 1e-3, 500, 0.999, 500.0
+    c.optim.skip, c.optim.skip_above = 20, 5000.0
+    c.eval.every, c.log_every, c.eval.iw_k = 2000, 200, 20
+    return c

@@ -1,0 +1,294 @@
+"""Hierarchies: against the exact evidence of linear-Gaussian levels, and what each level may and may not touch."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests import test_step
+from vae_jax import config, densities
+from vae_jax import model as model_lib
+from vae_jax.config import UserError
+from vae_jax.evaluate import generation, likelihood
+from vae_jax.objectives import OBJECTIVES, many
+
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+dot = functools.partial(jnp.matmul, precision="highest")
+
+# z1 ~ N(0, I₂), z2 = V z1 + N(0, t² I₃), x = W z2 + b + N(0, s² I₅): every joint of them is a Gaussian.
+RNG = np.random.default_rng(0)
+V, W, BIAS, T2, S2, B = RNG.normal(size=(3, 2)), RNG.normal(size=(5, 3)), RNG.normal(size=5), 0.6, 0.4, 4
+COV_Z2 = V @ V.T + T2 * np.eye(3)
+COV_X = W @ COV_Z2 @ W.T + S2 * np.eye(5)
+X = RNG.multivariate_normal(BIAS, COV_X, size=B)
+LOG_PX = stats.multivariate_normal(BIAS, COV_X).logpdf(X)
+IMAGE = jnp.asarray(X, jnp.float32).reshape(B, 1, 5, 1)
+
+
+def exact():
+    """The parameters of the true q(z1|x) = N(A x + c, L Lᵀ) and q(z2|z1, x) = N(E x + F z1 + g, M Mᵀ)."""
+    a = (W @ V).T @ np.linalg.inv(COV_X)
+    cov1 = np.eye(2) - a @ W @ V
+    cov2 = np.linalg.inv(np.eye(3) / T2 + W.T @ W / S2)
+    e, f = cov2 @ W.T / S2, cov2 @ V / T2
+    return {"a": a, "c": -a @ BIAS, "l": np.linalg.cholesky(cov1)} | {
+        "e": e,
+        "f": f,
+        "g": -e @ BIAS,
+        "m": np.linalg.cholesky(cov2),
+    }
+
+
+def top_down(params, x, choose, given, rows):
+    q, p = params["encoder"], params["decoder"]
+    full = lambda mu, tril: densities.FullNormal(mu, jnp.broadcast_to(jnp.tril(tril), (*mu.shape, mu.shape[-1])))  # noqa: E731
+    p1 = densities.Normal(jnp.zeros((rows, 2)), jnp.zeros((rows, 2)))
+    q1 = None if x is None else full(dot(x, q["a"].T) + q["c"], q["l"])
+    z1, first = choose(q1, p1, jax.tree.map(lambda a: a[0], given[0]))
+    mu2 = dot(z1, p["v"].T)
+    p2 = densities.Normal(mu2, jnp.full(mu2.shape, math.log(T2)))
+    q2 = None if x is None else full(dot(x, q["e"].T) + dot(z1, q["f"].T) + q["g"], q["m"])
+    z2, second = choose(q2, p2, jax.tree.map(lambda a: a[0], given[1]))
+    out = (dot(z2, p["w"].T) + p["b"]).reshape(rows, 1, 5, 1)
+    return out, [jax.tree.map(lambda a: a[None], record) for record in (first, second)]
+
+
+LINEAR = model_lib.Hierarchy(
+    shape=(1, 5, 1),
+    classes=0,
+    latent=5,
+    likelihood=densities.LIKELIHOODS["gaussian"](logvar=math.log(S2)),
+    init=None,
+    encode=lambda params, x: LINEAR.joint(params, x.reshape(len(x), -1), len(x)),
+    prior=lambda params: LINEAR.joint(params, None, 1),
+    decode=lambda params, z: LINEAR.at(params, None, z)[0],
+    classify=None,
+    groups=((1, 2), (1, 3)),
+    features=lambda params, x: x.reshape(len(x), -1),
+    top_down=top_down,
+)
+float32 = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tree)  # noqa: E731
+TRUE = float32({"encoder": exact(), "decoder": {"v": V, "w": W, "b": BIAS}})
+OTHER = jax.tree.map(lambda a: a, TRUE)
+OTHER["encoder"] = {k: 1.3 * v if k in "lm" else 0.9 * v for k, v in TRUE["encoder"].items()}
+
+
+def test_with_the_exact_posterior_every_draw_is_the_evidence():
+    d = jit(lambda p, k: many(LINEAR, p, IMAGE, k, 3))(TRUE, jax.random.key(0))
+    assert d.log_pz.shape == d.log_qz.shape == d.kl.shape == (3, B, 2) and d.z.shape == (3, B, 5)
+    np.testing.assert_allclose(d.log_w, np.broadcast_to(LOG_PX, (3, B)), rtol=1e-4, atol=2e-4)
+    joint = LINEAR.encode(TRUE, IMAGE)
+    np.testing.assert_allclose(joint.log_prob(d.z[0]), d.log_qz[0].sum(-1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(LINEAR.prior(TRUE).log_prob(d.z[0]), d.log_pz[0].sum(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_bound_rises_to_the_evidence_and_the_levels_kl_is_log_q_minus_log_p_in_expectation():
+    """Each level's analytic KL, given the levels above, against log q − log p of the same draws: 4 standard errors."""
+    d = jit(lambda p, k: many(LINEAR, p, IMAGE, k, 4000))(OTHER, jax.random.key(1))
+    log_w = np.asarray(d.log_w, np.float64)
+    bounds = [np.mean(np.log(np.exp(log_w.reshape(-1, k, B)).mean(1))) for k in (1, 10, 4000)]
+    assert bounds[0] < bounds[1] - 0.05 < bounds[2] - 0.05
+    np.testing.assert_allclose(bounds[2], LOG_PX.mean(), atol=0.02)
+    gap = np.asarray(d.kl - (d.log_qz - d.log_pz), np.float64)
+    assert (np.abs(gap.mean(0)) < 4 * gap.std(0, ddof=1) / math.sqrt(len(gap))).all()
+    assert gap.std() > 0.1  # the two are not the same number
+
+
+@pytest.mark.parametrize(("name", "kwargs"), [("elbo", {"stl": True}), ("iwae", {"samples": 3, "estimator": "dreg"})])
+def test_at_the_exact_posterior_the_path_gradient_has_no_noise(name, kwargs):
+    """log w does not depend on z there, so q's gradient is zero draw by draw; the plain one is not."""
+
+    def gradient(params, key, **kwargs):
+        loss = lambda q: OBJECTIVES[name](  # noqa: E731
+            LINEAR, params | {"encoder": q}, {"image": IMAGE}, key, **kwargs
+        ).loss.mean()
+        return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(jax.grad(loss)(params["encoder"]))])
+
+    quiet = jit(functools.partial(gradient, **kwargs))(TRUE, jax.random.key(0))
+    loud = jit(functools.partial(gradient, samples=3))(TRUE, jax.random.key(0))
+    assert np.abs(quiet).max() < 2e-3 < 0.1 < np.abs(loud).max()
+
+
+def test_dreg_and_the_pathwise_gradient_agree_in_expectation():
+    def gradient(key, estimator):
+        loss = lambda p: OBJECTIVES["iwae"](  # noqa: E731
+            LINEAR, p, {"image": IMAGE}, key, samples=4, estimator=estimator
+        ).loss.mean()
+        return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(jax.grad(loss)(OTHER))])
+
+    keys = jax.random.split(jax.random.key(3), 2000)
+    a, b = (np.asarray(jit(jax.vmap(functools.partial(gradient, estimator=e)))(keys)) for e in ("pathwise", "dreg"))
+    difference = a - b
+    assert (np.abs(difference.mean(0)) < 5 * difference.std(0) / math.sqrt(len(keys)) + 1e-5).all()
+
+
+# The nets
+
+
+def small(kind, **fields):
+    c = config.default()
+    if kind == "ladder":
+        c.encoder = config.call("encoder", "mlp", widths=(16, 16, 16))
+        c.decoder = config.call("decoder", "ladder", latents=(2, 3, 4), width=8, inner=8, **fields)
+    else:
+        c.encoder = config.call("encoder", "residual", widths=(4, 4), depths=(1, 1), patch=2)
+        c.decoder = config.call("decoder", "vdvae", widths=(4, 4), depths=(2, 1), channels=2, patch=2, **fields)
+    return c
+
+
+def built(kind, shape=(8, 8, 1), classes=0, **changes):
+    c = small(kind)
+    for field, value in changes.items():
+        c[field] = value
+    m = model_lib.build(c, shape=shape, levels=17, classes=classes, binary=False)
+    shapes = jax.eval_shape(m.init, jax.random.key(0))
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(0)  # a fresh prior does not depend on what is above it: not what a test wants
+    return c, m, jax.tree.unflatten(tree, [jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype) for a in leaves])
+
+
+@pytest.mark.parametrize("kind", ["ladder", "vdvae"])
+def test_a_levels_latent_moves_no_level_above_it(kind):
+    """∂ log q_l / ∂ z_m and ∂ log p_l / ∂ z_m: nothing for m > l, something for m = l and for each m < l."""
+    _, m, params = built(kind)
+    x = jax.random.uniform(jax.random.key(1), (1, 8, 8, 1))
+    z = jax.random.normal(jax.random.key(2), (1, m.latent))
+    sizes = [d for n, d in m.groups for _ in range(n)]
+    for features, which in ((m.features(params, x), 2), (None, 1)):
+        jacobian = jit(jax.jacrev(lambda z, f=features, w=which: m.at(params, f, z)[w][0]))(z)[:, 0]
+        norms = np.array([[np.abs(part).sum() for part in np.split(row, np.cumsum(sizes)[:-1])] for row in jacobian])
+        assert (norms[np.triu_indices(len(sizes), 1)] == 0).all()
+        assert (norms[np.tril_indices(len(sizes))] > 1e-6).all()
+
+
+def test_a_level_whose_posterior_is_its_prior_costs_nothing():
+    c = small("ladder")
+    m = model_lib.build(c, shape=(8, 8, 1), levels=17, classes=0, binary=False)
+    params = jit(m.init)(jax.random.key(0))  # a fresh prior is N(0, I)
+    last = params["decoder"]["level_1"]["posterior"]["Dense_1"]
+    params["decoder"]["level_1"]["posterior"]["Dense_1"] = jax.tree.map(jnp.zeros_like, last)
+    d = jit(m.draw)(params, jax.random.uniform(jax.random.key(1), (5, 8, 8, 1)), jax.random.key(2))
+    assert (d.kl[:, 1] == 0).all() and (d.kl[:, [0, 2]] > 0).all()
+    np.testing.assert_array_equal(d.log_qz[:, 1], d.log_pz[:, 1])
+
+
+def test_first_levels_from_the_image_the_others_from_the_prior_with_a_temperature():
+    _, m, params = built("vdvae")
+    x, key = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1)), jax.random.key(2)
+    complete = jit(lambda first, t: m.complete(params, x, key, 3, first=first, temperature=t))
+    sizes = [d for n, d in m.groups for _ in range(n)]
+    mu, cold, half = m.encode(params, x).mu, m.prior(params).mu, complete(1, 0.0)
+    np.testing.assert_allclose(complete(m.levels, 1.0), mu, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(complete(0, 0.0), np.broadcast_to(cold, mu.shape), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(half[:, : sizes[0]], mu[:, : sizes[0]], rtol=1e-5, atol=1e-5)
+    assert np.abs(half - mu)[:, sizes[0] :].max() > 1e-3
+    warm = complete(0, jnp.array([0.0, 1.0, 0.0]))  # one temperature for each level
+    np.testing.assert_allclose(warm[:, : sizes[0]], np.broadcast_to(cold, mu.shape)[:, : sizes[0]], atol=1e-5)
+    assert np.abs(warm - cold)[:, sizes[0] : sizes[0] + sizes[1]].min(1).max() > 0
+
+
+@pytest.mark.slow
+def test_levels_in_a_loop_and_rematerialised_are_the_same_levels():
+    _, m, params = built("vdvae")
+    x, key = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1)), jax.random.key(2)
+    run = lambda m: jit(jax.value_and_grad(lambda p: -m.draw(p, x, key).log_w.mean()))  # noqa: E731
+    value, gradient = run(m)(params)
+    for remat, scan in (("full", False), ("full", True)):
+        c, theirs = small("vdvae", scan=scan), params
+        c.remat = remat
+        other = model_lib.build(c, shape=(8, 8, 1), levels=17, classes=0, binary=False)
+        stack = lambda tree: (  # noqa: E731
+            {k: v for k, v in tree.items() if not k.startswith("level_")}
+            | {f"levels_{i}": jax.tree.map(lambda *a: jnp.stack(a), *[tree[f"level_{i}_{j}"] for j in range(n)])
+               for i, n in enumerate((2, 1))}
+        )  # fmt: skip
+        want = gradient
+        if scan:
+            theirs, want = ({**t, "decoder": stack(t["decoder"])} for t in (params, gradient))
+        got, back = run(other)(theirs)
+        np.testing.assert_allclose(got, value, rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), back, want)
+
+
+def test_labels_shape_the_prior_and_the_bound_of_a_conditional_hierarchy():
+    c = {"objective": config.call("objective", "m2"), "classifier": config.call("classifier", "mlp")}
+    _, m, params = built("ladder", classes=3, **c)
+    x = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
+    sample = jit(lambda y: m.sample(params, jax.random.key(0), 2, y))
+    assert np.abs(sample(jnp.array([0, 0])) - sample(jnp.array([1, 1]))).max() > 1e-3
+    batch = {"image": x, "label": jnp.array([0, 2])}
+    terms = jit(lambda p: OBJECTIVES["m2"](m, p, batch, jax.random.key(2)))(params)
+    assert np.isfinite(terms.loss).all() and terms.loss.shape == (2,)
+    d = jit(lambda p: likelihood.draws(m, p, x, jnp.arange(2), jax.random.key(3), 0, 2))(params)
+    assert d.log_w.shape == (2, 2) and np.isfinite(d.log_w).all()
+    assert m.classify(params, x).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder": config.call("encoder", "conv")}, "encoder.name=conv: decoder ladder wants"),
+        ({"encoder": config.call("encoder", "mlp")}, r"decoder.latents=\(2, 3, 4\): want as many levels as"),
+        ({"latent": 7}, "latent=7: decoder ladder has levels of its own"),
+        ({"prior": config.call("prior", "vamp")}, "prior.name=vamp: decoder ladder has levels"),
+    ],
+)
+def test_what_does_not_fit_a_hierarchy_is_refused_in_one_line(change, message):
+    with pytest.raises(UserError, match=message):
+        built("ladder", **change)
+
+
+def test_the_code_of_a_hierarchy_is_its_coarsest_levels():
+    _, m, params = built("vdvae", classes=4, classifier=config.call("classifier", "mlp"))
+    assert m.code == 2 * 2 * 2 * 2 and m.latent == m.code + 4 * 4 * 2
+    assert params["classifier"]["out"]["kernel"].shape == (m.code, 4)
+    z = jax.random.normal(jax.random.key(0), (3, m.latent))
+    np.testing.assert_array_equal(m.classify(params, z), m.classify(params, z[:, : m.code]))
+
+
+# The run
+
+
+def ladder_step(**changes):
+    c = test_step.small(**changes)
+    c.latent = 16
+    c.encoder, c.decoder = small("ladder").encoder, small("ladder").decoder
+    config.validate(c)
+    return c
+
+
+@pytest.mark.slow
+def test_one_device_eight_shards_and_microbatches_make_the_same_trace():
+    one, _ = test_step.trace(ladder_step(), jax.devices()[:1], 5)
+    eight, _ = test_step.trace(ladder_step(compile="shard_map", accumulate=2), jax.devices()[:8], 5)
+    np.testing.assert_allclose(eight, one, rtol=2e-5)
+
+
+@pytest.mark.slow
+def test_bfloat16_nets_keep_the_loss_of_float32_within_half_a_percent():
+    """The mean loss over the last quarter of 200 steps; the noise of both is the same."""
+    (a, _), (b, _) = (
+        test_step.trace(ladder_step(dtype=dtype, steps_per_call=20, unroll=False), jax.devices()[:1], 10)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert a[-50:].mean() < 0.9 * a[0]  # it learns
+    assert abs(b[-50:].mean() / a[-50:].mean() - 1) < 0.005
+
+
+def test_pictures_of_a_hierarchy():
+    _, m, params = built("ladder")
+    x = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
+    found = generation.pictures(m, params, x, jax.random.key(2), samples=6, columns=3)
+    assert len(found["levels"]) == 1 + m.levels + 1 and len(found["temperatures"]) == len(generation.TEMPERATURES)
+    np.testing.assert_allclose(found["levels"][-1], found["reconstructions"], rtol=1e-5, atol=1e-5)
+    masked, whole = found["inpainting"]
+    np.testing.assert_array_equal(masked[:, :4], x[:, :4])
+    np.testing.assert_array_equal(whole[:, :4], x[:, :4])
+    assert (masked[:, 4:] == 0.5).all() and whole[:, 4:].std() > 0
+    train = np.random.default_rng(0).integers(0, 17, (50, 8, 8, 1)).astype(np.uint8)
+    near = generation.nearest(train[[7, 31]] / 16 + 0.01, train, 17, chunk=13)
+    np.testing.assert_allclose(near, train[[7, 31]] / 16, atol=1e-6)

@@ -1,0 +1,111 @@
+"""Vision Transformer: an image as a set of patches, each with its place (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vae_jax.config import UserError
+from vae_jax.nets.mlp import act, add_label
+from vae_jax.nets.residual import grids, patches, rematerialised, scaled, unpatch
+
+
+class Attention(nn.Module):
+    r"""Multi-head self-attention, softmax(q kᵀ / √d) v, by ``jax.nn.dot_product_attention``; h_BxNxF → BxNxF.
+
+    ``mask_BxN``: which patches are there; the others are looked at by none.
+    """
+
+    heads: int
+    scale: float = 1.0  # of the last layer's initialisation
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h_BxNxF, mask_BxN=None):
+        b, n, f = h_BxNxF.shape
+        if f % self.heads:
+            raise UserError(f"heads={self.heads}: want a divisor of width={f}")
+        qkv = nn.Dense(3 * f, use_bias=False, dtype=self.dtype, name="qkv")(h_BxNxF)
+        q, k, v = jnp.split(qkv.reshape(b, n, 3 * self.heads, f // self.heads), 3, axis=2)
+        mask = None if mask_BxN is None else mask_BxN[:, None, None]
+        out = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(b, n, f)
+        return nn.Dense(f, kernel_init=scaled(self.scale), dtype=self.dtype, name="out")(out)
+
+
+class TransformerBlock(nn.Module):
+    """h + attention(norm h), then h + MLP(norm h): pre-norm, the MLP four times as wide."""
+
+    heads: int
+    activation: str
+    scale: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h, mask=None):
+        width = h.shape[-1]
+        h = h + Attention(self.heads, self.scale, self.dtype, name="attention")(nn.LayerNorm(dtype=self.dtype)(h), mask)
+        wide = nn.Dense(4 * width, dtype=self.dtype)(nn.LayerNorm(dtype=self.dtype)(h))
+        out = nn.Dense(width, kernel_init=scaled(self.scale), dtype=self.dtype)
+        return h + out(act(self.activation)(wide))
+
+
+def blocks(net, h, mask=None):
+    """``net.depth`` blocks and a norm, called within it. Residual branches start small, as in ``residual``."""
+    block, scale = rematerialised(TransformerBlock, net.remat), (2 * net.depth) ** -0.5
+    for i in range(net.depth):
+        h = block(net.heads, net.activation, scale, net.dtype, name=f"block_{i}")(h, mask)
+    return nn.LayerNorm(dtype=net.dtype, name="norm")(h)
+
+
+def positions(net, n):
+    """A learned vector for each of n places."""
+    return net.param("positions", nn.initializers.normal(0.02), (n, net.width)).astype(net.dtype)
+
+
+class ViTEncoder(nn.Module):
+    """Patches of ``patch`` x ``patch`` pixels through ``depth`` blocks, their mean: x_BxHxWxC → features_BxF.
+
+    ``mask_BxN``: which patches the net is to see, row by row; none of the others has an influence.
+    """
+
+    patch: int = 4
+    width: int = 128
+    depth: int = 6
+    heads: int = 4
+    activation: str = "gelu"
+    remat: str = "none"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, y=None, mask_BxN=None):
+        x_BxNxP = patches(2 * x - 1, self.patch).reshape(len(x), -1, self.patch**2 * x.shape[-1])
+        h = nn.Dense(self.width, dtype=self.dtype, name="embed")(x_BxNxP) + positions(self, x_BxNxP.shape[1])
+        h = blocks(self, h, mask_BxN)
+        seen = None if mask_BxN is None else mask_BxN[..., None]
+        return add_label(jnp.mean(h, axis=1, where=seen), y, self.dtype)
+
+
+class ViTDecoder(nn.Module):
+    """z at every place with the place's own vector, then ``depth`` blocks: z_BxD → out_BxHxWxO.
+
+    As in the decoder of a masked autoencoder (He et al. 2022, arXiv:2111.06377) what tells patches apart is their
+    position alone; here all of them are to be made up. The layer ``out`` is linear.
+    """
+
+    shape: tuple[int, int, int]
+    patch: int = 4
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    activation: str = "gelu"
+    remat: str = "none"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z, y=None):
+        ((rows, columns),) = grids(self.shape, self.patch, 1)
+        h = add_label(nn.Dense(self.width, dtype=self.dtype, name="embed")(z), y, self.dtype)
+        h = blocks(self, h[:, None] + positions(self, rows * columns))
+        out = nn.Dense(self.patch**2 * self.shape[2], dtype=self.dtype, name="out")(h)
+        return unpatch(out.reshape(len(z), rows, columns, -1), self.shape, self.patch)
