@@ -13,11 +13,11 @@ from vae_jax import config
 def get_config():
     c = cifar10_vdvae.get_config()
     c.data.name = "cifar10_20k"
-    c.steps, c.batch, c.dtype = 10_000, 32, "float32"
+    c.steps, c.batch, c.dtype = 5_000, 32, "float32"
     c.encoder = config.call("encoder", "residual", widths=(64,) * 4, depths=(1, 2, 1, 1), patch=2)
     c.decoder = config.call("decoder", "vdvae", widths=(64,) * 4, depths=(1, 2, 2, 2), channels=8, patch=2)
     c.likelihood = config.call("likelihood", "discretized_mix_logistic", components=5)
     c.optim.lr, c.optim.warmup, c.optim.ema, c.optim.b2 = 1e-3, 500, 0.999, 0.95
     c.optim.clip, c.optim.skip_above = 1000.0, 20_000.0
-    c.eval.every, c.log_every, c.eval.iw_k = 1000, 100, 10
+    c.eval.every, c.log_every, c.eval.iw_k = 500, 50, 10
     return c

@@ -15,12 +15,12 @@ from vae_jax import config
 def get_config():
     c = config.default()
     c.data.name, c.data.flip = "fashion_mnist", True
-    c.steps, c.batch = 20_000, 64
+    c.steps, c.batch = 12_000, 64
     c.encoder = config.call("encoder", "residual", widths=(32, 64, 64, 64), depths=(1, 2, 1, 1), patch=2)
     c.decoder = config.call("decoder", "vdvae", widths=(64, 64, 64, 32), depths=(1, 2, 2, 1), channels=8, patch=2)
     c.likelihood = config.call("likelihood", "discretized_mix_logistic", components=5)
     c.objective = config.call("objective", "elbo")
-    c.warmup.steps = 2000
+    c.warmup.steps = 1000
     c.optim.lr, c.optim.warmup, c.optim.ema, c.optim.clip = 1e-3, 500, 0.999, 500.0
     c.optim.skip, c.optim.skip_above = 20, 5000.0
     c.eval.every, c.log_every, c.eval.iw_k = 2000, 200, 20
