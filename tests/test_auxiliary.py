@@ -100,6 +100,7 @@ def test_what_a_net_is_not_given_it_does_not_see():
     np.testing.assert_array_equal(model.classify(params, X), model.classify(params, 1 - X))
 
 
+@pytest.mark.slow
 def test_m1m2_begins_with_m1_and_leaves_it(tmp_path):
     """A run of M1, then M2 on its codes: M1's encoder and decoder are there to the last bit, all else moves."""
     changes = dict(mesh__data=1, steps=20, eval__every=20, log_every=20, steps_per_call=20, unroll=False)
