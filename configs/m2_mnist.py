@@ -7,9 +7,9 @@
 is the one evaluated. With every label (--config.data.labels=0 --config.data.labelled_batch=0
 --config.objective.labelled=1) it is a generative classifier, by Bayes' rule in ``vae_jax.study``.
 
-Nets, softplus, learning rate and lambda = labels / images are the paper's. Its weight of the cross-entropy is 0.1 beside
-a mean of U; here it is 10, which in short runs on digits did as well as 1 and 50 and much better than 0.1. On MNIST it
-has not been compared.
+Nets, softplus, learning rate and lambda = labels / images are the paper's. Its weight of the cross-entropy is 0.1
+beside a mean of U; here it is 10, which in short runs on digits did as well as 1 and 50 and much better than 0.1.
+On MNIST it has not been compared.
 
 Not run to its end yet: no file in results/.
 """
