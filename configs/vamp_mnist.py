@@ -1,12 +1,14 @@
 """A VampPrior of 500 pseudo-inputs on statically binarised MNIST (Tomczak & Welling 2018, table 1: 85.57 nats).
 
-    python train.py --config=configs/vamp_mnist.py --data_dir=~/data --workdir=runs/vamp_mnist
+    python train.py --config=configs/vamp_mnist.py --data_dir=~/data --workdir=runs/vamp_mnist \
+        --config.steps=50000 --config.warmup.steps=12500 --config.optim.lr=1e-3 --config.optim.schedule=cosine \
+        --config.eval.every=2500
 
 Gated 784-300-300-z40, batches of 100, Adam at 5e-4, KL warmed up over 100 epochs. configs/normal_mnist.py is the
-same net under N(0, I), published 88.56. The paper trains until validation stands still for 50 epochs; here it is
-400 epochs and the best checkpoint.
+same net under N(0, I), published 88.56. The paper trains until validation stands still for 50 epochs; this page as it
+stands is 400 epochs and the best checkpoint. The command above is 100 epochs, 25 of them of warm-up.
 
-Not run to its end yet: no file in results/.
+Figures, time and device of the 100 epochs: results/vamp_mnist.json.
 """
 
 from vae_jax import config

@@ -50,7 +50,7 @@ def test_a_run_leaves_what_it_promises(finished):
     metrics = json.loads((workdir / "metrics.json").read_text())
     assert next(iter(metrics)) == "n" and metrics["n"] == 359
     wanted = {"accuracy", "cross_entropy_nats", "ece", "elbo_nats", "kl_nats", "reconstruction_nats", "iw_nats"}
-    wanted |= {"iw_nats_se", "iw_k", "bits_per_dim", "knn_accuracy", "active_units"}
+    wanted |= {"brier", "macro_f1", "iw_nats_se", "iw_k", "bits_per_dim", "knn_accuracy", "active_units"}
     wanted |= {"mutual_information_nats", "aggregate_kl_nats"}
     assert set(metrics) == {"n", *wanted}
     assert None not in metrics.values()
