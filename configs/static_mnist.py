@@ -1,6 +1,10 @@
-"""A VAE on statically binarised MNIST (Larochelle's files): MLP with 400 hidden units, z40; published 89.9 nats.
+"""A VAE on statically binarised MNIST (Larochelle's files): two layers of 400 units, z40; published about 89.9 nats.
 
     python train.py --config=configs/static_mnist.py --data_dir=~/data --workdir=runs/static_mnist
+
+The figure is that of Rezende & Mohamed 2015 (arXiv:1505.05770, table 3, diagonal covariance), whose layers of 400 are
+maxout units over four pieces and whose 500,000 updates are 1,000 epochs; here they are gated, for 80 epochs with a cosine, and
+the KL is warmed up. One layer of 400 tanh units for 200 epochs, without either, gave 92.00.
 
 Figures, time and device: results/static_mnist.json.
 """
@@ -11,11 +15,13 @@ from vae_jax import config
 def get_config():
     c = config.default()
     c.data.name = "binarized_mnist"
-    c.steps, c.batch, c.steps_per_call, c.unroll = 100_000, 100, 50, False
+    c.steps, c.batch, c.steps_per_call, c.unroll = 40_000, 100, 50, False
     c.latent, c.bias_from_data = 40, True
-    c.encoder = config.call("encoder", "mlp", widths=(400,), activation="tanh")
-    c.decoder = config.call("decoder", "mlp", widths=(400,), activation="tanh")
+    c.encoder = config.call("encoder", "mlp", widths=(400, 400), activation="gated")
+    c.decoder = config.call("decoder", "mlp", widths=(400, 400), activation="gated")
     c.likelihood = config.call("likelihood", "bernoulli")
     c.objective = config.call("objective", "elbo")
-    c.optim.ema, c.eval.every, c.log_every, c.eval.iw_k = 0.999, 5000, 1000, 200
+    c.warmup.steps = 10_000
+    c.optim.name, c.optim.schedule, c.optim.ema = "adam", "cosine", 0.999
+    c.eval.every, c.log_every, c.eval.iw_k = 2000, 500, 200
     return c
