@@ -69,12 +69,24 @@ def make_mesh(c, devices=None):
     shape, used = tuple(sizes.values()), devices[: math.prod(sizes.values())]
     types, slices = (AxisType.Auto,) * len(AXES), {getattr(d, "slice_index", 0) for d in used}
     if len(slices) == 1:
-        return jax.make_mesh(shape, AXES, axis_types=types, devices=used)
+        return Mesh(_laid(shape, used), AXES, axis_types=types)
     if sizes["data"] % len(slices):
         near = max(len(slices), sizes["data"] // len(slices) * len(slices))
         raise UserError(f"mesh.data={sizes['data']}: want a multiple of the {len(slices)} slices; nearest: {near}")
     inside, between = (sizes["data"] // len(slices), *shape[1:]), (len(slices), 1, 1, 1)
     return Mesh(mesh_utils.create_hybrid_device_mesh(inside, between, used), AXES, axis_types=types)
+
+
+def _laid(shape, devices):
+    """Devices as an array of this shape, neighbours on the network side by side where they can be."""
+    for split in (False, True):  # a torus whose sides are no products of the axes, such as 32 x 8 on 16 x 16, is cut
+        try:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
+        except NotImplementedError:
+            pass
+        except AssertionError:  # both cores of a chip are devices: a v4 as libtpu describes it where there is none
+            break
+    return np.array(devices).reshape(shape)
 
 
 def ways(mesh):
