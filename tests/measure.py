@@ -7,6 +7,7 @@ python -m tests.measure sigma --workdir=RUN --twin=RUN --out=results/sigma.json 
 python -m tests.measure quality --workdir=RUN --features=RUN --out=results/quality.json    # FID, PSNR, ...
 python -m tests.measure gradients --workdir=RUN --out=results/gradients.json    # variance and SNR of estimators
 python -m tests.measure iw --workdir=RUN --k=5000 --images=10000 --out=results/iw.json    # speed and memory of IW-K
+python -m tests.measure curve --runs=RUN,RUN,... --epochs=3280 --out=results/curve.json    # what longer would give
 python -m tests.measure modes --data_dir=DIR --out=results/modes.json    # the same update in every mode and mesh
 python -m tests.measure aot --data_dir=DIR --out=results/aot.json    # training steps compiled for pods
 """
@@ -244,6 +245,52 @@ AOT = ("configs/*.py@v5e:16x16", "configs/imagenet64.py@v5p:8x8x8", "configs/ima
 WEAK = ("v5p:2x2x2", "v5p:4x4x4", "v5p:8x8x8")  # 8, 64 and 512 chips
 
 
+def curve(args):
+    """IW-K of the same config trained for several lengths, and its extrapolation: IW-K = a − b epochs^(−p), least
+    squares. The longest run is also foretold from the others: how far that is off is what the fit is worth."""
+    import numpy as np
+    from scipy import optimize
+
+    from vae_jax import draw, results
+
+    def fit(points):
+        x, y = np.array(points).T
+        law = lambda e, a, b, p: a - b * e**-p  # noqa: E731
+        found, _ = optimize.curve_fit(law, x, y, (y.max() + 1, 10.0, 0.5), bounds=([-200, 0, 0.05], [0, 1e3, 2]))
+        return lambda e: law(np.asarray(e, float), *found)
+
+    figures, points = {}, []
+    for workdir in args.runs.split(","):
+        args.workdir = workdir
+        row = bound(args, args.k)
+        c = row["config"]
+        epochs = c["steps"] * c["batch"] / row["train"]
+        points.append((epochs, row["mean"]))
+        name = f"epochs_{epochs:.0f}"
+        figures[name] = results.figure(row["mean"], "nats / image", n=row["n"], sd=row["sd"])
+        print(f"{name}: IW-{args.k} {row['mean']:.3f}", flush=True)
+    points.sort()
+    if len(points) > 3:
+        figures["foretold"] = results.figure(fit(points[:-1])(points[-1][0]), "nats / image", n=len(points) - 1)
+    at = fit(points)
+    figures["extrapolated"] = results.figure(at(args.epochs), "nats / image", n=len(points))
+    figures["extrapolated_epochs"] = results.figure(args.epochs, "")
+
+    page = draw.new_figure(6, 3)
+    ax = page.subplots()
+    draw.style_axes(ax, draw.LIGHT)
+    x = np.geomspace(points[0][0], args.epochs)
+    ax.plot(x, at(x), color=draw.LIGHT["validation"], linewidth=1.2, label="a − b epochs⁻ᵖ")
+    ax.plot(*zip(*points, strict=True), "o", color=draw.LIGHT["train"], markersize=5, label=f"IW-{args.k}, test")
+    ax.set_xscale("log")
+    ax.set_xlabel("epochs", fontsize=8.5, color=draw.LIGHT["muted"])
+    ax.set_ylabel("nats / image", fontsize=8.5, color=draw.LIGHT["muted"])
+    ax.legend(frameon=False, fontsize=8, labelcolor=draw.LIGHT["muted"])
+    with open(os.path.splitext(args.out)[0] + ".png", "wb") as f:
+        f.write(draw.figure_png(page))
+    return c, figures
+
+
 def aot(args):
     """Training steps compiled for pods, data parallel and with parameters split over 8 (fsdp), and weak scaling.
 
@@ -353,6 +400,7 @@ def bound(args, k):
     return {
         "config": config_lib.to_json(s.c),
         "n": len(iw_N),
+        "train": len(s.dataset.train.image),
         "mean": iw_N.mean(),
         "sd": iw_N.std(ddof=1),
         "seconds": seconds,
@@ -372,17 +420,22 @@ def record(args, config, figures):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "what", choices=("clone", "step", "replicas", "sigma", "quality", "gradients", "iw", "aot", "modes")
+        "what",
+        choices=("clone", "step", "replicas", "sigma", "quality", "gradients", "iw", "curve", "aot", "modes"),
     )
     parser.add_argument("--out", required=True)
     parser.add_argument("--workdir", help="sigma, quality, gradients, iw: a finished run with a decoder")
     parser.add_argument("--features", help="quality: a finished run that learnt labels")
     parser.add_argument("--twin", help="sigma: the run with the other variance")
-    parser.add_argument("--k", type=int, default=5000, help="iw: samples of an image")
+    parser.add_argument("--runs", help="curve: finished runs of one config and several lengths, with commas")
+    parser.add_argument("--epochs", type=float, help="curve: the length to extrapolate to")
+    parser.add_argument("--k", type=int, default=5000, help="iw, curve: samples of an image")
     parser.add_argument("--images", type=int, default=10_000, help="iw, sigma, quality: test images, from the first")
     parser.add_argument("--only", default="", help="aot: some of its cells, such as configs/mnist.py@v5e:16x16,weak")
     parser.add_argument("--steps", type=int, default=50, help="modes: of a loss trace")
-    parser.add_argument("--data_dir", default="", help="sigma, gradients, iw, aot: where the data is, if it moved")
+    parser.add_argument(
+        "--data_dir", default="", help="sigma, gradients, iw, curve, aot: where the data is, if it moved"
+    )
     args = parser.parse_args()
     args.began = time.time()
     config, figures = {
@@ -393,6 +446,7 @@ def main():
         "quality": quality,
         "gradients": gradients,
         "iw": iw,
+        "curve": curve,
         "aot": aot,
         "modes": modes,
     }[args.what](args)

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # FLOPs of dense and convolutional layers in a training step, for one image.
 GOLDEN = {
     "adgm_mnist": 74_742_248,
-    "ccvae_mnist": 7_845_552,
+    "ccvae_mnist": 6_982_800,
     "cifar10_vdvae": 12_146_724_864,
     "cifar10_vdvae_20k": 354_103_296,
     "cifar10_vit": 1_803_168_768,
@@ -29,13 +29,13 @@ GOLDEN = {
     "fashion_mnist": 27_955_264,
     "fashion_hier": 72_065_024,
     "imagenet64": 3_861_454_848,
-    "iwae_mnist": 7_206_880,
+    "iwae_mnist": 7_191_200,
     "m1_mnist": 9_567_136,
     "m1m2_mnist": 9_660_968,
     "m2_mnist": 18_616_248,
     "mnist": 27_955_264,
     "mnist_cnn": 13_659_648,
-    "mnist_dynamic": 2_231_136,
+    "mnist_dynamic": 2_228_000,
     "mnist_hier": 17_921_088,
     "mnist_vdvae": 83_490_880,
     "normal_mnist": 5_743_936,
@@ -45,7 +45,7 @@ GOLDEN = {
     "sigma_fashion": 5_289_536,
     "static_mnist": 8_617_536,
     "unit_fashion": 5_289_536,
-    "vae_mnist": 2_231_136,
+    "vae_mnist": 2_228_000,
     "vamp_mnist": 25_975_936,
 }
 SHAPES = {
@@ -164,7 +164,7 @@ def test_the_work_of_every_shipped_config(name):
 
 def test_the_work_of_the_mlp_is_what_its_widths_say():
     sizes = (784 * 200, 200 * 200, 200 * 2 * 50, 50 * 200, 200 * 200, 200 * 784)
-    assert pytest.approx(3 * 2 * sum(sizes) - 2 * sizes[0], rel=0.01) == GOLDEN["mnist_dynamic"]
+    assert 3 * 2 * sum(sizes) - 2 * sizes[0] == GOLDEN["mnist_dynamic"]
 
 
 def test_xla_counts_the_same_work():

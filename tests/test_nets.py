@@ -34,6 +34,25 @@ def test_both_weight_gradients_are_the_same_sum():
     np.testing.assert_allclose(conv._mirrored(z, w, g), conv._plain(z, w, g), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("k", [2, 3, 4, 5])
+def test_the_forms_for_cpu_are_the_same_sums(k):
+    """Phases of a transposed convolution and the gradient of the convolution that it transposes; bias; dense layer."""
+    random = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)  # noqa: E731
+    z, w, x = random(0, 2, 3, 5, 17), random(1, k, k, 16, 17), random(2, 2, 6, 10, 16)
+    np.testing.assert_allclose(conv._phases(z, w), conv._plain_up2(z, w), rtol=1e-4, atol=1e-4)
+    for ours, plain, *given in (
+        (conv.down2, lambda x, w: conv._conv(x, w, 2), x, w),
+        (conv.add_bias, jnp.add, z, random(3, 17)),
+        (conv.product, jnp.matmul, random(4, 3, 5), random(5, 5, 7)),
+    ):
+        out, back = jax.vjp(ours, *given)
+        want, want_back = jax.vjp(plain, *given)
+        np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-5)
+        g = random(6, *out.shape)
+        for a, b in zip(back(g), want_back(g), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("net", ["mlp", "conv", "residual", "vit"])
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (9, 13, 3), (1, 5, 2)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -28,11 +28,11 @@ def use_cache():
 def options(platform):
     """What the compiler is asked for on a platform; None: nothing.
 
-    CPU: convolutions by Eigen, on all cores. Those of YNNPACK, jaxlib's own choice, run on one, and their weight
-    gradients are less exact by a digit: a step of configs/seed_conv.py takes 2.6 times as long
+    CPU: of YNNPACK, jaxlib's own choice, the sums only. Its convolutions run on one core, and their weight gradients
+    are less exact by a digit than Eigen's: a step of configs/seed_conv.py takes 2.6 times as long
     (results/performance.md). The option is an experimental one: where a jaxlib does not know it, nothing is asked.
     """
-    asked = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    asked = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     if platform != "cpu":
         return None
     try:

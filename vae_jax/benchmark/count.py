@@ -4,6 +4,7 @@ import math
 
 import jax
 import numpy as np
+from jax.interpreters import partial_eval
 
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
@@ -13,8 +14,8 @@ from vae_jax import optim, step
 def flops(jaxpr):
     """FLOPs of every ``dot_general`` and ``conv_general_dilated`` in a jaxpr; a multiply-add is two.
 
-    A scan counts its length times, a conditional its most expensive branch, a ``while`` loop, whose
-    length nobody knows, once. Elementwise work, reductions and random bits are not counted: they are why
+    A scan counts its length times, a conditional its most expensive branch, what has a form for each
+    platform its plain one, a ``while`` loop, whose length nobody knows, once. Elementwise work, reductions and random bits are not counted: they are why
     XLA's own count is higher.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
@@ -27,7 +28,9 @@ def flops(jaxpr):
             total += _conv(eqn)
         else:
             inner = [flops(j) for j in _jaxprs(eqn)]
-            if inner:
+            if platforms := eqn.params.get("branches_platforms"):
+                total += inner[platforms.index(None)]
+            elif inner:
                 total += eqn.params.get("length", 1) * (max(inner) if name == "cond" else sum(inner))
     return total
 
@@ -71,13 +74,14 @@ def _conv(eqn):
 
 
 def traced(c, model, mesh, dataset):
-    """The jaxpr of one training step of one replica; nothing is computed or compiled."""
+    """The jaxpr of one training step of one replica, without what nobody reads; nothing is computed or compiled."""
     c = config_lib.override(c, {})
     terms, tx = step.make_terms(c, model, dataset), optim.optimizer(c.optim, c.steps)
     state, _ = compile_lib.shapes(c, model, mesh)
     batch = step.raw_batch(dataset.shape, c.batch, labelled=c.data.labelled_batch)
     one = lambda s, b, k: step.train_step(s, b, k, terms=terms, tx=tx, decay=c.optim.ema)  # noqa: E731
-    return jax.make_jaxpr(one)(state, batch, jax.random.key(0))
+    jaxpr = jax.make_jaxpr(one)(state, batch, jax.random.key(0)).jaxpr
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def dtypes(jaxpr):
