@@ -14,9 +14,9 @@ from vae_jax import optim, step
 def flops(jaxpr):
     """FLOPs of every ``dot_general`` and ``conv_general_dilated`` in a jaxpr; a multiply-add is two.
 
-    A scan counts its length times, a conditional its most expensive branch, what has a form for each
-    platform its plain one, a ``while`` loop, whose length nobody knows, once. Elementwise work, reductions and random bits are not counted: they are why
-    XLA's own count is higher.
+    A scan counts its length times, a conditional its most expensive branch, what has a form for each platform
+    its plain one, a ``while`` loop, whose length nobody knows, once. Elementwise work, reductions and random bits
+    are not counted: they are why XLA's own count is higher.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     total = 0

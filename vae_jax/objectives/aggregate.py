@@ -3,8 +3,7 @@
 A penalty on the batch is one number; it is added to every example's loss, so the mean over the batch adds
 it once. In jit's global view the statistics are those of the batch; shard by shard (``config.compile`` =
 shard_map or pmap, bfloat16 nets, fsdp) and in microbatches they are those of what one device sees at a time.
-Rows that only fill up a last batch of validation, where ``batch["mask"]`` is false, count in none of them but
-:func:`factor_vae`'s permutations.
+Rows that only fill up a last batch of validation, where ``batch["mask"]`` is false, are in none of them.
 """
 
 import math
@@ -70,9 +69,9 @@ def factor_vae(model, params, batch, key, *, gamma=10.0):
     draw_key, permute_key = jax.random.split(key)
     d = many(model, params, batch["image"], draw_key, 1)
     value, log_px, kl = bound(d)
-    z_BxD = d.z[0]
-    keys_D = jax.random.split(permute_key, z_BxD.shape[1])
-    permuted_BxD = jax.vmap(jax.random.permutation, in_axes=(0, 1), out_axes=1)(keys_D, z_BxD)
+    z_BxD, real_B = d.z[0], _real(batch, kl)
+    order_BxD = jnp.argsort(jnp.where(real_B[:, None] > 0, jax.random.uniform(permute_key, z_BxD.shape), 2), axis=0)
+    permuted_BxD = jnp.take_along_axis(z_BxD, order_BxD[jnp.cumsum(real_B).astype(int) - 1], axis=0)
     discriminate = lambda p, z: _discriminator().apply({"params": p}, z)  # noqa: E731
     stop, net = jax.lax.stop_gradient, params["objective"]
     logits_Bx2 = discriminate(stop(net), z_BxD)
