@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from vae_jax import densities
 from vae_jax.config import UserError, nearest
@@ -50,8 +51,8 @@ def add_label(h, y, dtype):
     """
     if y is None:
         return h
-    rows = nn.initializers.normal(1.0)
-    return h + nn.Dense(h.shape[-1], use_bias=False, kernel_init=rows, dtype=dtype, name="label")(y)
+    rows, exact = nn.initializers.normal(1.0), lax.Precision.HIGHEST  # else a TPU sums its gradient in bfloat16
+    return h + nn.Dense(h.shape[-1], use_bias=False, kernel_init=rows, dtype=dtype, precision=exact, name="label")(y)
 
 
 def hidden(net, h, y=None):
