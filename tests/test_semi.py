@@ -11,6 +11,7 @@ from tests.test_step import TOLERANCE, largest_difference, trace
 from vae_jax import compile as compile_lib
 from vae_jax import config, data, loop, nets, sharding, step, workdir
 from vae_jax import model as model_lib
+from vae_jax.benchmark import count
 from vae_jax.config import UserError
 from vae_jax.evaluate import evaluate, likelihood
 from vae_jax.objectives import OBJECTIVES, Terms, many
@@ -302,10 +303,17 @@ def test_the_image_meets_the_encoder_once_for_all_labels(net):
     model, _ = tiny(labels=3, encoder=config.call("encoder", net, **fields))
     params = jax.eval_shape(model.init, KEY)
     every = lambda p, x: jax.vmap(lambda y: model.encode(p, x, y).mu)(jnp.arange(3))  # noqa: E731
-    products = [e for e in jax.make_jaxpr(every)(params, X).eqns if e.primitive.name in ROWS]
+    products = [e for e in every_equation(jax.make_jaxpr(every)(params, X).jaxpr) if e.primitive.name in ROWS]
     rows = [int(np.prod([e.invars[0].aval.shape[d] for d in ROWS[e.primitive.name](e)])) for e in products]
     # The label's row alone has 3; of conv the dense layer is the image's too. Then the posterior's head, for all.
     assert rows == ([5, 5] if net == "conv" else []) + [5, 3, 15]
+
+
+def every_equation(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in count.inner(eqn):
+            yield from every_equation(inner)
 
 
 # The dimensions of the first operand of a product that are no part of its sums.

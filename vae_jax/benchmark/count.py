@@ -27,19 +27,19 @@ def flops(jaxpr):
         elif name == "conv_general_dilated":
             total += _conv(eqn)
         else:
-            inner = [flops(j) for j in _jaxprs(eqn)]
+            parts = [flops(j) for j in inner(eqn)]
             if platforms := eqn.params.get("branches_platforms"):
-                total += inner[platforms.index(None)]
-            elif inner:
-                total += eqn.params.get("length", 1) * (max(inner) if name == "cond" else sum(inner))
+                total += parts[platforms.index(None)]
+            elif parts:
+                total += eqn.params.get("length", 1) * (max(parts) if name == "cond" else sum(parts))
     return total
 
 
-def _jaxprs(eqn):
+def inner(eqn):
     """The jaxprs that an equation runs, whatever its parameters call them."""
     for value in eqn.params.values():
         for v in value if isinstance(value, list | tuple) else (value,):
-            if hasattr(getattr(v, "jaxpr", v), "eqns"):
+            if hasattr(v := getattr(v, "jaxpr", v), "eqns"):
                 yield v
 
 
@@ -88,4 +88,4 @@ def dtypes(jaxpr):
     """The dtypes of all values in a jaxpr, by name."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     found = {str(v.aval.dtype) for e in jaxpr.eqns for v in (*e.invars, *e.outvars) if hasattr(v.aval, "dtype")}
-    return found.union(*(dtypes(j) for e in jaxpr.eqns for j in _jaxprs(e)))
+    return found.union(*(dtypes(j) for e in jaxpr.eqns for j in inner(e)))
