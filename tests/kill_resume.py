@@ -158,30 +158,9 @@ def losses(workdir):
     return [{k: v for k, v in row.items() if k not in ("images_per_s", "goodput", "time")} for row in rows]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, help="under the launcher, two devices each")
-    parser.add_argument("--stop", action="store_true", help="SIGTERM to one of them in place of kill -9")
-    parser.add_argument("--out", default="results/resume.json")
-    args = parser.parse_args()
+def record(args, began, trials, hits, exact, again):
     from vae_jax import results
 
-    rng, hits, exact, began, again = random.Random(args.seed), 0, 0, time.time(), []
-    with tempfile.TemporaryDirectory() as folder:
-        reference = os.path.join(folder, "reference")
-        finish(reference, args.processes)
-        trials = 0
-        while hits < args.times:
-            with tempfile.TemporaryDirectory() as inner:
-                if args.processes:
-                    n, different, rows, seconds = launched(reference, inner, rng, args.processes, args.stop)
-                    again += seconds
-                else:
-                    n, different, rows = trial(reference, inner, rng)
-            trials, hits, exact = trials + 1, hits + n, exact + (not different and rows) * n
-            print(f"trial {trials}: {n} hits, {len(different)} leaves differ, log rows equal: {rows}", flush=True)
     sent = "SIGTERM to one process" if args.stop else "kill -9"
     figures = {
         "stops" if args.stop else "kills": results.figure(hits, sent, n=trials),
@@ -199,6 +178,31 @@ def main():
         seconds=time.time() - began,
         figures=figures,
     )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, help="under the launcher, two devices each")
+    parser.add_argument("--stop", action="store_true", help="SIGTERM to one of them in place of kill -9")
+    parser.add_argument("--out", default="results/resume.json")
+    args = parser.parse_args()
+    rng, hits, exact, began, again = random.Random(args.seed), 0, 0, time.time(), []
+    with tempfile.TemporaryDirectory() as folder:
+        reference = os.path.join(folder, "reference")
+        finish(reference, args.processes)
+        trials = 0
+        while hits < args.times:
+            with tempfile.TemporaryDirectory() as inner:
+                if args.processes:
+                    n, different, rows, seconds = launched(reference, inner, rng, args.processes, args.stop)
+                    again += seconds
+                else:
+                    n, different, rows = trial(reference, inner, rng)
+            trials, hits, exact = trials + 1, hits + n, exact + (not different and rows) * n
+            print(f"trial {trials}: {n} hits, {len(different)} leaves differ, log rows equal: {rows}", flush=True)
+            record(args, began, trials, hits, exact, again)  # what is done is not lost
     return 0 if exact == hits else 1
 
 

@@ -144,7 +144,7 @@ def _unit(key):
 def command():
     """The command line as it was given, with the flags of XLA that it ran under."""
     xla = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
-    return xla + shlex.join(["python", *sys.argv])
+    return xla + shlex.join(["python", *sys.orig_argv[1:]])
 
 
 UNITS = {"nats": "nats / image", "nats_se": "nats / image", "dim": "bits / dim"}
