@@ -5,7 +5,8 @@
 The CNN is that of configs/mnist_cnn.py; the others have one encoder, dense layers of 600-600, but for M2, which has its
 page's. The VAEs see binarised images, the CNN and the pixels grey ones.
 
-Not run to its end yet: no file in results/.
+Figures of the pixels, of the encoder as it begins and of M1: results/study_mnist.json. The other methods have not been
+run.
 """
 
 from configs import ccvae_mnist, m1_mnist, m1m2_mnist, m2_mnist, mnist_cnn
