@@ -2,6 +2,7 @@
 
 python eval.py --workdir=runs/digits [--iw_k=1000] [--checkpoint=best]
 python eval.py --workdir=runs/digits --tasks=classification,recognition,ood,robustness --ood=mnist
+python eval.py --workdir=runs/digits --iw_k=5000 --config.mesh.model=4   (importance samples over four devices)
 """
 
 from absl import flags
@@ -26,8 +27,9 @@ def run(argv):
     from vae_jax import assess, compile, config
     from vae_jax.evaluate import tasks
 
-    if pairs:
-        raise config.UserError(f"{pairs[0][0]}: the run's config is fixed; eval.py takes no --config.*")
+    for field, _ in pairs:
+        if not field.startswith("mesh."):
+            raise config.UserError(f"{field}: the run's config is fixed; eval.py takes no --config.* but config.mesh.*")
     if not values.workdir:
         raise config.UserError("workdir: want --workdir=FOLDER")
     which = values.checkpoint
@@ -49,6 +51,7 @@ def run(argv):
         subjects=values.tasks,
         others=values.ood,
         data_dir=values.data_dir,
+        mesh=pairs,
         publish=values.results,
     )
     return 0

@@ -54,8 +54,10 @@ def final_leaves(workdir):
     import jax
     import orbax.checkpoint as ocp
 
+    from vae_jax import store
+
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # where the devices that saved it are not
-    with ocp.CheckpointManager(os.path.join(os.path.abspath(workdir), "checkpoints")) as manager:
+    with ocp.CheckpointManager(os.path.join(store.absolute(workdir), "checkpoints")) as manager:
         assert manager.latest_step() == STEPS
         restored = manager.restore(
             STEPS, args=ocp.args.Composite(state=ocp.args.StandardRestore(fallback_sharding=here))
@@ -64,8 +66,9 @@ def final_leaves(workdir):
 
 
 def saved_steps(workdir):
-    folder = os.path.join(workdir, "manifests")
-    return [int(n.split(".")[0]) for n in os.listdir(folder) if n.endswith(".json")] if os.path.isdir(folder) else []
+    from vae_jax import store
+
+    return [int(n.split(".")[0]) for n in store.names(os.path.join(workdir, "manifests")) if n.endswith(".json")]
 
 
 def until_saved(workdir, process, before, rng):
@@ -153,9 +156,12 @@ def launched(reference, folder, rng, processes, stop, kills=2):
 
 def losses(workdir):
     """The logged rows without the wall clock: what a resumed log must equal."""
-    with open(os.path.join(workdir, "metrics.jsonl")) as f:
-        rows = [json.loads(line) for line in f]
-    return [{k: v for k, v in row.items() if k not in ("images_per_s", "goodput", "time")} for row in rows]
+    from etils import epath
+
+    from vae_jax import watch
+
+    rows = [json.loads(line) for line in epath.Path(workdir, "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in (*watch.ROW, "time")} for row in rows]
 
 
 def record(args, began, trials, hits, exact, again):

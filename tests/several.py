@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from vae_jax import flags as flags_lib
-from vae_jax import hosts
+from vae_jax import hosts, watch
 from vae_jax.config import UserError
 
 STEPS, EVERY = 12, 4
@@ -34,7 +34,7 @@ def config(devices, *, fed=False, steps=STEPS):
 
 def rows(workdir):
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in ("images_per_s", "goodput")} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in watch.ROW} for line in lines]
 
 
 @functools.cache
@@ -126,7 +126,16 @@ def main(argv):
         done = loop.train(config(n, steps=100_000), str(folder / "preempted"))
         return [done, checkpoint.steps(folder / "preempted")[-1]]
 
-    tasks = {f.__name__: f for f in (fed, again, from_one, count, taken, preempted)}
+    def skew():  # process 1 takes 50 ms a step more
+        seen = watch.Watch(watch.new_clock(), 0, time.time())
+        seen.begin()
+        with seen.part("data"):
+            time.sleep(0.2 * jax.process_index())
+        found = [seen.skew(4), seen.skew(4)]
+        seen.close()
+        return found
+
+    tasks = {f.__name__: f for f in (fed, again, from_one, count, taken, skew, preempted)}
     outcome = {name: tasks[name]() for name in values.tasks}
     path = folder / f"outcome_{jax.process_count()}_{jax.process_index()}.json"
     path.write_text(json.dumps(outcome))

@@ -188,6 +188,7 @@ def test_workdirs(tmp_path):
     for flag in ("--tasks=ood", "--ood=mnist"):
         says(evaluate.run, ["eval.py", "--workdir=x", flag], r"tasks=ood: wants another data set")
     says(evaluate.run, ["eval.py", "--workdir=x", "--config.batch=3"], r"batch: the run's config is fixed")
+    says(evaluate.run, ["eval.py", f"--workdir={tmp_path / 'none'}", "--config.mesh.model=2"], r"no run in it")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{")

@@ -57,7 +57,7 @@ def runs(tmp_path_factory):
     in_process(folder / "one", 1)
     several.cut(folder / "one", folder / "from_one", 8)
     lock = workdir.claim(folder / "taken", several.config(4))
-    outcomes, printed = start(folder, ["fed", "again", "from_one", "count", "taken", "preempted"])
+    outcomes, printed = start(folder, ["fed", "again", "from_one", "count", "taken", "skew", "preempted"])
     os.close(lock)
     return folder, outcomes, printed
 
@@ -132,6 +132,17 @@ def test_two_runs_on_one_workdir(runs):
     folder, outcomes, _ = runs
     assert outcomes[0]["taken"] == f"UserError: workdir={folder / 'taken'}: another run is using it"
     assert outcomes[1]["taken"] == "SystemExit: 2", "one process says it, all end"
+
+
+def test_the_log_names_the_process_that_the_others_wait_for(runs):
+    folder, outcomes, _ = runs
+    for outcome in outcomes:
+        (slow, even) = outcome["skew"]
+        assert slow["slowest_host"] == 1 and 49 < slow["host_skew_ms"] < 80, "0.2 s in four steps"
+        assert 0 <= even["host_skew_ms"] < 1, "since it was asked last"
+    lines = (folder / "fed" / "metrics.jsonl").read_text().splitlines()
+    for row in map(json.loads, lines):
+        assert ("host_skew_ms" in row) == (row["split"] == "train"), "one process has none, and a validation"
 
 
 def test_a_process_reads_only_its_rows_and_all_together_the_batch():

@@ -18,7 +18,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vae_jax"
 # The way through the house: a module imports only what stands before it (or within its own folder).
 ORDER = (
-    *("config", "hosts", "flags", "launch", "parallel", "predict", "data", "densities", "nets", "model", "objectives"),
+    *(
+        "config",
+        "store",
+        "hosts",
+        "flags",
+        "launch",
+        "parallel",
+        "predict",
+        "data",
+        "densities",
+        "nets",
+        "model",
+        "objectives",
+    ),
     *("optim", "sharding", "step", "compile", "checkpoint", "workdir", "evaluate", "log", "draw", "report", "results"),
     *("watch", "loop", "assess"),
     *("benchmark", "explain", "export", "tabulate", "study"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests import kill_resume
-from vae_jax import checkpoint, log, loop
+from vae_jax import assess, checkpoint, log, loop
 from vae_jax import config as config_lib
 from vae_jax import workdir as workdir_lib
 from vae_jax.config import UserError
@@ -77,6 +77,17 @@ def test_eval_stands_alone_and_agrees(finished, tmp_path):
     assert json.loads((workdir / "metrics.json").read_text()) == pytest.approx(first, rel=1e-5)
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
     assert figures["accuracy"]["value"] == pytest.approx(first["accuracy"])
+
+
+def test_eval_takes_a_mesh_of_its_own(finished, tmp_path):
+    folder = str(copy(finished[0], tmp_path))
+    quiet = {"iw_k": 8, "say": lambda line: None}
+    images, _ = assess.assess(folder, **quiet)
+    samples, _ = assess.assess(folder, mesh=[("mesh.data", "2"), ("mesh.model", "4")], **quiet)
+    assert samples["iw_nats"] == pytest.approx(images["iw_nats"], rel=1e-5) and samples["n"] == images["n"]
+    for mesh, said in (([("mesh.model", "3")], "mesh"), ([("mesh.modle", "2")], "mesh.modle=2: unknown field")):
+        with pytest.raises(UserError, match=said):
+            assess.assess(folder, mesh=mesh, **quiet)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

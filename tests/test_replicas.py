@@ -9,7 +9,7 @@ import pytest
 
 import train
 from tests.test_step import TOLERANCE, small
-from vae_jax import checkpoint, config, flags, loop, workdir
+from vae_jax import checkpoint, config, flags, loop, watch, workdir
 from vae_jax.config import UserError
 
 
@@ -49,7 +49,7 @@ def test_a_replica_is_the_run_alone(swept, tmp_path, r):
     mine, its = rows(folder / f"replica_{r}"), rows(tmp_path / "alone")
     assert [(m["step"], m["split"]) for m in mine] == [(m["step"], m["split"]) for m in its]
     for a, b in zip(mine, its, strict=True):
-        for name in b.keys() - {"images_per_s", "goodput", "split", "accuracy"}:
+        for name in b.keys() - {*watch.ROW, "split", "accuracy"}:
             assert a[name] == pytest.approx(b[name], rel=TOLERANCE), name
     a, b = params(folder / f"replica_{r}"), params(tmp_path / "alone")
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):

@@ -1,6 +1,7 @@
 """From a workdir to metrics.json, pictures and the report: what eval.py does, and train.py at its end."""
 
 import datetime
+import functools
 import math
 import os
 import shlex
@@ -21,7 +22,7 @@ from vae_jax.log import read_history
 from vae_jax.workdir import members, restore, siblings
 
 
-def assess(workdir, *, which="best", iw_k=None, subjects=(), others=(), data_dir="", publish="", say=print):
+def assess(workdir, *, which="best", iw_k=None, subjects=(), others=(), data_dir="", mesh=(), publish="", say=print):
     """Evaluate a checkpoint of a workdir on the exact test set; write metrics.json and report/index.html.
 
     Args:
@@ -29,6 +30,7 @@ def assess(workdir, *, which="best", iw_k=None, subjects=(), others=(), data_dir
       iw_k: importance samples per image; None takes the config's.
       subjects: of ``evaluate.tasks.TASKS``, beside what is always there.
       others: names of the data sets that ``ood`` is asked about.
+      mesh: [(field, value)] of the mesh; without it all devices are on ``data``.
       publish: also write the figures to this file of ``results/``.
     Returns:
       (metrics, run): a flat dict with units in its names, and the run's facts.
@@ -38,9 +40,9 @@ def assess(workdir, *, which="best", iw_k=None, subjects=(), others=(), data_dir
     if hosts.several():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax's own waits for a step to save, and there is none
     say = say if hosts.first() else lambda _: None
-    s, state, meta = restore(workdir, which, data_dir=data_dir, say=say)
+    s, state, meta = restore(workdir, which, data_dir=data_dir, mesh=mesh, say=say)
     c = s.c
-    given = beside(s, others, workdir, which, data_dir, say) if "ood" in subjects else ({}, None)
+    given = beside(s, others, workdir, which, data_dir, mesh, say) if "ood" in subjects else ({}, None)
     say(f"evaluating checkpoint {meta['step']} ({which}) on {len(s.dataset.test.image):,} test images")
     began = time.perf_counter()
     metrics, why, pictures = evaluate(c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=iw_k or c.eval.iw_k)
@@ -89,14 +91,15 @@ def assess(workdir, *, which="best", iw_k=None, subjects=(), others=(), data_dir
     return metrics, run
 
 
-def beside(s, others, workdir, which, data_dir, say):
+def beside(s, others, workdir, which, data_dir, mesh, say):
     """What ``tasks=ood`` needs from the disk: {name: images of another data set}, and the parameters of a run's other
     seeds, stacked, or None."""
     for name in others:
         if name == s.c.data.name:
             raise UserError(f"ood={name}: is what the run was trained on; want another data set")
     foreign = {name: data.foreign(name, s.c.data, s.dataset, tasks.IMAGES) for name in others}
-    seeds = [step.averaged(restore(f, which, data_dir=data_dir, say=say)[1]) for f in siblings(workdir)]
+    again = functools.partial(restore, which=which, data_dir=data_dir, mesh=mesh, say=say)
+    seeds = [step.averaged(again(folder)[1]) for folder in siblings(workdir)]
     return foreign, jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds) if seeds else None
 
 

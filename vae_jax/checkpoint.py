@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from vae_jax import hosts
+from vae_jax import hosts, store
 from vae_jax.config import UserError
 
 PATIENCE = 20  # seconds for a save under way to end after an error
@@ -30,6 +31,8 @@ for _name in ("absl", "asyncio"):
 
 def write_json(path, value):
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    if store.remote(path):
+        return store.write(path, json.dumps(value, indent=1).encode())
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "w") as f:
@@ -46,34 +49,30 @@ def write_json(path, value):
 def digests(folder):
     """{relative path: SHA-256} of every file under a folder."""
     found = {}
-    for root, _, names in sorted(os.walk(folder)):
-        for name in sorted(names):
-            path = os.path.join(root, name)
-            with open(path, "rb") as f:
-                found[os.path.relpath(path, folder)] = hashlib.file_digest(f, "sha256").hexdigest()
+    for path in sorted(store.files(folder), key=lambda p: (p.parent, p.name)):
+        with path.open("rb") as f:
+            found[str(path.relative_to(folder))] = hashlib.file_digest(f, "sha256").hexdigest()
     return found
 
 
 def steps(workdir):
-    """The steps on disk in rising order, good or not."""
-    folder = os.path.join(workdir, "checkpoints")
-    return sorted(int(n) for n in os.listdir(folder) if n.isdigit()) if os.path.isdir(folder) else []
+    """The steps that are there in rising order, good or not."""
+    return sorted(int(n) for n in store.names(os.path.join(workdir, "checkpoints")) if n.isdigit())
 
 
 def digest(workdir, step):
     """The hash of a whole checkpoint: SHA-256 of its manifest."""
-    with open(os.path.join(workdir, "manifests", f"{step}.json"), "rb") as f:
-        return hashlib.sha256(f.read()).hexdigest()
+    manifest = epath.Path(workdir, "manifests", f"{step}.json")
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()
 
 
 def fault(workdir, step):
     """None for a good step, else what is wrong with it."""
-    manifest = os.path.join(workdir, "manifests", f"{step}.json")
-    if not os.path.isfile(manifest):
+    manifest = epath.Path(workdir, "manifests", f"{step}.json")
+    if not manifest.is_file():
         return "was not finished (no manifest)"
     try:
-        with open(manifest) as f:
-            wanted = json.load(f)
+        wanted = json.loads(manifest.read_bytes())
     except ValueError:
         return f"{manifest} is damaged"
     found = digests(os.path.join(workdir, "checkpoints", str(step)))
@@ -93,7 +92,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir, say=print, write=True):
-        self.workdir, self.say, self.write = os.path.abspath(workdir), say, write
+        self.workdir, self.say, self.write = store.absolute(workdir), say, write
         best = lambda m: m["select"]  # noqa: E731
         keep = [
             policies.LatestN(2),
@@ -125,6 +124,8 @@ class Checkpoints:
                 self._move(step)
 
     def _folder(self, name):
+        if store.remote(self.workdir):
+            return  # an object's name makes its folders
         try:
             os.makedirs(os.path.join(self.workdir, name), exist_ok=True)
         except OSError as error:
@@ -132,15 +133,20 @@ class Checkpoints:
 
     def _move(self, step):
         aside = os.path.join(self.workdir, "damaged", str(step))
+        there = os.path.join(self.workdir, "checkpoints", str(step))
+        if store.remote(self.workdir):
+            store.copy(there, aside)
+            epath.Path(there).rmtree()
+            return
         self._folder("damaged")
         shutil.rmtree(aside, ignore_errors=True)
-        os.replace(os.path.join(self.workdir, "checkpoints", str(step)), aside)
+        os.replace(there, aside)
 
     def save(self, step, state, meta, select=None):
         """Start saving; ``select`` (lower is better) makes the step a candidate for the best."""
         self.seal()
         need = 2 * sum(x.nbytes for x in jax.tree.leaves(state)) + 2**20
-        free = shutil.disk_usage(self.workdir).free
+        free = need if store.remote(self.workdir) else shutil.disk_usage(self.workdir).free
         if free < need:
             raise UserError(
                 f"workdir={self.workdir}: disk full: a checkpoint needs {need >> 20} MiB, {free >> 20} MiB are free; "
@@ -182,9 +188,10 @@ class Checkpoints:
             if step in there:
                 folder = os.path.join(self.workdir, "checkpoints", str(step))
                 write_json(os.path.join(self.workdir, "manifests", f"{step}.json"), digests(folder))
-        for name in os.listdir(os.path.join(self.workdir, "manifests")):
+        manifests = epath.Path(self.workdir, "manifests")
+        for name in store.names(manifests):
             if name.split(".")[0].isdigit() and int(name.split(".")[0]) not in there:
-                os.unlink(os.path.join(self.workdir, "manifests", name))
+                (manifests / name).unlink()
 
     @contextlib.contextmanager
     def _disk(self):
@@ -198,9 +205,9 @@ class Checkpoints:
             ) from None
         except ValueError as error:  # tensorstore says it in many lines of a ValueError
             self._unsealed = []
-            if "os_error_code" not in str(error):
+            if "os_error_code" not in str(error) and not store.remote(self.workdir):
                 raise
-            why = str(error).partition(" [os_error_code")[0].rpartition(": ")[2]
+            why = str(error).splitlines()[0].partition(" [os_error_code")[0].rpartition(": ")[2]
             raise UserError(f"workdir={self.workdir}: checkpoint not written: {why}; older ones are intact") from None
 
     def latest(self):

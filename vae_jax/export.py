@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from etils import epath
 from jax import export
 
 from vae_jax import checkpoint, densities, hosts, log, predict, results, step, workdir
@@ -110,7 +111,7 @@ def write(folder, what, *, which="best", data_dir="", say=print):
         }
     function, arguments = program(what, s, params, **given)
     blob = exported(function, arguments).serialize()
-    figures = os.path.join(folder, "metrics.json")
+    figures = epath.Path(folder, "metrics.json")
     path = os.path.join(folder, "export", f"{what}.jaxexport")
     log.replace(path, blob)
     shown = {
@@ -125,7 +126,7 @@ def write(folder, what, *, which="best", data_dir="", say=print):
         "checkpoint": f"step {meta['step']} ({which})",
         "commit": results.commit(),
         "versions": results.versions(),
-        "figures": json.loads(pathlib.Path(figures).read_text()) if os.path.isfile(figures) else None,
+        "figures": json.loads(figures.read_bytes()) if figures.is_file() else None,
     }
     checkpoint.write_json(os.path.join(folder, "export", f"{what}.json"), shown)
     log.replace(os.path.join(folder, "export", "predict.py"), pathlib.Path(predict.__file__).read_bytes())
@@ -144,7 +145,7 @@ def run(argv):
     if not values.workdir:
         raise UserError("workdir: want --workdir=FOLDER")
     path = write(values.workdir, values.what, which=values.checkpoint, data_dir=values.data_dir)
-    print(f"{path}  {os.path.getsize(path) / 2**20:.1f} MiB")
+    print(f"{path}  {len(epath.Path(path).read_bytes()) / 2**20:.1f} MiB")
     return 0
 
 

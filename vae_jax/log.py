@@ -3,12 +3,16 @@ written whole: beside their place, then moved there, so that a reader never sees
 """
 
 import importlib
+import io
 import json
 import math
 import os
 import tempfile
 import threading
 
+from etils import epath
+
+from vae_jax import store
 from vae_jax.config import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -21,6 +25,8 @@ def disk_error(path, error):
 
 def replace(path, data):
     """Write bytes beside ``path``, then move them there: the old file or the new one, not half."""
+    if store.remote(path):
+        return store.write(path, data)
     temporary = None
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -39,10 +45,10 @@ def replace(path, data):
 
 def _history_lines(path):
     """(line, row) of each whole line. A torn last line (the writer was killed) is left out."""
-    if not os.path.exists(path):
+    try:
+        lines = epath.Path(path).read_bytes().decode("utf-8", "replace").split("\n")
+    except FileNotFoundError:
         return []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        lines = file.read().split("\n")
     pairs = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is '' or torn
         try:
@@ -62,7 +68,7 @@ def read_history(folder):
 
 
 class MetricsLog:
-    """Rows of metrics as JSON lines, mirrored to TensorBoard in ``folder/tensorboard/SPLIT``.
+    """Rows of metrics as JSON lines, mirrored to TensorBoard in ``folder/tensorboard/SPLIT`` where it is on a disk.
 
     Args:
       folder: made where missing.
@@ -76,6 +82,10 @@ class MetricsLog:
         kept = [] if resume_step is None else _history_lines(self._path)
         kept = [line + "\n" for line, row in kept if row["step"] <= resume_step]
         replace(self._path, "".join(kept).encode())
+        if store.remote(folder):
+            self._file = io.StringIO("".join(kept))
+            self._file.seek(0, io.SEEK_END)
+            return
         # Its import takes as long as some small runs: meanwhile the program is compiled.
         threading.Thread(target=importlib.import_module, args=("tensorboardX",), daemon=True).start()
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
@@ -88,6 +98,8 @@ class MetricsLog:
         try:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
+            if store.remote(self._folder):
+                return
             for key, value in finite.items():
                 self._writer(split).add_scalar(key, value, int(step))
         except OSError as error:
@@ -104,7 +116,13 @@ class MetricsLog:
             self._writers[split] = SummaryWriter(where, purge_step=purge, flush_secs=30)
         return self._writers[split]
 
+    def flush(self):
+        """Write what a store has not yet, before the checkpoint after it; a disk has every row already."""
+        if store.remote(self._folder):
+            replace(self._path, self._file.getvalue().encode())
+
     def close(self):
+        self.flush()
         self._file.close()
         for writer in self._writers.values():
             writer.close()

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
-from vae_jax import checkpoint, data, hosts, optim, sharding, step, watch
+from vae_jax import checkpoint, data, hosts, optim, sharding, step, store, watch
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
@@ -117,6 +117,7 @@ def train(c, workdir, say=print, profile=None):
       UserError: bad input; or a loss that is not finite, with its step and guilty term.
     """
     began = time.time()
+    store.check(workdir)
     s = setup(c)
     compile_lib.check(c, s.model, s.mesh)
     parts = members(c, workdir)
@@ -262,6 +263,8 @@ def _run(s, state, places, at, runs, progress, stop, seen, profile):
             for r, run in enumerate(runs):
                 alone = jax.tree.map(lambda a, r=r: a[r], state) if several else state
                 select = None if figures is None else _selected(c, figures[r])
+                if run.log:
+                    run.log.flush()
                 run.saved.save(at, alone, {"step": at, "clock": clock | {"saved": time.time()}}, select=select)
 
     def write(split, rows):
@@ -299,13 +302,9 @@ def _run(s, state, places, at, runs, progress, stop, seen, profile):
             figures_SxRxM = np.ma.masked_invalid(np.concatenate(window))
             means_RxM = figures_SxRxM.mean(0).filled(np.nan).tolist()
             rows = [dict(zip(program.names, means, strict=True)) for means in means_RxM]
-            write(
-                "train",
-                [
-                    m | {"lr": float(f(at - 1)), "images_per_s": images / seconds, "goodput": watch.goodput(clock)}
-                    for m, f in zip(rows, rates, strict=True)
-                ],
-            )
+            of_clock = {"images_per_s": images / seconds, "goodput": watch.goodput(clock)}
+            of_clock |= seen.skew(len(window) * per_call)
+            write("train", [m | {"lr": float(f(at - 1))} | of_clock for m, f in zip(rows, rates, strict=True)])
             window = []
             if validating:
                 with seen.part("validation"):

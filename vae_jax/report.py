@@ -4,7 +4,6 @@ The page (:func:`write`) needs no network, no script and no other file: pictures
 for a light screen and once for a dark one.
 """
 
-import contextlib
 import functools
 import math
 import numbers
@@ -13,8 +12,9 @@ import re
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 
-from vae_jax import draw, log
+from vae_jax import draw, log, store
 from vae_jax.config import flatten
 
 ROWS = ("levels", "temperatures", "inpainting", "neighbours")  # pictures whose rows are different things
@@ -187,6 +187,7 @@ CURVES = {  # key of a history row -> (name, unit)
 MORE_CURVES = {  # folded away on the page, with every key that is in neither
     "images_per_s": ("Speed", "images / s"),
     "goodput": ("Goodput: share of the wall time in steps", ""),
+    "host_skew_ms": ("Slowest host behind the fastest", "ms / step"),
     "lr": ("Learning rate", ""),
 }
 RUN = {  # key of ``run`` -> its name on the page
@@ -555,8 +556,7 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
         log.replace(os.path.join(folder, f"{name}.png"), data)
     index = os.path.join(folder, "index.html")
     log.replace(index, html.encode())
-    stale = {name for name in os.listdir(folder) if re.fullmatch(rf"({'|'.join(PICTURES)}|ood_\w+)\.png", name)}
+    stale = {name for name in store.names(folder) if re.fullmatch(rf"({'|'.join(PICTURES)}|ood_\w+)\.png", name)}
     for name in stale - {f"{name}.png" for name in files}:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(folder, name))
+        epath.Path(folder, name).unlink(missing_ok=True)
     return index

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from vae_jax import assess, checkpoint, data, loop, results, step, tabulate, workdir
+from vae_jax import assess, checkpoint, data, loop, results, step, store, tabulate, workdir
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
 from vae_jax import flags as flags_lib
@@ -276,6 +276,8 @@ def run(study, root, *, only=(), data_dir="", publish="", say=print):
       UserError: the study cannot be meant, or a file in ``root`` is of another.
     """
     check(study)
+    if store.remote(root):
+        raise UserError(f"workdir={root}: a study wants a folder of a disk; each of its runs alone may be in a store")
     for name in set(only) - set(study.methods):
         raise UserError(f"only={name}: {config_lib.nearest(name, study.methods)}")
     if data_dir:

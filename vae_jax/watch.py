@@ -7,14 +7,20 @@ import os
 import signal
 import statistics
 import sys
+import tempfile
 import threading
 import time
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vae_jax import hosts, store
 
 LOOP = ("data", "dispatch", "log", "validation", "checkpoint")  # parts of the training loop, beside the steps
 PARTS = ("compile", *LOOP, "restart")
 CALLS = 10  # that SIGUSR1 profiles
+ROW = ("images_per_s", "goodput", "host_skew_ms", "slowest_host")  # of a logged row, what the wall clock made
 
 
 def new_clock():
@@ -61,13 +67,29 @@ class Watch:
     def begin(self):
         """The loop begins; what came before it is compile or restart."""
         self.clock["restart_seconds"] += time.time() - self._since - self.clock["compile_seconds"]
-        self._moved = time.monotonic()
+        self._moved, self._alone = time.monotonic(), self._own()
 
     def step(self, at):
         """A call has been dispatched and the one before it has ended."""
         now = time.monotonic()
         self._took.append(now - self._moved)
         self.last, self._moved = at, now
+
+    def _own(self):
+        return sum(self.clock[f"{part}_seconds"] for part in ("data", "log", "checkpoint"))
+
+    def skew(self, steps):
+        """How unevenly the processes took the last ``steps`` steps, for a row of the log; nothing for one process.
+
+        A step has collectives, so it takes all processes the same time: those that are done wait. What differs is
+        what each does alone, in data, log and checkpoint: ``host_skew_ms`` is the milliseconds a step that it took
+        ``slowest_host`` more than the fastest. All processes are to call it together.
+        """
+        before, self._alone = self._alone, self._own()
+        if not hosts.several():
+            return {}
+        each = multihost_utils.process_allgather(np.float32((self._alone - before) / steps))
+        return {"host_skew_ms": 1e3 * float(each.max() - each.min()), "slowest_host": int(each.argmax())}
 
     @contextlib.contextmanager
     def part(self, name):
@@ -101,7 +123,9 @@ class Profile:
     """
 
     def __init__(self, workdir, span, per_call, say):
-        self._folder = os.path.join(workdir, "profile", str(jax.process_index()))
+        self._folder = self._into = os.path.join(workdir, "profile", str(jax.process_index()))
+        if store.remote(workdir):
+            self._folder = os.path.join(tempfile.gettempdir(), f"vae_jax-profile-{os.getpid()}")
         self._span, self._per_call, self._say, self._on, self._asked = span, per_call, say, False, False
         self._old = signal.signal(signal.SIGUSR1, self._ask)
 
@@ -123,7 +147,9 @@ class Profile:
         if self._on:
             jax.block_until_ready(pending)
             jax.profiler.stop_trace()
-            self._say(f"profiled steps {self._span[0]}-{self._span[1]}: {self._folder}")
+            if self._into != self._folder:
+                store.copy(self._folder, self._into)
+            self._say(f"profiled steps {self._span[0]}-{self._span[1]}: {self._into}")
             self._on, self._span = False, None
 
     def close(self):

@@ -2,13 +2,16 @@
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
+import tempfile
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
-from vae_jax import checkpoint, data, model, nets, sharding, step
+from vae_jax import checkpoint, data, flags, model, nets, sharding, step, store
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
@@ -63,18 +66,23 @@ def claim(workdir, c):
     Raises:
       UserError: it is a file, cannot be written, is in use, or holds a run of another config.
     """
+    if store.remote(workdir):  # a store locks nothing: this is between the runs of one machine
+        name = hashlib.sha256(store.absolute(workdir).encode()).hexdigest()[:16]
+        held = os.path.join(tempfile.gettempdir(), f"vae_jax-{name}.lock")
+    else:
+        held = os.path.join(workdir, "lock")
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"workdir={workdir}: is a file; want a folder")
     try:
-        os.makedirs(workdir, exist_ok=True)
-        lock = os.open(os.path.join(workdir, "lock"), os.O_CREAT | os.O_RDWR)
+        os.makedirs(os.path.dirname(held), exist_ok=True)
+        lock = os.open(held, os.O_CREAT | os.O_RDWR)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system when the process ends
     except BlockingIOError:
         raise UserError(f"workdir={workdir}: another run is using it") from None
     except OSError as error:
         raise UserError(f"workdir={workdir}: cannot write: {error.strerror}") from None
     path = os.path.join(workdir, "config.json")
-    if os.path.exists(path):
+    if epath.Path(path).exists():
         changed = config_lib.differences(read_config(workdir), c, FREE)
         if changed:
             raise UserError(
@@ -94,9 +102,9 @@ def members(c, workdir):
 
 def siblings(workdir):
     """The folders of all replicas of the run that this folder is a replica of, if only their seeds differ; else []."""
-    folder = os.path.abspath(workdir)
+    folder = store.absolute(workdir)
     above = os.path.dirname(folder)
-    if not os.path.isfile(os.path.join(above, "config.json")):
+    if not epath.Path(above, "config.json").is_file():
         return []
     c = read_config(above)
     folders = [path for _, path in members(c, above)]
@@ -105,10 +113,10 @@ def siblings(workdir):
 
 def read_config(workdir):
     """The config of the run in a workdir."""
-    path = os.path.join(workdir, "config.json")
+    store.check(workdir)
+    path = epath.Path(workdir, "config.json")
     try:
-        with open(path) as f:
-            return config_lib.from_json(json.load(f))
+        return config_lib.from_json(json.loads(path.read_bytes()))
     except FileNotFoundError:
         raise UserError(f"workdir={workdir}: no run in it (no config.json)") from None
     except NotADirectoryError:
@@ -117,9 +125,10 @@ def read_config(workdir):
         raise UserError(f"{path}: not JSON: {error}") from None
 
 
-def restore(workdir, which="best", *, data_dir="", say=print):
+def restore(workdir, which="best", *, data_dir="", mesh=(), say=print):
     """(Setup, state, meta) of a good checkpoint: 'best' by validation, 'latest' or a step.
 
+    The mesh has all devices there are on ``data``, unless ``mesh`` has [(field, value)], such as ("mesh.model", "2").
     ``meta["latest"]`` is the meta of the latest step: how long the whole run has taken.
 
     Raises:
@@ -129,6 +138,7 @@ def restore(workdir, which="best", *, data_dir="", say=print):
     if config_lib.replica_count(c):
         raise UserError(f"workdir={workdir}: holds {config_lib.replica_count(c)} replicas; want {workdir}/replica_0, …")
     c.mesh.data, c.mesh.fsdp, c.mesh.model, c.mesh.samples = -1, 1, 1, 1  # of this machine, not of the one that trained
+    c = flags.apply(c, mesh)
     if data_dir:
         c.data.dir = data_dir
     s = setup(c)

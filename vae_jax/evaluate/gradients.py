@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from etils import epath
 
 from vae_jax import checkpoint, step, workdir
 from vae_jax import compile as compile_lib
@@ -81,7 +82,8 @@ def picture(rows, path):
         ax.grid(alpha=0.3)
     figure.axes[0].set_ylabel("signal-to-noise ratio (median)")
     figure.axes[0].legend()
-    figure.savefig(path, dpi=150)
+    with epath.Path(path).open("wb") as file:
+        figure.savefig(file, dpi=150)
 
 
 def define(values):
