@@ -27,12 +27,14 @@ def define(values):
 
 def run(argv):
     values, pairs = flags_lib.parse(argv, define)
-    from vae_jax import assess, compile, config, explain, loop
+    from vae_jax import compile, config, loop
 
     if not values.workdir and not values.explain:
         raise config.UserError("workdir: want --workdir=FOLDER")
     c = flags_lib.apply(config.load(values.config), pairs)
     if values.explain:
+        from vae_jax import explain
+
         print(explain.card(c))
         return 0
     if values.data_dir:
@@ -44,6 +46,8 @@ def run(argv):
     compile.use_cache()
     if not loop.train(c, values.workdir, profile=span and (int(span[1]), int(span[2]))):
         return loop.STOPPED
+    from vae_jax import assess
+
     if config.replica_count(c):
         assess.sweep(c, values.workdir, publish=values.results)
     else:

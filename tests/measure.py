@@ -332,8 +332,8 @@ def aot(args):
                 figures[f"weak_{key}_spread"] = results.figure(max(values) / min(values) - 1, "relative", n=len(values))
             continue
         pattern, _, where = cell.partition("@")
-        for path in sorted(pathlib.Path().glob(pattern)):
-            for kind, fsdp in (("dp", 1), ("fsdp", 8)) if path.stem != "__init__" else ():
+        for path in (p for p in sorted(pathlib.Path().glob(pattern)) if "def get_config" in p.read_text()):
+            for kind, fsdp in (("dp", 1), ("fsdp", 8)):
                 one(f"{path.stem}_{where.replace(':', '_')}_{kind}", str(path), where, fsdp=fsdp)
     return None, figures
 

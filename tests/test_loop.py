@@ -15,8 +15,10 @@ import pytest
 from tests import kill_resume
 from vae_jax import assess, checkpoint, log, loop
 from vae_jax import config as config_lib
+from vae_jax import step as step_lib
 from vae_jax import workdir as workdir_lib
 from vae_jax.config import UserError
+from vae_jax.evaluate import likelihood
 
 TINY = kill_resume.COMMAND
 
@@ -81,13 +83,18 @@ def test_eval_stands_alone_and_agrees(finished, tmp_path):
 
 def test_eval_takes_a_mesh_of_its_own(finished, tmp_path):
     folder = str(copy(finished[0], tmp_path))
-    quiet = {"iw_k": 8, "say": lambda line: None}
-    images, _ = assess.assess(folder, **quiet)
-    samples, _ = assess.assess(folder, mesh=[("mesh.data", "2"), ("mesh.model", "4")], **quiet)
-    assert samples["iw_nats"] == pytest.approx(images["iw_nats"], rel=1e-5) and samples["n"] == images["n"]
-    for mesh, said in (([("mesh.model", "3")], "mesh"), ([("mesh.modle", "2")], "mesh.modle=2: unknown field")):
+    found = []
+    for mesh, shape in (([], (8, 1)), ([("mesh.model", "4")], (2, 4))):
+        s, state, _ = workdir_lib.restore(folder, mesh=mesh, say=lambda line: None)
+        assert (s.mesh.shape["data"], s.mesh.shape["model"]) == shape
+        key, split = step_lib.stream(s.c.seed, "test"), s.dataset.test
+        found.append(
+            likelihood.log_likelihood(s.c, s.model, step_lib.averaged(state), split, s.dataset.levels, s.mesh, key, k=8)
+        )
+    np.testing.assert_allclose(found[1]["iw"], found[0]["iw"], rtol=1e-5)
+    for mesh, said in (("mesh.model", "3"), "mesh"), (("mesh.modle", "2"), "mesh.modle=2: unknown field"):
         with pytest.raises(UserError, match=said):
-            assess.assess(folder, mesh=mesh, **quiet)
+            assess.assess(folder, mesh=[mesh], say=lambda line: None)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

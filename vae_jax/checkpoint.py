@@ -6,6 +6,7 @@ manifest and every file matches. Anything else is named in one line and passed o
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -15,18 +16,23 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
-import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers as policies
 
 from vae_jax import hosts, store
 from vae_jax.config import UserError
 
 PATIENCE = 20  # seconds for a save under way to end after an error
 
-# Orbax and its event loop log every save, and tracebacks beside every error that they raise as well.
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+@functools.cache
+def orbax():
+    """``orbax.checkpoint``. A quarter of the package's imports, and no first step needs it."""
+    import orbax.checkpoint
+
+    # It and its event loop log every save, and tracebacks beside every error that they raise as well.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return orbax.checkpoint
 
 
 def write_json(path, value):
@@ -93,26 +99,30 @@ class Checkpoints:
 
     def __init__(self, workdir, say=print, write=True):
         self.workdir, self.say, self.write = store.absolute(workdir), say, write
-        best = lambda m: m["select"]  # noqa: E731
+        if write:
+            hosts.agree(self._set_aside)
+        self._unsealed, self._sealing, self._beside = [], None, ThreadPoolExecutor(1)
+
+    @functools.cached_property
+    def _manager(self):
+        ocp, best = orbax(), lambda m: m["select"]
+        policies = ocp.checkpoint_managers
         keep = [
             policies.LatestN(2),
             # A step saved on request has no figure: it is kept while it is the latest, no longer.
             policies.BestN(get_metric_fn=best, reverse=True, n=1, keep_checkpoints_without_metrics=False),
         ]
-        if write:
-            hosts.agree(self._set_aside)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
             best_fn=best,
             best_mode="min",
-            create=write,
-            read_only=not write,
+            create=self.write,
+            read_only=not self.write,
         )
         try:
-            self._manager = ocp.CheckpointManager(os.path.join(self.workdir, "checkpoints"), options=options)
+            return ocp.CheckpointManager(os.path.join(self.workdir, "checkpoints"), options=options)
         except OSError as error:
-            raise UserError(f"workdir={workdir}: cannot write: {error.strerror}") from None
-        self._unsealed, self._sealing, self._beside = [], None, ThreadPoolExecutor(1)
+            raise UserError(f"workdir={self.workdir}: cannot write: {error.strerror}") from None
 
     def _set_aside(self):
         """Move steps that are not good out of Orbax's way; nothing is deleted."""
@@ -152,6 +162,7 @@ class Checkpoints:
                 f"workdir={self.workdir}: disk full: a checkpoint needs {need >> 20} MiB, {free >> 20} MiB are free; "
                 "older ones are intact"
             )
+        ocp = orbax()
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         metrics = None if select is None else {"select": float(select)}
         with self._disk():
@@ -228,6 +239,7 @@ class Checkpoints:
 
     def meta(self):
         """What was saved beside the state of the latest step."""
+        ocp = orbax()
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(self.latest(), args=args)["meta"]
 
@@ -237,6 +249,8 @@ class Checkpoints:
         ``abstract``: ShapeDtypeStructs with shardings. A step that fails to restore is named, and the
         one before it is tried.
         """
+        if not hosts.agree(lambda: steps(self.workdir)):
+            return None
         there = sorted(self._manager.all_steps(), reverse=True)
         if not self.write:
             faults = dict(hosts.agree(lambda: [(step, fault(self.workdir, step)) for step in there]))
@@ -251,6 +265,7 @@ class Checkpoints:
             if which not in there:
                 raise UserError(f"checkpoint={which}: no such step; there are {sorted(there)}")
             wanted = [which]
+        ocp = orbax()
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
         failed = []
         for step in wanted:
@@ -269,6 +284,8 @@ class Checkpoints:
 
     def close(self, failed=None):
         """Finish saves under way; after an error only what can still be finished."""
+        if "_manager" not in vars(self):
+            return  # nothing was saved or read
         if failed is not None and hosts.several():  # the others may be gone, and what needs them never ends
             limit = time.monotonic() + (PATIENCE if isinstance(failed, UserError) else 0)
             while self._manager.is_saving_in_progress() and time.monotonic() < limit:
