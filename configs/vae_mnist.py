@@ -8,7 +8,16 @@ the stages of 3^i epochs, 3,280 epochs in all: that is this page as it stands. T
 epochs, with the learning rate falling as a cosine: most of a short run would otherwise be spent at 1e-4. 1,000
 training images are held out; the checkpoint whose bound on them is best is the one evaluated.
 
-Figures, time and device of the 400 epochs: results/vae_mnist.json.
+Two more cosines go on from its parameters:
+
+    python train.py --config=configs/vae_mnist.py --data_dir=~/data --workdir=runs/vae_mnist_more \
+        --config.init_from=runs/vae_mnist --config.steps=442500 --config.eval.every=44250 \
+        --config.optim.schedule=cosine --config.optim.lr=5e-4
+    python train.py --config=configs/vae_mnist.py --data_dir=~/data --workdir=runs/vae_mnist_last \
+        --config.init_from=runs/vae_mnist_more --config.steps=885000 --config.eval.every=59000 \
+        --config.optim.schedule=cosine
+
+Figures, time and device of the 400, 150 and 300 epochs: results/vae_mnist.json, vae_mnist_more.json, vae_mnist_last.json.
 """
 
 from vae_jax import config

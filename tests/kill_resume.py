@@ -117,7 +117,7 @@ def signal_one(launcher, number, rng):
     return time.monotonic()
 
 
-def launched(reference, folder, rng, processes, stop, kills=2):
+def launched(reference, folder, rng, processes, stop, kills=5):
     """One job of several processes: (signals that hit, leaves that differ, rows equal, seconds from each to a step).
 
     Killed, it is the launcher that begins again; asked to stop, it ends with 75, its last step saved and good.
