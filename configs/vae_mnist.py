@@ -17,7 +17,8 @@ Two more cosines go on from its parameters:
         --config.init_from=runs/vae_mnist_more --config.steps=885000 --config.eval.every=59000 \
         --config.optim.schedule=cosine
 
-Figures, time and device of the 400, 150 and 300 epochs: results/vae_mnist.json, vae_mnist_more.json, vae_mnist_last.json.
+Figures, time and device of the 400, 150 and 300 epochs: results/vae_mnist.json, vae_mnist_more.json and
+vae_mnist_last.json.
 """
 
 from vae_jax import config
