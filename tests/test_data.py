@@ -604,7 +604,7 @@ prepare.prepare("tiny", root / "data", root / sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("how", ["kill", "full"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("full", marks=pytest.mark.slow)])
 def test_interrupted_preparing_leaves_nothing_complete(tmp_path, monkeypatch, how):
     run = python(PREPARE, tmp_path, how, stdout=subprocess.DEVNULL)
     error = run.communicate()[1]

@@ -227,6 +227,7 @@ def small_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # bytes per file: EFBIG, as a quota gives
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more(tmp_path):
     """A file-size limit stands for a full disk: the checkpoint cannot be written."""
     import signal

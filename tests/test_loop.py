@@ -46,6 +46,13 @@ def copy(workdir, tmp_path):
     return shutil.copytree(workdir, tmp_path / "run")
 
 
+def alone(workdir):
+    """The config of a run, on one device of this process as in one of its own."""
+    c = workdir_lib.read_config(str(workdir))
+    c.mesh.data = 1
+    return c
+
+
 def test_a_run_leaves_what_it_promises(finished):
     workdir, printed = finished
     assert "report" in printed
@@ -65,8 +72,7 @@ def test_a_run_leaves_what_it_promises(finished):
 def test_a_finished_run_is_not_trained_again(finished, tmp_path):
     workdir = copy(finished[0], tmp_path)
     before = (workdir / "metrics.jsonl").read_bytes()
-    done = run(*TINY, f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
+    assert loop.train(alone(workdir), str(workdir), lambda line: None)
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
@@ -97,7 +103,7 @@ def test_eval_takes_a_mesh_of_its_own(finished, tmp_path):
             assess.assess(folder, mesh=[mesh], say=lambda line: None)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(finished, tmp_path, number):
     workdir = tmp_path / "run"
     process = subprocess.Popen(
@@ -111,8 +117,9 @@ def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(finished, tmp_p
     assert process.returncode == loop.STOPPED, rest
     assert "the same command goes on from there" in rest
     assert checkpoint.steps(workdir)[-1] < 200
-    done = run(*TINY, f"--workdir={workdir}")
-    assert done.returncode == 0 and "going on from step" in done.stdout
+    said = []
+    assert loop.train(alone(workdir), str(workdir), said.append)
+    assert any("going on from step" in line for line in said)
     assert rows(workdir)[-1] == rows(finished[0])[-1]
     assert last_state(workdir) == last_state(finished[0])
 
@@ -179,9 +186,9 @@ def test_a_resumed_run_trains_over_a_damaged_step(finished, tmp_path):
     workdir = copy(finished[0], tmp_path)
     victim = next(p for p in (workdir / "checkpoints" / "200" / "state").rglob("*") if p.is_file() and p.stat().st_size)
     victim.write_bytes(b"x" * victim.stat().st_size)
-    done = run(*TINY, f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    assert "going on from step 180" in done.stdout
+    said = []
+    assert loop.train(alone(workdir), str(workdir), said.append)
+    assert any("going on from step 180" in line for line in said)
     assert last_state(workdir) == last_state(finished[0])
     assert rows(workdir) == rows(finished[0])
 

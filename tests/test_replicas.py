@@ -74,6 +74,7 @@ def test_a_sweep_killed_between_two_saves_goes_on_from_the_step_that_all_have(sw
         assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (whole[r], again)), strict=True))
 
 
+@pytest.mark.slow
 def test_the_command_line_gives_each_replica_a_page_and_all_one_table(tmp_path, capsys):
     argv = ["train.py", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", "--config.steps=20"]
     argv += ["--config.eval.every=20", "--config.log_every=20", "--config.eval.iw_k=1", "--config.optim.warmup=0"]

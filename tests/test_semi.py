@@ -376,6 +376,7 @@ def test_each_part_is_averaged_over_its_own_examples():
 # ---- a run ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sixty_labels_are_enough_to_read_most_digits(tmp_path):
     """Chance is 10 %. Evaluation reads q(y|x), and its bounds are in their order."""
     c = semi_supervised(steps=400, eval__every=200, log_every=200, steps_per_call=20, unroll=False)
