@@ -78,10 +78,24 @@ def columns(n):
     return next((c for c in (8, 10, 9, 7, 6) if n % c == 0), 8)
 
 
-def new_figure(width, height):
+def new_figure(width, height, layout="constrained"):
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    return Figure(figsize=(width, height), layout=layout, facecolor="none")
+
+
+def panels(n, width, height, top, foot=0):
+    """(figure, its ``n`` axes) of panels of these inches, three in a row: ``top`` for a title, ``foot`` below them all.
+
+    Margins are given: a constrained layout draws everything twice, and panels side by side would not be in line.
+    """
+    columns, rows = min(n, 3), -(-n // 3)
+    w, h = width * columns, height * rows + foot
+    figure = new_figure(w, h, layout=None)
+    left, right, bottom = 0.62, 0.12, 0.44
+    size = ((width - left - right) / w, (height - bottom - top) / h)
+    corners = [(i % 3 * width + left, h - (i // 3 + 1) * height + bottom) for i in range(n)]
+    return figure, [figure.add_axes((x / w, y / h, *size)) for x, y in corners]
 
 
 def style_axes(ax, theme):
@@ -119,14 +133,22 @@ def both(draw):
     return {name: uri(_svg(draw(t)), "svg+xml") for name, t in (("light", LIGHT), ("dark", DARK))}
 
 
-def recoloured(draw):
-    """As :func:`_both` in half the time, for figures without a raster: the dark one is the light one's text with
-    the theme's colours exchanged."""
-    light = _svg(draw(LIGHT))
+def recoloured(draw, figure=None):
+    """As :func:`both` in half the time, for figures whose rasters have no colour of a theme: the dark one is the light
+    one's text with the theme's colours exchanged. ``figure`` is ``draw(LIGHT)`` where there is one already."""
+    light = _svg(figure or draw(LIGHT))
     dark = {LIGHT[name].encode(): DARK[name].encode() for name in LIGHT}
     found = re.compile(b"|".join(dark))
     twin = found.sub(lambda match: dark[match[0]], light)
     return {"light": uri(light, "svg+xml"), "dark": uri(twin, "svg+xml")}
+
+
+def everywhere(draw):
+    """(:func:`figure_png`, :func:`recoloured`) of one drawing, whose layout is found once."""
+    figure = draw(LIGHT)
+    file = figure_png(figure)
+    figure.set_layout_engine("none")  # what it has found stays
+    return file, recoloured(draw, figure)
 
 
 def _limits(values):
@@ -157,21 +179,18 @@ def draw_curve(ax, theme, key, series):
     ax.set_xlabel("step", fontsize=8, color=theme["muted"], loc="right", labelpad=1)
 
 
-def draw_curves(panels, names):
+def draw_curves(curves, names):
     """Every curve in one figure, with its name and unit: ``curves.png``."""
     from matplotlib.lines import Line2D
 
-    figure = new_figure(12, 3 * -(-len(panels) // 3))
-    axes = figure.subplots(-(-len(panels) // 3), 3, squeeze=False).ravel()
-    for ax in axes[len(panels) :]:
-        ax.remove()
-    for ax, (key, series) in zip(axes, panels.items(), strict=False):
+    figure, axes = panels(len(curves), 4, 3, top=0.35, foot=0.3)
+    for ax, (key, series) in zip(axes, curves.items(), strict=True):
         draw_curve(ax, LIGHT, key, series)
         name, unit = names[key]
         ax.set_title(f"{name}, {unit}" if unit else name, fontsize=10, color=LIGHT["ink"], loc="left")
-    splits = dict.fromkeys(split for series in panels.values() for split in series)
+    splits = dict.fromkeys(split for series in curves.values() for split in series)
     lines = [Line2D([], [], color=LIGHT.get(s, LIGHT["muted"]), label=s) for s in splits]
-    figure.legend(handles=lines, loc="outside lower left", ncols=len(lines), frameon=False, fontsize=9)
+    figure.legend(handles=lines, loc="lower left", ncols=len(lines), frameon=False, fontsize=9)
     return figure
 
 
@@ -203,7 +222,7 @@ def draw_latents(theme, latents_PxD, labels_P, classes):
     size = float(np.clip(12000 / max(len(points), 1), 3, 22))
     common = {"s": size, "linewidths": 0, "alpha": 0.8, "rasterized": True}
     bare = labels < 0
-    ax.scatter(*points[bare].T, color=theme["train" if not present else "muted"], **common)
+    ax.scatter(*points[bare].T, color="#88919c" if present else LIGHT["train"], **common)  # on either page
     # Classes are drawn point by point in the order of the data, so that none lies over all others.
     order = np.arange(len(points))
     for part in np.array_split(order, 8):

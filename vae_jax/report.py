@@ -262,8 +262,8 @@ def _curve_panel(key, series):
     name, unit = _titled(key)
 
     def curve(theme):
-        figure = draw.new_figure(4, 2.4)
-        draw.draw_curve(figure.subplots(), theme, key, series)
+        figure, (ax,) = draw.panels(1, 4, 2.4, top=0.1)
+        draw.draw_curve(ax, theme, key, series)
         return figure
 
     last = {}
@@ -497,15 +497,15 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
             return draw.draw_latents(theme, p.latents, p.latent_labels, classes)
 
         named = p.latent_labels is not None and len(np.unique(p.latent_labels)) <= draw.TABLE_CLASSES
-        files["latents"] = draw.figure_png(latents(draw.LIGHT))
-        page["latents"] = draw.both(latents) | {"n": len(p.latents), "dims": np.shape(p.latents)[1], "named": named}
+        files["latents"], drawn = draw.everywhere(latents)
+        page["latents"] = drawn | {"n": len(p.latents), "dims": np.shape(p.latents)[1], "named": named}
     bars = {"rates": ("latent dimension, by rank", p.kl_per_dimension), "level_rates": ("level", p.kl_per_level)}
     for name, (axis, values) in bars.items():
         if values is not None:
             picture = functools.partial(draw.draw_rates, kl_D=np.asarray(values), axis=axis)
-            files[name] = draw.figure_png(picture(draw.LIGHT))
+            files[name], drawn = draw.everywhere(picture)
             few = f"{values[0]:.2f} nats in the first of {len(values)}, {values[-1]:.4f} in the last"
-            page[name] = draw.recoloured(picture) | {"alt": few}
+            page[name] = drawn | {"alt": few}
     if _has(p.confusion) and np.sum(p.confusion):
         confusion = np.asarray(p.confusion)
 
@@ -518,10 +518,10 @@ def write(folder, *, title, metrics, pictures, history, config, run, classes):
             page["confusion"] |= draw.both(draw_confusion)
     page["panels"] = []
     for name, (heading, caption, alt, draw_panel) in _panels(p).items():
-        files[name] = draw.figure_png(draw_panel(draw.LIGHT))
+        files[name], drawn = draw.everywhere(draw_panel)
         panel = {"name": name, "heading": heading, "caption": caption, "alt": alt}
         panel["narrow"] = name == "reliability"
-        page["panels"].append(panel | draw.recoloured(draw_panel))
+        page["panels"].append(panel | drawn)
     keys = list(CURVES) + [k for k in dict.fromkeys(k for row in history for k in row) if k not in CURVES]
     series = {k: s for k in keys if (s := _series(history, k))}
     if series:

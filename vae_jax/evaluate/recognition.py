@@ -4,6 +4,8 @@ A score of images against images is the cosine of their latent means; "unseen" c
 ``data.hold_out``, which training never met.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 NEIGHBOURS = 60_000  # training images that neighbours are looked for among, at most
@@ -12,11 +14,15 @@ PAIRS = 2_000  # images whose pairs are verified, at most: two million pairs
 
 def neighbours(gallery_NxD, query_MxD, k):
     """index_MxK of the ``k`` nearest of the gallery (Euclidean), nearest first; fewer where it is smaller."""
-    from sklearn.neighbors import NearestNeighbors
+    g = jnp.asarray(gallery_NxD, jnp.float32)
+    g = jnp.column_stack([2 * g, -(g**2).sum(1)]).T  # its product with (x, 1) is |x|² − |x − g|²
 
-    k = min(k, len(gallery_NxD))
-    near = NearestNeighbors(n_neighbors=k, algorithm="brute", n_jobs=1).fit(gallery_NxD)
-    return near.kneighbors(query_MxD, return_distance=False)
+    def near(x):
+        x = jnp.column_stack([x, jnp.ones(len(x))])
+        return jax.lax.top_k(jnp.dot(x, g, precision=jax.lax.Precision.HIGHEST), min(k, g.shape[1]))[1]
+
+    parts = np.array_split(np.asarray(query_MxD, np.float32), -(-len(query_MxD) // 256))
+    return np.concatenate([np.asarray(near(part)) for part in parts])
 
 
 def knn_accuracy(train_NxD, train_label_N, test_MxD, test_label_M, k=5):
