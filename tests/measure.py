@@ -330,12 +330,33 @@ def aot(args):
             for key in ("flops", "collectives"):
                 values = [figures[f"{name}_{key}"]["value"] for name in names]
                 figures[f"weak_{key}_spread"] = results.figure(max(values) / min(values) - 1, "relative", n=len(values))
+            rows = {int(n[5:]): [figures[f"{n}_{key}"]["value"] for key in ("flops", "wire")] for n in names}
+            _weak_picture(rows, out.with_name("weak_scaling.png"))
             continue
         pattern, _, where = cell.partition("@")
         for path in (p for p in sorted(pathlib.Path().glob(pattern)) if "def get_config" in p.read_text()):
             for kind, fsdp in (("dp", 1), ("fsdp", 8)):
                 one(f"{path.stem}_{where.replace(':', '_')}_{kind}", str(path), where, fsdp=fsdp)
     return None, figures
+
+
+def _weak_picture(rows, path):
+    """What a chip computes and sends in a step, against the number of chips."""
+    from vae_jax import draw
+
+    page, axes = draw.panels(2, 4, 2.6, top=0.35)
+    chips = list(rows)
+    names = "GFLOP / chip / step", "MB sent / chip / step"
+    for ax, name, values in zip(axes, names, zip(*rows.values(), strict=True), strict=True):
+        draw.style_axes(ax, draw.LIGHT)
+        ax.plot(chips, values, "o-", color=draw.LIGHT["train"], markersize=5, linewidth=1.2)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(chips, [str(n) for n in chips])
+        ax.set_ylim(0, 1.25 * max(values))
+        ax.set_title(name, fontsize=9, color=draw.LIGHT["ink"], loc="left")
+        ax.set_xlabel("chips, v5p", fontsize=8.5, color=draw.LIGHT["muted"])
+    with open(path, "wb") as f:
+        f.write(draw.figure_png(page))
 
 
 def modes(args):
