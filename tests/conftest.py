@@ -9,9 +9,9 @@ import pytest
 
 # Before jax is imported. Child processes inherit these.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is what the suite spends its time on: LLVM's optimisations off, and XLA's lighter emitters where it
-# still has them (an unknown flag would end the process).
-_FAST = ["--xla_backend_optimization_level=0"]
+# Compiling is what the suite spends its time on: LLVM's optimisations off, a program in one piece, and XLA's lighter
+# emitters where it still has them (an unknown flag would end the process).
+_FAST = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if importlib.metadata.version("jaxlib") < "0.11":
     _FAST.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*_FAST, os.environ.get("XLA_FLAGS", "")]).strip()

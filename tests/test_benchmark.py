@@ -152,7 +152,10 @@ def test_loops_branches_and_nested_functions():
     assert flops_of(again, (5, 5)) == (2 + 2 + 2) * once
 
 
-@pytest.mark.parametrize("name", shipped())
+# The deepest takes longer to trace than most of the others together.
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n.startswith("cifar10_vdvae") else ()) for n in shipped()]
+)
 def test_the_work_of_every_shipped_config(name):
     c, m, mesh, dataset = setup(name)
     traced = count.traced(c, m, mesh, dataset)

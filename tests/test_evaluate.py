@@ -27,11 +27,14 @@ def digits(images, **parts):
     dataset = data.load(c.data)
     dataset = dataset._replace(test=data.Split(dataset.test.image[:images], dataset.test.label[:images]))
     model = model_lib.build_for(c, dataset)
-    params = compile_lib.simple(model.init)(jax.random.key(0))
-    # Fresh flows are the identity and fresh mixtures symmetric: not what a test wants.
-    leaves, tree = jax.tree.flatten(params)
-    noise = [0.3 * jax.random.normal(jax.random.fold_in(KEY, i), a.shape) for i, a in enumerate(leaves)]
-    return c, dataset, model, jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
+
+    @compile_lib.simple
+    def parameters(key):  # fresh flows are the identity and fresh mixtures symmetric: not what a test wants
+        leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
+        noise = [0.3 * jax.random.normal(jax.random.fold_in(key, i), a.shape) for i, a in enumerate(leaves)]
+        return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
+
+    return c, dataset, model, parameters(KEY)
 
 
 def test_classification_figures_against_scikit_learn():
@@ -150,7 +153,7 @@ def test_a_draw_is_a_function_of_its_example_and_its_number():
         part = some(x[order], order, first)
         for a, b in zip(part, whole, strict=True):
             np.testing.assert_allclose(a, b[order, first : first + 5], rtol=2e-5, atol=1e-5)
-    q = model.encode(params, x)
+    q = compile_lib.simple(model.encode)(params, x)
     noise = (whole.z - q.mu[:, None]) * jnp.exp(-0.5 * q.logvar[:, None])
     assert len(np.unique(np.round(noise, 5))) == noise.size  # none is used twice
 

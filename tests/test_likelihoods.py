@@ -1,5 +1,6 @@
 """Likelihoods: they sum or integrate to 1, agree with scipy, and stay finite at the extremes."""
 
+import dataclasses
 import itertools
 import math
 
@@ -21,7 +22,10 @@ UNIT = ("continuous_bernoulli", "gaussian", "gaussian_learned", "gaussian_optima
 
 
 def make(name, levels=256, **kwargs):
-    return de.LIKELIHOODS[name](levels=levels, **kwargs)
+    """One program for each function and shape: op by op, compiling would take ten times as long as all else."""
+    likelihood = de.LIKELIHOODS[name](levels=levels, **kwargs)
+    functions = {part: jax.jit(getattr(likelihood, part)) for part in ("log_prob", "mean", "sample")}
+    return dataclasses.replace(likelihood, **functions)
 
 
 def random_out(likelihood, n, c, scale=1.0, seed=0):

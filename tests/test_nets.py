@@ -75,7 +75,7 @@ def test_fresh_decoder_output_has_unit_scale():
     """Initialisation keeps the scale of what goes through, in transposed convolutions too."""
     up = conv.UpConv(64, 4)
     z = jax.random.normal(jax.random.key(0), (16, 8, 8, 64))
-    out = up.apply(up.init(jax.random.key(1), z), z)
+    out = jax.jit(lambda key, z: up.apply(up.init(key, z), z))(jax.random.key(1), z)
     assert 0.8 < float(out[:, 2:-2, 2:-2].std()) < 1.2
 
 
@@ -95,44 +95,44 @@ def test_attention_is_the_softmax_of_products_written_out_in_float64():
     b, n, f, heads = 2, 5, 6, 3
     h = jax.random.normal(jax.random.key(0), (b, n, f))
     net = vit.Attention(heads)
-    params = net.init(jax.random.key(1), h)
+    params = jax.jit(net.init)(jax.random.key(1), h)
     mask = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0]], bool)
     w = {k: np.asarray(v["kernel"], np.float64) for k, v in params["params"].items()}
     q, k, v = np.moveaxis((np.asarray(h, np.float64) @ w["qkv"]).reshape(b, n, 3, heads, f // heads), 2, 0)
     scores = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(f // heads)
     scores = np.where(mask[:, None, None], scores, -np.inf)
     want = np.einsum("bhqk,bkhd->bqhd", softmax(scores, -1), v).reshape(b, n, f) @ w["out"]
-    np.testing.assert_allclose(net.apply(params, h, mask), want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(net.apply)(params, h, mask), want, rtol=1e-4, atol=1e-5)
 
 
 def tiny_vit():
     net = ViTEncoder(patch=2, width=8, depth=2, heads=2)
     x = jax.random.uniform(jax.random.key(0), (2, 4, 6, 1))
-    return net, x, net.init(jax.random.key(1), x)
+    return jax.jit(net.apply), x, jax.jit(net.init)(jax.random.key(1), x)
 
 
 def test_patches_in_another_order_with_their_positions_are_the_same_image():
-    net, x, params = tiny_vit()
+    apply, x, params = tiny_vit()
     order = np.array([4, 0, 3, 5, 1, 2])
     moved = unpatch(patches(x, 2).reshape(2, 6, 4)[:, order].reshape(2, 2, 3, 4), (4, 6, 1), 2)
     turned = {"params": params["params"] | {"positions": params["params"]["positions"][order]}}
-    np.testing.assert_allclose(net.apply(turned, moved), net.apply(params, x), rtol=1e-4, atol=1e-5)
-    assert np.abs(net.apply(params, moved) - net.apply(params, x)).max() > 1e-4  # without them it is another
+    np.testing.assert_allclose(apply(turned, moved), apply(params, x), rtol=1e-4, atol=1e-5)
+    assert np.abs(apply(params, moved) - apply(params, x)).max() > 1e-4  # without them it is another
 
 
 def test_masked_patches_have_no_influence():
-    net, x, params = tiny_vit()
+    apply, x, params = tiny_vit()
     mask = np.array([[1, 0, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1]], bool)
-    gradient = jax.grad(lambda x: (net.apply(params, x, mask_BxN=mask) ** 2).sum())(x)
+    gradient = jax.jit(jax.grad(lambda x: (apply(params, x, mask_BxN=mask) ** 2).sum()))(x)
     seen = np.abs(patches(gradient, 2)).sum(-1).reshape(2, 6) > 0
     np.testing.assert_array_equal(seen, mask)
 
 
 def test_the_vit_decoder_tells_patches_apart_by_their_positions():
     net, z = ViTDecoder(shape=(4, 4, 1), patch=2, width=8, depth=1, heads=2), jnp.ones((1, 3))
-    params = net.init(jax.random.key(0), z)
-    out = patches(net.apply(params, z), 2)[0].reshape(4, 4)
+    params, apply = jax.jit(net.init)(jax.random.key(0), z), jax.jit(net.apply)
+    out = patches(apply(params, z), 2)[0].reshape(4, 4)
     assert np.abs(out - out[0]).max() > 1e-4
     params["params"]["positions"] = jnp.zeros_like(params["params"]["positions"])
-    alike = patches(net.apply(params, z), 2)[0].reshape(4, 4)
+    alike = patches(apply(params, z), 2)[0].reshape(4, 4)
     np.testing.assert_allclose(alike, np.broadcast_to(alike[0], alike.shape), atol=1e-6)

@@ -463,7 +463,7 @@ def test_rows_that_fill_a_batch_up_are_in_no_statistic(name):
     mask, objective, params = jnp.arange(20) < 14, OBJECTIVES[name], dict(OTHER)
     drawn = jnp.asarray(np.random.default_rng(4).normal(size=(20, 1, P, 1)), jnp.float32)
     if hasattr(objective, "init"):
-        params["objective"] = objective.init(jax.random.key(1), MODEL)
+        params["objective"] = jit(lambda key: objective.init(key, MODEL))(jax.random.key(1))
 
     def figures(fill):
         image = jnp.where(mask[:, None, None, None], drawn, fill)
@@ -506,11 +506,8 @@ def test_draws_pass_the_gradients_that_they_say():
     # Through log q: its parameters and z (plain), z alone (stop), its parameters alone (scale 0: the score).
     total = jax.tree.map(lambda a, b: a + b, g("log_qz", stop=True), g("log_qz", scale=jnp.zeros(B)))
     close(total, g("log_qz"), atol=1e-4)
-    same = [
-        MODEL.draw(OTHER, x, key),
-        MODEL.draw(OTHER, x, key, stop=True),
-        MODEL.draw(OTHER, x, key, scale=x[:, 0, 0, 0]),
-    ]
+    drawn = jit(lambda scale: [MODEL.draw(OTHER, x, key, **k) for k in ({}, {"stop": True}, {"scale": scale})])
+    same = drawn(x[:, 0, 0, 0])
     for d in same[1:]:
         np.testing.assert_array_equal(d.z, same[0].z)
         LN(d.log_w, same[0].log_w)
@@ -609,7 +606,8 @@ def test_log_likelihood_does_not_depend_on_batches_chunks_or_devices():
             np.testing.assert_allclose(other[name], whole[name], rtol=2e-5, atol=1e-3 if name == "ess" else 0)
     # The direct sum over the same draws, in float64.
     x = jnp.asarray(split.image[:2], jnp.float32) / (dataset.levels - 1)
-    log_w = np.asarray(likelihood.draws(model, params, x, jnp.arange(2), key, 0, k).log_w, np.float64)
+    log_w = jit(lambda p: likelihood.draws(model, p, x, jnp.arange(2), key, 0, k).log_w)(params)
+    log_w = np.asarray(log_w, np.float64)
     np.testing.assert_allclose(whole["iw"][:2], np.log(np.exp(log_w - log_w.max()).mean(1)) + log_w.max(), rtol=2e-5)
 
 
@@ -712,7 +710,7 @@ COMBINATIONS = [(q, p) for q in ("gaussian", "full", "iaf") for p in ("normal", 
 REAL = [
     ("gaussian", "normal", None),  # all of them
     ("gaussian", "vamp", ("free_bits", "iwae dreg")),
-    ("iaf", "realnvp", ("elbo stl", "tvo")),
+    pytest.param("iaf", "realnvp", ("elbo stl", "tvo"), marks=pytest.mark.slow),
 ]
 
 
@@ -779,10 +777,10 @@ def test_joint_with_a_labelled_prior_is_the_bound_on_both():
     c.prior, c.classifier = config.call("prior", "labelled"), config.call("classifier", "bayes")
     c.likelihood = config.call("likelihood", "bernoulli")
     m = model_lib.build(c, shape=SHAPE, levels=17, classes=Y, binary=True)
-    params, batch, key = m.init(jax.random.key(0)), images(), jax.random.key(1)
+    params, batch, key = jit(m.init)(jax.random.key(0)), images(), jax.random.key(1)
     params["prior"]["logvar"] = jnp.linspace(-1, 1, Y * LATENT).reshape(Y, LATENT)
     terms = jit(lambda p: OBJECTIVES["joint"](m, p, batch, key, samples=3))(params)
-    d, prior = many(m, params, batch["image"], key, 3), params["prior"]
+    d, prior = jit(lambda p: many(m, p, batch["image"], key, 3))(params), params["prior"]
     at = [stats.norm(prior["mu"][y], np.exp(0.5 * prior["logvar"][y])) for y in batch["label"]]
     log_pz_KxB = np.stack([at[b].logpdf(d.z[:, b]).sum(-1) for b in range(B)], axis=1)
     want_B = (d.log_px + log_pz_KxB - math.log(Y) - d.log_qz[..., 0]).mean(0)

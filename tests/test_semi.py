@@ -166,9 +166,14 @@ def tiny(objective="m2", labels=2, **changes):
         c[part] = value
     binary = c.likelihood.name == "bernoulli"
     model = model_lib.build(c, shape=SHAPE, levels=256, classes=labels, binary=binary)
-    leaves, tree = jax.tree.flatten(jit(model.init)(jax.random.key(0)))
-    noise = [0.7 * jax.random.normal(jax.random.fold_in(KEY, i), a.shape) for i, a in enumerate(leaves)]
-    return model, jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
+
+    @jit
+    def parameters(key):
+        leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
+        noise = [0.7 * jax.random.normal(jax.random.fold_in(key, i), a.shape) for i, a in enumerate(leaves)]
+        return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
+
+    return model, parameters(KEY)
 
 
 def batch_of(x, label, labelled_x, labelled_y):
@@ -287,13 +292,13 @@ def test_the_split_first_layer_is_that_of_the_joined_input(activation):
     name = "gated" if activation == "gated" else "dense"
     net = nets.MLPEncoder(widths=(7, 5), activation=activation)
     y = jax.nn.one_hot(LABEL, 2)
-    params = net.init(KEY, X, y)["params"]
+    apply, params = jit(net.apply), jit(net.init)(KEY, X, y)["params"]
     first = params["Layer_0"][name]
     first["bias"] += 0.1
     kernel = jnp.concatenate([first["kernel"], params["Layer_0"]["label"]["kernel"]])
     joined = params | {"Layer_0": {name: {"kernel": kernel, "bias": first["bias"]}}}
-    want = net.apply({"params": joined}, jnp.concatenate([X.reshape(5, -1), y], 1))
-    np.testing.assert_allclose(net.apply({"params": params}, X, y), want, rtol=2e-5, atol=1e-6)
+    want = apply({"params": joined}, jnp.concatenate([X.reshape(5, -1), y], 1))
+    np.testing.assert_allclose(apply({"params": params}, X, y), want, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("net", ["mlp", "conv"])

@@ -87,13 +87,13 @@ def one():
 
 
 # Of the two slower objectives the fast suite has the modes that differ for them.
-SOME = ("jit data=4 samples=2", "shard_map fsdp=2 samples=2", "jit 4, accumulate 4", "pmap 8")
+SOME = ("jit data=4 samples=2", "shard_map fsdp=2 samples=2")
 
 
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        pytest.param(name, mode, marks=[] if name == "joint" or mode in SOME[: 2 if name == "m2" else 4] else slow)
+        pytest.param(name, mode, marks=[] if name == "joint" or mode in SOME else slow)
         for name in ("joint", "m2", "iwae")
         for mode in MODES
         if name != "joint" or "samples" not in mode
@@ -290,7 +290,7 @@ def test_a_target_without_libtpu_or_of_no_chip_is_one_line(monkeypatch):
         target.devices("h100:8")
 
 
-@pytest.mark.parametrize("page", ["imagenet64", "pod_smoke"])
+@pytest.mark.parametrize("page", [pytest.param("imagenet64", marks=slow), "pod_smoke"])
 def test_pod_configs_step_on_two_images(page):
     """At 1/32 of their widths: the whole of them is a pod's work."""
     c = config.load(f"configs/{page}.py")

@@ -127,7 +127,7 @@ def test_gradient_under_shard_map_is_not_multiplied_by_the_devices():
     c = small(data__shift=0)
     dataset = data.load(c.data)
     m = model.build_for(c, dataset)
-    params = m.init(jax.random.key(0))
+    params = jax.jit(m.init)(jax.random.key(0))
     # A loss without noise: shards draw their own, and the comparison must not see it.
     terms = lambda params, batch, key, at: _deterministic(m, params, batch)  # noqa: E731
     import optax
@@ -136,7 +136,7 @@ def test_gradient_under_shard_map_is_not_multiplied_by_the_devices():
     state = step.TrainState(jnp.int32(0), params, tx.init(params), ())
     index = np.arange(32)
     batch = {"image": dataset.train.image[index], "label": dataset.train.label[index], "id": index}
-    want, _ = step.train_step(state, batch, jax.random.key(1), terms=terms, tx=tx)
+    want, _ = jax.jit(lambda s, b, k: step.train_step(s, b, k, terms=terms, tx=tx))(state, batch, jax.random.key(1))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.shard_map(
         lambda s, b, k: step.train_step(s, b, k, terms=terms, tx=tx, axis="data"),

@@ -188,11 +188,11 @@ def test_attacks_mislead_within_their_bounds(trained):
     x = jnp.asarray(split.image, jnp.float32) / 16
     hit = lambda log_p, x: np.asarray(log_p(params, x, KEY)).argmax(1) == split.label  # noqa: E731
     for samples in (0, 8):
-        log_p = robustness.log_probabilities(s.model, samples)
+        log_p = jax.jit(robustness.log_probabilities(s.model, samples))
         np.testing.assert_allclose(np.exp(log_p(params, x, KEY)).sum(1), 1, rtol=1e-4)
         run, clean = robustness.attacks(log_p), hit(log_p, x)
         assert clean.mean() > 0.9
-        grad = jax.grad(lambda x: log_p(params, x, KEY)[:, 0].sum())(x)  # noqa: B023
+        grad = jax.jit(jax.grad(lambda x, f=log_p: f(params, x, KEY)[:, 0].sum()))(x)
         assert (jnp.abs(grad).max((1, 2, 3)) > 0).all()
         for epsilon in (0.1, 0.3):
             fgsm, pgd = run(params, x, split.label, KEY, epsilon, steps=6)
@@ -210,7 +210,7 @@ def test_attacks_mislead_within_their_bounds(trained):
 def test_drawing_the_code_hides_no_gradient(trained):
     """The gradient of the mean over draws is that of finite differences at the same draws: it goes through z."""
     _, s, params = trained
-    log_p = robustness.log_probabilities(s.model, 4)
+    log_p = jax.jit(robustness.log_probabilities(s.model, 4))
     x = jnp.asarray(s.dataset.test.image[:1], jnp.float32) / 16
     f = lambda x: log_p(params, x, KEY)[0, 0]  # noqa: E731
     way = jax.random.normal(KEY, x.shape)
