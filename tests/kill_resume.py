@@ -133,11 +133,15 @@ def launched(reference, folder, rng, processes, stop, kills=5):
         until_saved(workdir, process, max(saved_steps(workdir), default=0), rng)
         sent.append(signal_one(process, signal.SIGTERM if stop else signal.SIGKILL, rng))
     try:
-        code = process.wait(timeout=600)
+        code = process.wait(timeout=1800)
+    except subprocess.TimeoutExpired:
+        code = None
     finally:
         process.terminate()
     reader.join()
     text = "".join(line for _, line in lines)
+    if code is None:
+        raise RuntimeError(f"no end within half an hour of the last signal:\n{text}")
     if stop:
         found = re.search(r"stopped at step (\d+) and saved", text)
         good = found and code == hosts.STOPPED and checkpoint.fault(workdir, int(found[1])) is None

@@ -90,13 +90,17 @@ def test_resume_on_the_same_layout_is_bit_for_bit(runs):
     assert several.rows(folder / "again") == several.rows(folder / "fed")
 
 
-def test_resume_on_other_processes_and_devices_and_back(runs, tmp_path):
+def test_what_one_process_began_two_go_on_with(runs):
     folder, _, _ = runs
-    want = several.state(folder / "one", 1)[0]
-    close(several.state(folder / "from_one", 1)[0], want)  # 1 x 1 to step 8, then 2 x 2
-    several.cut(folder / "fed", tmp_path / "back", 8)
-    in_process(tmp_path / "back", 1)  # 2 x 2 to step 8, then 1 x 1
-    close(several.state(tmp_path / "back", 1)[0], want)
+    close(several.state(folder / "from_one", 1)[0], several.state(folder / "one", 1)[0])  # 1 x 1 to step 8, then 2 x 2
+
+
+@pytest.mark.parametrize("devices", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 8))])
+def test_what_two_processes_began_one_goes_on_with(devices, runs, tmp_path):
+    folder, _, _ = runs
+    several.cut(folder / "fed", tmp_path / "back", 8)  # 2 x 2 to step 8, then 1 x 1, 4 or 8
+    in_process(tmp_path / "back", devices)
+    close(several.state(tmp_path / "back", 1)[0], several.state(folder / "one", 1)[0])
 
 
 def test_sigterm_to_one_process_saves_the_same_step_on_all(runs):
