@@ -4,6 +4,7 @@ asked by SIGTERM to stop: then all save the same step, and the same command goes
 
     python -m tests.kill_resume --times=20 --out=results/resume.json
     python -m tests.kill_resume --times=30 --processes=2 --out=results/kills.json
+    python -m tests.kill_resume --times=30 --processes=4 --out=results/kills_4.json
     python -m tests.kill_resume --times=10 --processes=2 --stop --out=results/stops.json
 """
 
