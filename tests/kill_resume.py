@@ -72,12 +72,12 @@ def saved_steps(workdir):
     return [int(n.split(".")[0]) for n in store.names(os.path.join(workdir, "manifests")) if n.endswith(".json")]
 
 
-def until_saved(workdir, process, before, rng):
+def until_saved(workdir, process, before, rng, longest=0.5):
     """Wait until the run has saved something new, and a random moment longer."""
     limit = time.monotonic() + 120
     while max(saved_steps(workdir), default=0) <= before and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.005)
-    time.sleep(rng.uniform(0, 0.5))
+    time.sleep(rng.uniform(0, longest))
 
 
 def kill_once(workdir, rng):
@@ -131,7 +131,8 @@ def launched(reference, folder, rng, processes, stop, kills=5):
     reader.start()
     sent = []
     for _ in range(1 if stop else kills):
-        until_saved(workdir, process, max(saved_steps(workdir), default=0), rng)
+        # A run that is done still evaluates, and can be killed; to be asked to stop it must be at its steps.
+        until_saved(workdir, process, max(saved_steps(workdir), default=0), rng, longest=0.1 if stop else 0.5)
         sent.append(signal_one(process, signal.SIGTERM if stop else signal.SIGKILL, rng))
     try:
         code = process.wait(timeout=1800)

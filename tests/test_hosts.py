@@ -290,8 +290,13 @@ def test_a_job_that_loses_or_stops_one_process_ends_in_the_same_state(stop, tmp_
     """Once here; ``python -m tests.kill_resume --processes=2`` repeats it."""
     kill_resume.finish(tmp_path / "reference", processes=2)
     rng = random.Random(time.time())
-    hits, different, rows, _ = kill_resume.launched(tmp_path / "reference", tmp_path, rng, 2, stop, kills=1)
-    assert hits == 1 and different == [] and rows
+    for attempt in range(5):  # a job that was done before the signal came says nothing
+        folder = tmp_path / str(attempt)
+        hits, different, rows, _ = kill_resume.launched(tmp_path / "reference", folder, rng, 2, stop, kills=1)
+        assert different == [] and rows
+        if hits:
+            return
+    pytest.fail("five jobs were done before their signal came")
 
 
 # --- recipes ---
