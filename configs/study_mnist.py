@@ -71,8 +71,8 @@ def apart(labels):
 
 
 def m1m2(labels):
-    c = sized(m1m2_mnist.get_config(), 10_000, labels)
-    c.optim.lr, c.objective.labelled = 1e-3, labels / IMAGES or 1.0
+    c = sized(m1m2_mnist.get_config(), 20_000, labels)
+    c.objective.labelled = labels / IMAGES or 1.0
     return c
 
 

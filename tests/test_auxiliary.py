@@ -19,8 +19,8 @@ KINDS = ("adgm", "sdgm", "m1m2")
 jit = compile_lib.simple
 
 
-def small(kind):
-    model, params = tiny(kind, classifier=config.call("classifier", "mlp", widths=(4,)))
+def small(kind, **fields):
+    model, params = tiny(kind, classifier=config.call("classifier", "mlp", widths=(4,)), **fields)
     return model, jax.tree.map(lambda a: 0.4 * a, params)  # or q is narrower than p, and weights have no variance
 
 
@@ -52,9 +52,11 @@ def test_the_bound_is_below_the_exact_evidence_which_importance_weights_reach(ki
     np.testing.assert_array_less(abs(w.mean(1) - 1), 4 * error)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_objective_is_the_sums_written_out(kind):
-    model, params = small(kind)
+@pytest.mark.parametrize(("kind", "auxiliary"), [*((kind, 0) for kind in KINDS), ("m1m2", 3)])
+def test_the_objective_is_the_sums_written_out(kind, auxiliary):
+    model, params = small(kind, auxiliary=auxiliary)
+    assert jax.eval_shape(model.draw, params, X, KEY, y=LABEL).z.shape == (5, 1)
+    assert model.first(params, X).mu.shape == (5, auxiliary or 1)
     batch = batch_of(X, jnp.full(5, -1), X[:3], LABEL[:3])
     keys_u, keys_l = ([*map(jax.random.split(k, 2).__getitem__, range(2))] for k in jax.random.split(KEY))
 

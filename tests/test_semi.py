@@ -120,6 +120,7 @@ def test_no_label_outside_the_budget_is_read(monkeypatch):
         ({"data__labels": 3000}, r"data\.labels=3000: want no more than train has"),
         ({"data__labelled_batch": 0}, r"data\.labelled_batch=0: .* such as 100"),
         ({"data__labels": 15, "eval__select": "accuracy"}, r"eval\.select=accuracy: .* gives elbo, kl, log_px, loss$"),
+        ({"auxiliary": 3}, r"auxiliary=3: objective m2 has no a, as adgm, sdgm, m1m2 have; want 0"),
         ({"encoder__widths": ()}, r"widths=\(\): a label enters the first layer"),
     ],
 )

@@ -128,6 +128,7 @@ def default():
     c.data.on_device_mb = 1024  # a smaller one lives on the device: no host work in a step
 
     c.latent = 16
+    c.auxiliary = 0  # adgm, sdgm, m1m2: dimensions of a; 0 = as many as z has, latent
     c.dtype = "float32"  # of the nets; parameters and objectives are float32
     c.encoder = call("encoder", "mlp")
     c.decoder = call("decoder", "mlp")
@@ -190,6 +191,7 @@ LIMITS = {
     "compile": (lambda v: v in COMPILE, ", ".join(COMPILE)),
     "remat": (lambda v: v in REMAT, ", ".join(REMAT)),
     "latent": _positive,
+    "auxiliary": _natural,
     "dtype": (lambda v: v in ("float32", "bfloat16"), "float32 or bfloat16"),
     "data.size": _natural,
     "data.channels": (lambda v: v in (1, 3), "1 or 3"),

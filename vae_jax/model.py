@@ -289,6 +289,9 @@ def build(c, *, shape, levels, classes, binary):
         raise UserError(f"prior.name={c.prior.name}: classifier.name=bayes reads p(y|z) off it; want labelled")
     if c.prior.name == "labelled" and not classes:
         raise UserError(f"prior.name=labelled: data.name={c.data.name} has no labels; want mixture")
+    if c.auxiliary and conditional not in SEES:
+        kinds = ", ".join(SEES)
+        raise UserError(f"auxiliary={c.auxiliary}: objective {c.objective.name} has no a, as {kinds} have; want 0")
     if conditional == "apart":
         return _apart(c, shape=shape, levels=levels, classes=classes, binary=binary)
     if conditional in SEES:
@@ -479,10 +482,11 @@ class Auxiliary(Model):
 
 
 def _auxiliary(c, kind, *, shape, classes, likelihood):
-    """The :class:`Auxiliary` of a config: a and z have ``latent`` dimensions each. q(a|x) is ``encoder`` and
-    ``posterior``, p(x|·) is ``decoder``, as in a VAE of a alone; the nets of the others have the hidden layers of
-    ``classifier``. In m1m2 the former are constants, M1's as they were trained.
+    """The :class:`Auxiliary` of a config: z has ``latent`` dimensions, a has ``auxiliary``, or as many. q(a|x) is
+    ``encoder`` and ``posterior``, p(x|·) is ``decoder``, as in a VAE of a alone; the nets of the others have the hidden
+    layers of ``classifier``. In m1m2 the former are constants, M1's as they were trained.
     """
+    size = c.auxiliary or c.latent
     if c.classifier.name != "mlp" or not c.classifier.widths or c.decoder.name == "none":
         right = "classifier.name=mlp with widths, and a decoder"
         raise UserError(f"classifier.name={c.classifier.name}: objective {c.objective.name} wants {right}")
@@ -495,7 +499,7 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
     height, width, channels = shape
     modules = {
         "encoder": build("encoder"),
-        "posterior": build("posterior", shape=c.latent),
+        "posterior": build("posterior", shape=size),
         "prior": build("prior", shape=c.latent, image=shape, outputs=classes),
         "decoder": build("decoder", shape=(height, width, likelihood.outputs(channels))),
         "label_trunk": trunk,
@@ -503,7 +507,7 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
         "latent_trunk": trunk,
         "latent": nets.Gaussian(c.latent, dtype=dtype),
         "first_trunk": trunk,
-        "first": nets.Gaussian(c.latent, dtype=dtype),
+        "first": nets.Gaussian(size, dtype=dtype),
     }
     frozen = ("encoder", "posterior", "decoder") if kind == "m1m2" else ()
 
@@ -541,8 +545,8 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
         return (jax.vmap(one) if key.ndim else one)(key)
 
     def init(key, mean_HxWxC=None):
-        x, a, y = jnp.zeros((1, *shape)), jnp.zeros((1, c.latent)), jnp.zeros(1, int)
-        variables = {"x": x, "a": a, "y": y, "z": a}
+        x, y = jnp.zeros((1, *shape)), jnp.zeros(1, int)
+        variables = {"x": x, "a": jnp.zeros((1, size)), "y": y, "z": jnp.zeros((1, c.latent))}
         features, row = jnp.zeros((1, c.classifier.widths[-1]), dtype), lambda sees: seen(sees, **variables)
         inputs = {"encoder": (x.astype(dtype),), "prior": (), "decoder": row(to_x), "label_trunk": row(to_y)}
         inputs |= {
