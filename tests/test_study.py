@@ -12,7 +12,7 @@ from scipy import stats
 
 from configs import study_digits
 from tests.test_semi import KEY, LABEL, PIXELS, SHAPE, tiny
-from vae_jax import config, data, sharding, study, workdir
+from vae_jax import checkpoint, config, data, sharding, study, workdir
 from vae_jax.config import UserError
 from vae_jax.evaluate import generative, probes
 
@@ -65,6 +65,9 @@ def test_the_page_and_the_tables_hold_the_cells(done):
 
 def test_a_study_goes_on_where_it_was(done):
     root, _ = done
+    older = read(root, "net-20-0")
+    del older["config"]["auxiliary"]  # of a version that had no such field
+    checkpoint.write_json(f"{root}/cells/net-20-0.json", older)
     before = {f: os.stat(f"{root}/cells/{f}").st_mtime_ns for f in os.listdir(f"{root}/cells")}
     row = read(root, "m1_svm-20-1")
     os.unlink(f"{root}/cells/m1_svm-20-1.json")

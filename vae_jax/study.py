@@ -263,7 +263,7 @@ def done(cell, root):
             row = json.load(file)
     except FileNotFoundError:
         return None
-    changed = config_lib.differences(row["config"], cell.config, workdir.FREE)
+    changed = config_lib.differences(config_lib.from_json(row["config"]), cell.config, workdir.FREE)
     if changed:
         raise UserError(f"{_path(root, cell)}: of another config ({'; '.join(changed)}); remove it, or another workdir")
     return row
