@@ -422,6 +422,21 @@ def test_torch_computes_the_same_m2():
     assert max(gaps.values()) < cells.AGREE
 
 
+def test_torch_computes_the_same_vdvae():
+    pytest.importorskip("torch")
+    peer = benchmark.find_peer("torch")
+    small = {"data.name": "digits", "data.flip": "False", "likelihood.components": "2", "decoder.channels": "3"}
+    grids = {"encoder.widths": "(8, 12)", "encoder.depths": "(1, 2)", "decoder.widths": "(12, 8)"}
+    given = small | grids | {"decoder.depths": "(2, 1)", "decoder.scan": "False"}
+    c = flags.apply(config.load(f"{ROOT}/configs/cifar10_vdvae_20k.py"), list(given.items()))
+    dataset = data.load(c.data)
+    m = model.build_for(c, dataset)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: np.float32(a + 0.05 * rng.standard_normal(a.shape)), m.init(jax.random.key(0)))
+    gaps = cells.agreement(c, dataset, params, peer.Peer(c, dataset, params))
+    assert max(gaps.values()) < cells.AGREE
+
+
 # --- the loop and the start ---
 
 

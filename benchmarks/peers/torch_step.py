@@ -48,20 +48,21 @@ def log_bernoulli(out, x):
     return -F.binary_cross_entropy_with_logits(out, x.expand_as(out), reduction="none")
 
 
-def log_discretized_logistic(levels, axis):
-    def log_prob(out, x):
-        mu, log_scale = out.chunk(2, axis)
-        inverse = torch.exp(-soft_clip(log_scale, *LOG_SCALE))
-        k = torch.round(x * (levels - 1))
-        a = ((2 * k + 2 - levels) / (levels - 1) - mu) * inverse
-        b = ((2 * k - levels) / (levels - 1) - mu) * inverse
-        first, last = k == 0, k == levels - 1
-        width = torch.log(-torch.expm1(-2 / (levels - 1) * inverse))
-        below_upper = torch.where(last, 0.0, F.softplus(-a))
-        above_lower = torch.where(first, 0.0, F.softplus(b))
-        return torch.where(first | last, 0.0, width) - below_upper - above_lower
+def log_logistic(levels, x, mu, log_scale):
+    """densities.log_discretized_logistic of pixels x in [0, 1]."""
+    inverse = torch.exp(-soft_clip(log_scale, *LOG_SCALE))
+    k = torch.round(x * (levels - 1))
+    a = ((2 * k + 2 - levels) / (levels - 1) - mu) * inverse
+    b = ((2 * k - levels) / (levels - 1) - mu) * inverse
+    first, last = k == 0, k == levels - 1
+    width = torch.log(-torch.expm1(-2 / (levels - 1) * inverse))
+    below_upper = torch.where(last, 0.0, F.softplus(-a))
+    above_lower = torch.where(first, 0.0, F.softplus(b))
+    return torch.where(first | last, 0.0, width) - below_upper - above_lower
 
-    return log_prob
+
+def log_discretized_logistic(levels, axis):
+    return lambda out, x: log_logistic(levels, x, *out.chunk(2, axis))
 
 
 # --- layouts: a leaf of our parameters as PyTorch keeps it -----------------------------------------
@@ -97,9 +98,9 @@ def _same(b):
 class Net(nn.Module):
     """All parts of the VAE. ``leaves``: [(path in our parameters, layout, parameter)]."""
 
-    def __init__(self, c, params, shape, classes, levels):
+    def __init__(self, c, shape, classes, levels):
         super().__init__()
-        self.c, self.params, self.shape, self.leaves = c, params, shape, []
+        self.c, self.shape, self.latent, self.leaves = c, shape, c.latent, []
         self.conv = c.encoder.name == "conv"
         height, width, channels = shape
         binary = c.data.binarize != "none" or levels == 2
@@ -118,6 +119,12 @@ class Net(nn.Module):
             self.classifier = nn.Sequential(nn.Flatten(), trunk, self.classifier)
             self._label("encoder", c.encoder.widths[0])
             self._label("decoder", c.decoder.widths[0])
+
+    def pixels(self, image_BxHxWxC):
+        """Images as this net reads them."""
+        if self.conv:
+            return image_BxHxWxC.transpose(0, 3, 1, 2)[:, :, ::-1, ::-1]
+        return image_BxHxWxC.reshape(len(image_BxHxWxC), -1, image_BxHxWxC.shape[-1])
 
     def _leaf(self, path, layout, parameter):
         self.leaves.append((path, layout, parameter))
@@ -271,19 +278,20 @@ class Crop(nn.Module):
         return h[..., h.shape[-2] - self.height :, h.shape[-1] - self.width :]
 
 
+def want(field, value, known):
+    """Raise for a field's value that this peer does not have."""
+    if value not in known:
+        raise UserError(f"{field}={value}: --peer=torch has none; want {' or '.join(map(str, known))}")
+
+
 def _check(c):
-    """Raise for what this peer does not have."""
-
-    def want(field, value, known):
-        if value not in known:
-            raise UserError(f"{field}={value}: --peer=torch has none; want {' or '.join(map(str, known))}")
-
-    want("encoder.name", c.encoder.name, ("mlp", "conv"))
-    want("decoder.name", c.decoder.name, (c.encoder.name,))
+    if c.decoder.name != "vdvae":  # torch_vdvae has its own
+        want("encoder.name", c.encoder.name, ("mlp", "conv"))
+        want("decoder.name", c.decoder.name, (c.encoder.name,))
+        want("likelihood.name", c.likelihood.name, ("bernoulli", "discretized_logistic"))
     want("classifier.name", c.classifier.name, ("none", "mlp"))
     want("posterior.name", c.posterior.name, ("gaussian",))
     want("prior.name", c.prior.name, ("normal",))
-    want("likelihood.name", c.likelihood.name, ("bernoulli", "discretized_logistic"))
     want("objective.name", c.objective.name, ("elbo", "iwae", "joint", "m2"))
     if c.objective.name == "m2":
         want("encoder.name", c.encoder.name, ("mlp",))
@@ -314,7 +322,13 @@ class Peer:
         torch.set_num_threads(os.cpu_count())
         self.c, self.levels = c, dataset.levels
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.net = Net(c, params, dataset.shape, len(dataset.classes), dataset.levels).to(self.device)
+        if c.decoder.name == "vdvae":
+            from benchmarks.peers import torch_vdvae
+
+            net = torch_vdvae.Net(c, dataset.shape, dataset.levels)
+        else:
+            net = Net(c, dataset.shape, len(dataset.classes), dataset.levels)
+        self.net = net.to(self.device)
         for (_, _, p), value in zip(self.net.leaves, self.layout(params), strict=True):
             with torch.no_grad():
                 p.copy_(torch.from_numpy(value.copy()))
@@ -324,10 +338,7 @@ class Peer:
         self.shown = torch.nonzero(self.label >= 0).flatten()  # the examples whose label may be looked at
 
     def _pixels(self, image_BxHxWxC):
-        """Images as the nets here read them."""
-        if self.net.conv:
-            return np.ascontiguousarray(image_BxHxWxC.transpose(0, 3, 1, 2)[:, :, ::-1, ::-1])
-        return np.ascontiguousarray(image_BxHxWxC.reshape(len(image_BxHxWxC), -1, image_BxHxWxC.shape[-1]))
+        return np.ascontiguousarray(self.net.pixels(image_BxHxWxC))
 
     def layout(self, tree):
         """The leaves of one of our trees in PyTorch's layout, in the order of the net's.
@@ -394,7 +405,7 @@ class Peer:
                 x = (torch.rand_like(x) < x).float()
             elif c.data.binarize == "threshold":
                 x = (x > 0.5).float()
-            eps = torch.randn(samples, len(index), c.latent, device=self.device)
+            eps = torch.randn(samples, len(index), net.latent, device=self.device)
             return x, self.label[index], eps
 
         def loss_of(index, other):

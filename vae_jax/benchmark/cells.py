@@ -237,10 +237,18 @@ def agreement(c, dataset, params, peer):
         label = np.zeros(len(x), np.int32) if dataset.train.label is None else dataset.train.label[index]
         return {"image": x, "label": label, "id": index, "n": len(dataset.train.image), "step": 0}
 
-    def noise(key, given):  # of `many`: a standard normal drawn with its keys
-        zeros = jnp.zeros((len(given["image"]), c.latent))
-        keys = jax.random.split(key, c.objective.get("samples", 1))
-        return np.asarray(jax.vmap(lambda k: densities.Normal(zeros, zeros).sample(k))(keys))
+    def noise(key, given):  # of `many`: a standard normal drawn with its keys, each level of a hierarchy with its own
+        def normal(key, size):
+            zeros = jnp.zeros((len(given["image"]), size))
+            return densities.Normal(zeros, zeros).sample(key)
+
+        def one(key):
+            if m.levels == 1:
+                return normal(key, m.latent)
+            sizes = [size for n, size in m.groups for _ in range(n)]
+            return jnp.concatenate(list(map(normal, jax.random.split(key, m.levels), sizes)), axis=-1)
+
+        return np.stack([one(k) for k in jax.random.split(key, c.objective.get("samples", 1))])
 
     given, labelled, key_given = batch(rows), None, key
     if c.data.labelled_batch:
