@@ -17,4 +17,5 @@ def get_config():
     c.encoder, c.decoder = (config.call(part, "mlp", widths=(500, 500)) for part in ("encoder", "decoder"))
     c.classifier = config.call("classifier", "mlp", widths=(500, 500))
     c.objective = config.call("objective", "adgm", alpha=10.0, labelled=0.002)
+    c.optim.lr = 3e-3
     return c

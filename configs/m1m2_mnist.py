@@ -19,7 +19,7 @@ def get_config():
     c = m1_mnist.get_config()
     c.init_from, c.bias_from_data = "runs/m1_mnist", False
     c.data.labels, c.data.labelled_batch = 100, 100
-    c.steps, c.latent, c.auxiliary = 20_000, 10, 50
+    c.steps, c.latent, c.auxiliary = 60_000, 10, 50
     c.classifier = config.call("classifier", "mlp", widths=(300,), activation="softplus")
     c.objective = config.call("objective", "m1m2", alpha=10.0, labelled=0.002)
     c.optim.name, c.optim.lr, c.optim.warmup = "adam", 4e-3, 0

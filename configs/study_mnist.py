@@ -56,9 +56,9 @@ def ccvae(labels):
     return sized(ccvae_mnist.get_config(), 5000, labels)
 
 
-def m2(labels):
-    c = sized(m2_mnist.get_config(), 10_000 if labels else 20_000, labels)
-    c.optim.lr, c.objective.labelled = 1e-3, labels / IMAGES or 1.0
+def m2(labels, steps=0):
+    c = sized(m2_mnist.get_config(), steps or (10_000 if labels else 20_000), labels)
+    c.optim.lr, c.objective.labelled = 12e-3 if labels else 3e-3, labels / IMAGES or 1.0
     return c
 
 
@@ -71,7 +71,7 @@ def apart(labels):
 
 
 def m1m2(labels):
-    c = sized(m1m2_mnist.get_config(), 20_000, labels)
+    c = sized(m1m2_mnist.get_config(), 60_000 if labels == 100 else 10_000, labels)
     c.objective.labelled = labels / IMAGES or 1.0
     return c
 

@@ -63,6 +63,18 @@ def test_the_page_and_the_tables_hold_the_cells(done):
     assert "http" not in pages["index.html"].split("<main>")[1].replace("http://www.w3.org", "")
 
 
+@pytest.mark.parametrize(
+    "page", sorted(pathlib.Path(__file__).parents[1].glob("configs/study_*.py")), ids=lambda p: p.stem
+)
+def test_every_study_page_can_be_meant(page):
+    whole = config.load(str(page), "get_study")
+    study.check(whole)
+    found = study.cells(whole, "runs")
+    assert len({cell.name for cell in found}) == len(found) >= len(whole.methods)
+    for cell in found:
+        config.validate(cell.config)
+
+
 def test_a_study_goes_on_where_it_was(done):
     root, _ = done
     older = read(root, "net-20-0")

@@ -1,0 +1,20 @@
+"""M2 on MNIST with 100 labels: what longer gives, each length under a cosine of its own, one seed.
+
+    python -m vae_jax.study --config=configs/study_m2.py --data_dir=~/data --workdir=runs/study_m2
+
+Not run to its end yet: no file in results/.
+"""
+
+from configs import study_mnist
+from vae_jax.study import Method, Run, Study
+
+STEPS = (2_000, 5_000, 10_000, 20_000, 50_000)
+
+
+def m2(steps):
+    return Run(lambda labels: study_mnist.m2(labels, steps))
+
+
+def get_study():
+    methods = {f"steps_{n}": Method(f"{n:,} steps", f"m2_{n}") for n in STEPS}
+    return Study("M2 with 100 labels", {f"m2_{n}": m2(n) for n in STEPS}, methods, (100,), (0,), (100,))
