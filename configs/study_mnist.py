@@ -64,9 +64,9 @@ def m2(labels, steps=0):
 
 def apart(labels):
     """A VAE of two layers of 200 for each class; for all labels only."""
-    c = sized(m2_mnist.get_config(), 8000, labels)
+    c = sized(m2_mnist.get_config(), 20_000, labels)
     c.encoder, c.decoder = (config.call(part, "mlp", widths=(200, 200)) for part in ("encoder", "decoder"))
-    c.objective, c.optim.lr = config.call("objective", "apart"), 2e-3
+    c.objective, c.optim.lr, c.batch = config.call("objective", "apart"), 2e-3, 200
     return c
 
 

@@ -146,3 +146,21 @@ def test_models_side_by_side_are_one_of_each_label():
     assert (np.abs(every[0] - moved[0]) > 1e-4).all()
     np.testing.assert_allclose(given, np.asarray(every)[LABEL, np.arange(5)], rtol=1e-5)
     np.testing.assert_allclose(mu, rows, rtol=1e-5)
+
+
+@pytest.mark.parametrize("label", [(0, 1, 2, 3, 2, 0, 1, 2), (1, 1, 3, 1, 1, 1, 0, 1)], ids=["even", "uneven"])
+def test_of_an_uneven_batch_no_row_is_lost(label):
+    """Each row goes through the nets of its label, also where more rows have a label than it has places: values and
+    gradients are those of all labels' nets picked from."""
+    model, params = tiny("apart", labels=4)
+    y, x = jnp.asarray(label), jax.random.bernoulli(KEY, 0.5, (8, *SHAPE)).astype(jnp.float32)
+
+    def own(params):
+        return model.encode(params, x, y).mu
+
+    def picked(params):
+        return jax.vmap(lambda y: model.encode(params, x, y).mu)(jnp.arange(4))[y, jnp.arange(8)]
+
+    grown = [jit(jax.value_and_grad(lambda p, f=f: (f(p) ** 2).sum()))(params) for f in (own, picked)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *grown)
+    assert np.ptp(own(params), axis=0).max() > 0.1

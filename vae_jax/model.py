@@ -582,7 +582,8 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
 
 def _apart(c, *, shape, levels, classes, binary):
     """A conditional model of Y models side by side, parameters ``apart`` with a leading axis Y: p(x|y,z) and q(z|x,y)
-    are the nets of label y. Labels of shape B are computed for all Y and picked from: Y times the work of a shared net.
+    are the nets of label y. Of labels of shape B each net computes its own rows, in a place for twice as many as
+    an even batch has of a label; a batch that is more uneven is computed for all Y and picked from.
     """
     if c.prior.name != "normal":
         raise UserError(f"prior.name={c.prior.name}: objective {c.objective.name} wants normal")
@@ -596,8 +597,19 @@ def _apart(c, *, shape, levels, classes, binary):
         def run(params, v, y):
             if not jnp.ndim(y):
                 return function(jax.tree.map(lambda p: p[y], params["apart"]), v)
-            every = jax.vmap(function, (0, None))(params["apart"], v)
-            return jax.tree.map(lambda a: a[y, jnp.arange(len(y))], every)
+            rows, room = jnp.arange(len(y)), 2 * -(-len(y) // classes)
+            rank_B = jnp.cumsum(jax.nn.one_hot(y, classes, dtype=jnp.int32), axis=0)[rows, y] - 1  # among its label's
+
+            def own(params, v):
+                row_YxR = jnp.zeros((classes, room), jnp.int32).at[y, rank_B].set(rows, mode="drop")
+                return jax.tree.map(lambda a: a[y, rank_B], jax.vmap(function)(params, v[row_YxR]))
+
+            def every(params, v):
+                return jax.tree.map(lambda a: a[y, rows], jax.vmap(function, (0, None))(params, v))
+
+            if room >= len(y):
+                return every(params["apart"], v)
+            return jax.lax.cond(jnp.max(rank_B) < room, own, every, params["apart"], v)
 
         return run
 

@@ -98,9 +98,9 @@ def check(study):
 
 def fits(c):
     """Whether the seeds of a config are trained in one program: the same examples have labels, and the device gains
-    by it (a CPU loses by convolutions with a weight for each replica)."""
+    by it (a CPU loses by convolutions with a weight for each replica, and each by nets that see their label's rows)."""
     conv = "conv" in (c.encoder.name, c.decoder.name) and jax.default_backend() == "cpu"
-    return not (c.data.labels or c.init_from or conv)
+    return not (c.data.labels or c.init_from or conv or c.objective.name == "apart")
 
 
 def _folder(root, study, name, labels, seed):
