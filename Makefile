@@ -11,6 +11,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(USABLE)' >/dev/null 2>&1 && echo "$$p" && break; done)
 
 BIN := $(VENV)/bin
+# Where this is set, every start compiles the sources of JAX anew: seconds each.
+export PYTHONDONTWRITEBYTECODE =
 # The lock is complete, so pip need not resolve; Python compiles what is imported, not all of it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 MAIN := $(VENV)/.installed$(if $(JAX),-$(JAX))

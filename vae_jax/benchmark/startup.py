@@ -14,12 +14,21 @@ from vae_jax.config import UserError
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
+def environment(cache):
+    """That of a process whose compiled programs, and Python's compiled sources, are in one folder and nowhere else."""
+    return os.environ | {
+        "VAE_JAX_CACHE": os.path.join(cache, "programs"),
+        "PYTHONPYCACHEPREFIX": os.path.join(cache, "python"),
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
+
+
 def first_step(c, flags, cache):
     """Seconds until ``train.py`` with these flags has done its first call and told its figures.
 
     Args:
       c: the config that the flags make; it names the steps of a call.
-      cache: folder of compiled programs.
+      cache: folder of what is compiled: :func:`environment`.
     Raises:
       UserError: it ended before; its last line.
     """
@@ -30,7 +39,7 @@ def first_step(c, flags, cache):
             process = subprocess.Popen(
                 [*command, f"--workdir={folder}/run"],
                 cwd=ROOT,
-                env=os.environ | {"VAE_JAX_CACHE": cache},
+                env=environment(cache),
                 stdout=subprocess.PIPE,
                 stderr=said,
                 text=True,
@@ -47,10 +56,11 @@ def first_step(c, flags, cache):
             raise UserError(last.removeprefix("error: "))
 
 
-def answer():
+def answer(cache):
     """Seconds of ``train.py --help``."""
+    command = [sys.executable, "train.py", "--help"]
     began = time.perf_counter()
-    subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=ROOT, env=environment(cache), check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 
@@ -62,7 +72,7 @@ def measure(c, flags, rounds, say=print):
         warm, answers = [], []
         for _ in range(rounds):
             warm.append(first_step(c, flags, cache))
-            answers.append(answer())
+            answers.append(answer(cache))
             say(f"warm {warm[-1]:.2f} s, --help {answers[-1]:.2f} s")
     median = lambda v: results.figure(float(np.median(v)), "s", sd=float(np.std(v)), n=len(v))  # noqa: E731
     return {"cold_start": results.figure(cold, "s", n=1), "warm_start": median(warm), "help": median(answers)}
