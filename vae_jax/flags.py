@@ -1,5 +1,6 @@
 """The command line: absl flags, a config page and its overrides; errors are one line, exit code 2."""
 
+import os
 import sys
 import traceback
 
@@ -83,8 +84,27 @@ def parse(argv, define):
     return values, pairs
 
 
+def _huge_pages():
+    """Begin this program anew, once, with glibc asking the kernel for huge pages, where it gives them to who asks.
+
+    XLA on CPU takes the temporaries of each call from glibc, which maps those above 32 MB anew: a fault for every 4 KB,
+    a third of a step of configs/cifar10_vdvae_20k.py (results/performance.md). glibc reads the variable when it starts.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/enabled") as file:
+            asked_for = "[madvise]" in file.read()
+    except OSError:
+        return
+    if asked_for and "hugetlb" not in tunables:
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, "glibc.malloc.hugetlb=1")))
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main(run):
     """Run a script's ``run(argv)``: a :class:`UserError` is one line on stderr and exit code 2."""
+    if run.__module__ == "__main__":
+        _huge_pages()
     try:
         code = run(sys.argv)
     except UserError as error:

@@ -92,6 +92,17 @@ def _sum(values_BxHxWxC):
     return jax.lax.platform_dependent(flat, cpu=with_ones, default=lambda v: jnp.sum(v, axis=-1))
 
 
+def _channels_first(out_BxHxWxO):
+    """O x … x H x W, laid out so.
+
+    XLA on CPU would read a transposed array number by number in every loop that makes use of it; a product with the
+    identity is made once (results/performance.md).
+    """
+    identity = jnp.eye(out_BxHxWxO.shape[-1], dtype=out_BxHxWxO.dtype)
+    made = lambda v: jnp.einsum("po,...o->p...", identity, v, precision="highest")  # noqa: E731
+    return jax.lax.platform_dependent(out_BxHxWxO, cpu=made, default=lambda v: jnp.moveaxis(v, -1, 0))
+
+
 @jax.custom_jvp
 def softplus(a):
     """log(1 + e^a), to float32 rounding at any a, without log1p, which is slow on CPU.
@@ -312,8 +323,8 @@ def discretized_mix_logistic(*, levels, components=10):
 
     PixelCNN++, Salimans et al. 2017 (arXiv:1701.05517), Sections 2.1-2.2. For M components,
     O = M (1 + 2C + C(C-1)/2): logits, means, log-scales, γ (row by row), M channels for each; 3M
-    for grey, 10M for colour. The channels are summed one at a time: no array has more than
-    M x pixels x C values. ``mean`` is that of the clipped logistics before rounding, each with the
+    for grey, 10M for colour. The channels are summed one at a time: beside the decoder's output no
+    array has more than M x pixels x C values. ``mean`` is that of the clipped logistics before rounding, each with the
     mean of the channels before it: exact where no mass is beyond the ends of the scale.
     """
     _natural("levels", levels, 2)
@@ -323,24 +334,24 @@ def discretized_mix_logistic(*, levels, components=10):
         return components * (1 + 2 * c + c * (c - 1) // 2)
 
     def split(out):
-        """logits_M, then per channel mu_M, log_scale_M and its γ_M of the channels before it."""
-        out = real(out)
-        c = next(c for c in itertools.count(1) if outputs(c) >= out.shape[-1])
-        logits, *rest = jnp.split(out, 1 + 2 * c + c * (c - 1) // 2, axis=-1)
+        """logits_M, then per channel mu_M, log_scale_M and its γ_M of the channels before it; M in front, pixels last."""
+        out = _channels_first(real(out))
+        c = next(c for c in itertools.count(1) if outputs(c) >= len(out))
+        logits, *rest = jnp.split(out, 1 + 2 * c + c * (c - 1) // 2)
         gamma = iter(rest[2 * c :])
         return logits, [
             (rest[i], soft_clip(rest[c + i], *LOG_SCALE), [jnp.tanh(next(gamma)) for _ in range(i)]) for i in range(c)
         ]
 
     def log_prob(out, x):
-        logits, channels = split(out)
-        k = _bins(x, levels)
+        logits, channels = split(out.reshape(*[1] * (x.ndim - out.ndim), *out.shape))
+        k = jnp.moveaxis(_bins(x, levels), -1, 0)
         v = 2 * k / (levels - 1) - 1
-        log_p = jax.nn.log_softmax(logits)
+        log_p = jax.nn.log_softmax(logits, axis=0)
         for c, (mu, log_scale, gammas) in enumerate(channels):
-            mu += sum(g * v[..., j, None] for j, g in enumerate(gammas))
-            log_p += log_discretized_logistic(k[..., c, None], mu, log_scale, levels)
-        return jnp.sum(jax.nn.logsumexp(log_p, axis=-1), axis=(-2, -1))
+            mu += sum(g * v[j] for j, g in enumerate(gammas))
+            log_p += log_discretized_logistic(k[c], mu, log_scale, levels)
+        return _sum(jax.nn.logsumexp(log_p, axis=0)[..., None])
 
     def mean(out):
         logits, channels = split(out)
@@ -348,17 +359,17 @@ def discretized_mix_logistic(*, levels, components=10):
         for mu, log_scale, gammas in channels:
             mu += sum(g * before for g, before in zip(gammas, v, strict=True))
             v.append(_mean_logistic(mu, log_scale))
-        pi = jax.nn.softmax(logits)
-        mean = jnp.stack([(jnp.sum(pi * v_M, axis=-1) + 1) / 2 for v_M in v], axis=-1)
+        pi = jax.nn.softmax(logits, axis=0)
+        mean = jnp.stack([(jnp.sum(pi * v_M, axis=0) + 1) / 2 for v_M in v], axis=-1)
         return jnp.clip(mean, 0, 1)  # against rounding
 
     def sample(key, out):
         logits, channels = split(out)
         which, *keys = jax.random.split(key, 1 + len(channels))
-        m = jax.random.categorical(which, logits)[..., None]
+        m = jax.random.categorical(which, logits, axis=0)[None]
 
         def pick(values_M):
-            return jnp.take_along_axis(values_M, m, axis=-1)[..., 0]
+            return jnp.take_along_axis(values_M, m, axis=0)[0]
 
         v = []
         for channel_key, (mu, log_scale, gammas) in zip(keys, channels, strict=True):

@@ -14,6 +14,17 @@ from vae_jax.config import UserError, nearest
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "gelu": nn.gelu, "silu": nn.silu, "softplus": densities.softplus}
 
 
+class Dense(nn.Dense):
+    """``nn.Dense`` on h_…xF with all rows in one matrix.
+
+    A kernel's gradient is then one product over rows. Over the axes of a grid XLA on CPU makes it one of transposed
+    copies, in three times the time (results/performance.md).
+    """
+
+    def __call__(self, h):
+        return super().__call__(h.reshape(-1, h.shape[-1])).reshape(*h.shape[:-1], self.features)
+
+
 class Layer(nn.Module):
     """Dense and activation; 'gated' is a ⊙ sigmoid(b) of two halves (Dauphin et al. 2017, eq. 1).
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vae_jax.config import UserError
-from vae_jax.nets.mlp import act, add_label
+from vae_jax.nets.mlp import Dense, act, add_label
 
 
 def patches(x_BxHxWxC, p):
@@ -68,10 +68,10 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, h):
         nonlinear = act(self.activation)
-        h = nn.Dense(self.inner, dtype=self.dtype)(nonlinear(h))
+        h = Dense(self.inner, dtype=self.dtype)(nonlinear(h))
         if h.ndim == 4 and min(h.shape[1:3]) > 2:
             h = nn.Conv(self.inner, (3, 3), padding="SAME", dtype=self.dtype)(nonlinear(h))
-        return nn.Dense(self.outputs, kernel_init=scaled(self.scale), dtype=self.dtype)(nonlinear(h))
+        return Dense(self.outputs, kernel_init=scaled(self.scale), dtype=self.dtype)(nonlinear(h))
 
 
 class Residual(nn.Module):
@@ -103,7 +103,7 @@ def check(net, section):
 
 def resized(h, width, name, dtype):
     """h with ``width`` channels."""
-    return h if h.shape[-1] == width else nn.Dense(width, dtype=dtype, name=name)(h)
+    return h if h.shape[-1] == width else Dense(width, dtype=dtype, name=name)(h)
 
 
 def stack(net, h, i):

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from vae_jax import densities
 from vae_jax.config import UserError
-from vae_jax.nets.mlp import act, add_label
+from vae_jax.nets.mlp import Dense, act, add_label
 from vae_jax.nets.residual import Bottleneck, check, double, grids, out_layer, rematerialised, resized, scaled
 
 LOGVAR = (-12.0, 6.0)  # smooth bounds of every level: σ from 0.0025 to 20
@@ -54,7 +54,7 @@ class Level(nn.Module):
             q = normal(net(2 * n, "posterior", 1.0)(jnp.concatenate([h, features], axis=-1)))
         z, record = self.choose(q, p, given)
         z = z.astype(self.dtype).reshape(*h.shape[:-1], n)
-        h = h + stats[..., 2 * n :] + nn.Dense(width, kernel_init=scaled(self.scale), dtype=self.dtype, name="merge")(z)
+        h = h + stats[..., 2 * n :] + Dense(width, kernel_init=scaled(self.scale), dtype=self.dtype, name="merge")(z)
         return h + net(width, "mix", self.scale)(h), record
 
 

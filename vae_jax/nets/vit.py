@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vae_jax.config import UserError
-from vae_jax.nets.mlp import act, add_label
+from vae_jax.nets.mlp import Dense, act, add_label
 from vae_jax.nets.residual import grids, patches, rematerialised, scaled, unpatch
 
 
@@ -26,11 +26,11 @@ class Attention(nn.Module):
         b, n, f = h_BxNxF.shape
         if f % self.heads:
             raise UserError(f"heads={self.heads}: want a divisor of width={f}")
-        qkv = nn.Dense(3 * f, use_bias=False, dtype=self.dtype, name="qkv")(h_BxNxF)
+        qkv = Dense(3 * f, use_bias=False, dtype=self.dtype, name="qkv")(h_BxNxF)
         q, k, v = jnp.split(qkv.reshape(b, n, 3 * self.heads, f // self.heads), 3, axis=2)
         mask = None if mask_BxN is None else mask_BxN[:, None, None]
         out = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(b, n, f)
-        return nn.Dense(f, kernel_init=scaled(self.scale), dtype=self.dtype, name="out")(out)
+        return Dense(f, kernel_init=scaled(self.scale), dtype=self.dtype, name="out")(out)
 
 
 class TransformerBlock(nn.Module):
@@ -45,8 +45,8 @@ class TransformerBlock(nn.Module):
     def __call__(self, h, mask=None):
         width = h.shape[-1]
         h = h + Attention(self.heads, self.scale, self.dtype, name="attention")(nn.LayerNorm(dtype=self.dtype)(h), mask)
-        wide = nn.Dense(4 * width, dtype=self.dtype)(nn.LayerNorm(dtype=self.dtype)(h))
-        out = nn.Dense(width, kernel_init=scaled(self.scale), dtype=self.dtype)
+        wide = Dense(4 * width, dtype=self.dtype)(nn.LayerNorm(dtype=self.dtype)(h))
+        out = Dense(width, kernel_init=scaled(self.scale), dtype=self.dtype)
         return h + out(act(self.activation)(wide))
 
 
@@ -80,7 +80,7 @@ class ViTEncoder(nn.Module):
     @nn.compact
     def __call__(self, x, y=None, mask_BxN=None):
         x_BxNxP = patches(2 * x - 1, self.patch).reshape(len(x), -1, self.patch**2 * x.shape[-1])
-        h = nn.Dense(self.width, dtype=self.dtype, name="embed")(x_BxNxP) + positions(self, x_BxNxP.shape[1])
+        h = Dense(self.width, dtype=self.dtype, name="embed")(x_BxNxP) + positions(self, x_BxNxP.shape[1])
         h = blocks(self, h, mask_BxN)
         seen = None if mask_BxN is None else mask_BxN[..., None]
         return add_label(jnp.mean(h, axis=1, where=seen), y, self.dtype)
@@ -107,5 +107,5 @@ class ViTDecoder(nn.Module):
         ((rows, columns),) = grids(self.shape, self.patch, 1)
         h = add_label(nn.Dense(self.width, dtype=self.dtype, name="embed")(z), y, self.dtype)
         h = blocks(self, h[:, None] + positions(self, rows * columns))
-        out = nn.Dense(self.patch**2 * self.shape[2], dtype=self.dtype, name="out")(h)
+        out = Dense(self.patch**2 * self.shape[2], dtype=self.dtype, name="out")(h)
         return unpatch(out.reshape(len(z), rows, columns, -1), self.shape, self.patch)

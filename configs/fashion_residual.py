@@ -1,0 +1,17 @@
+"""The one-layer twin of configs/fashion_hier.py: the same residual encoder and likelihood, one z of 64 dimensions.
+
+    python train.py --config=configs/fashion_residual.py --data_dir=~/data --workdir=runs/fashion_residual
+
+Not run to its end yet: no file in results/.
+"""
+
+from configs import fashion_hier
+from vae_jax import config
+
+
+def get_config():
+    c = fashion_hier.get_config()
+    c.latent = 64
+    c.encoder.dense = 256
+    c.decoder = config.call("decoder", "residual", widths=(64, 64, 64, 32), depths=(1, 2, 2, 1), dense=256, patch=2)
+    return c
