@@ -334,7 +334,7 @@ def discretized_mix_logistic(*, levels, components=10):
         return components * (1 + 2 * c + c * (c - 1) // 2)
 
     def split(out):
-        """logits_M, then per channel mu_M, log_scale_M and its γ_M of the channels before it; M in front, pixels last."""
+        """logits_M, then per channel mu_M, log_scale_M and its γ_M; M in front, pixels last."""
         out = _channels_first(real(out))
         c = next(c for c in itertools.count(1) if outputs(c) >= len(out))
         logits, *rest = jnp.split(out, 1 + 2 * c + c * (c - 1) // 2)
