@@ -5,11 +5,11 @@
 49 patches of 4x4 pixels, 64 on cifar10_20k. Beside it, for as many FLOPs, the convolutional one, and both on
 cifar10_20k:
 
-    python train.py --config=configs/fashion_mnist.py --data_dir=~/data --workdir=runs/fashion_conv --config.steps=14000
+    python train.py --config=configs/fashion_mnist.py --data_dir=~/data --workdir=runs/fashion_conv --config.steps=7000
     python train.py --config=configs/fashion_vit.py --data_dir=~/data --workdir=runs/cifar10_20k_vit \
-        --config.data.name=cifar10_20k --config.steps=2400 --config.eval.every=400
+        --config.data.name=cifar10_20k --config.steps=1200 --config.eval.every=400
     python train.py --config=configs/fashion_mnist.py --data_dir=~/data --workdir=runs/cifar10_20k_conv \
-        --config.data.name=cifar10_20k --config.steps=8000
+        --config.data.name=cifar10_20k --config.steps=4000
 
 Not run to its end yet: no file in results/.
 """
@@ -22,6 +22,6 @@ def get_config():
     c = fashion_mnist.get_config()
     c.encoder = config.call("encoder", "vit", patch=4, width=64, depth=4, heads=2)
     c.decoder = config.call("decoder", "vit", patch=4, width=64, depth=2, heads=2)
-    c.steps, c.eval.every = 4000, 1000
+    c.steps, c.eval.every = 2000, 500
     c.optim.lr, c.optim.clip = 1e-3, 1000.0
     return c

@@ -26,6 +26,23 @@ def _transposed(function, like, g):
     return jax.linear_transpose(function, jax.ShapeDtypeStruct(like.shape, like.dtype))(g)[0]
 
 
+def _settled(x):
+    """x, by a product with the identity, so that XLA on CPU has it in memory before it is laid out anew. A copy that is
+    a program of its own runs in blocks; one within the loop that makes x goes number by number, far apart in memory."""
+    width = x.shape[-1]
+    if width < 16 or x.size < 2**20:  # the product would cost more
+        return x
+    rows = jnp.matmul(x.reshape(-1, width), jnp.eye(width, dtype=x.dtype), precision="highest")
+    return rows.reshape(x.shape)
+
+
+def _kernel_gradient(x, w, g, stride):
+    """The gradient in w of ``_conv(x, w, stride)``."""
+    gradient = lambda x, w, g: _transposed(lambda v: _conv(x, v, stride), w, g)  # noqa: E731
+    settled = lambda x, w, g: gradient(_settled(x), w, g)  # noqa: E731
+    return lax.platform_dependent(x, w, g, cpu=settled, default=gradient)
+
+
 def _plain_up2(z, w):
     x = jax.ShapeDtypeStruct((z.shape[0], 2 * z.shape[1], 2 * z.shape[2], w.shape[2]), z.dtype)
     return _transposed(lambda y: _conv(y, w, 2), x, z)
@@ -65,7 +82,7 @@ def up2(z_BxHxWxI, w_hxwxOxI):
 
 
 def _mirrored(z, w, g):
-    return _transposed(lambda v: _conv(g, v, 2), w, z)
+    return _transposed(lambda v: _conv(_settled(g), v, 2), w, z)
 
 
 def _plain(z, w, g):
@@ -88,10 +105,24 @@ def down2(x_BxHxWxI, w_hxwxIxO):
 
 def _down2_backward(residuals, g):
     x, w = residuals
-    return _up2(g, w), _transposed(lambda v: _conv(x, v, 2), w, g)
+    return _up2(g, w), _kernel_gradient(x, w, g, 2)
 
 
 down2.defvjp(lambda x, w: (_conv(x, w, 2), (x, w)), _down2_backward)
+
+
+@jax.custom_vjp
+def same(x_BxHxWxI, w_hxwxIxO):
+    """Convolution of stride 1, 'SAME'."""
+    return _conv(x_BxHxWxI, w_hxwxIxO)
+
+
+def _same_backward(residuals, g):
+    x, w = residuals
+    return _transposed(lambda v: _conv(v, w), x, g), _kernel_gradient(x, w, g, 1)
+
+
+same.defvjp(lambda x, w: (_conv(x, w), (x, w)), _same_backward)
 
 
 @jax.custom_vjp
@@ -141,6 +172,8 @@ class Conv(nn.Module):
         w = self.param("kernel", nn.initializers.lecun_normal(), shape)
         b = self.param("bias", nn.initializers.zeros, (self.features,))
         x, w, b = (a.astype(self.dtype) for a in (x, w, b))
+        if self.stride == 1:
+            return add_bias(same(x, w), b)
         halves = self.stride == 2 and not (x.shape[1] % 2 or x.shape[2] % 2)
         return add_bias(down2(x, w) if halves else _conv(x, w, self.stride), b)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vae_jax.config import UserError
+from vae_jax.nets.conv import Conv
 from vae_jax.nets.mlp import Dense, act, add_label
 
 
@@ -70,7 +71,7 @@ class Bottleneck(nn.Module):
         nonlinear = act(self.activation)
         h = Dense(self.inner, dtype=self.dtype)(nonlinear(h))
         if h.ndim == 4 and min(h.shape[1:3]) > 2:
-            h = nn.Conv(self.inner, (3, 3), padding="SAME", dtype=self.dtype)(nonlinear(h))
+            h = Conv(self.inner, 3, dtype=self.dtype)(nonlinear(h))
         return Dense(self.outputs, kernel_init=scaled(self.scale), dtype=self.dtype)(nonlinear(h))
 
 
@@ -134,7 +135,7 @@ class ResidualEncoder(nn.Module):
     @nn.compact
     def __call__(self, x, y=None):
         check(self, "encoder")
-        h = nn.Conv(self.widths[0], (3, 3), padding="SAME", dtype=self.dtype)(patches(2 * x - 1, self.patch))
+        h = Conv(self.widths[0], 3, dtype=self.dtype)(patches(2 * x - 1, self.patch))
         maps = []
         for i, width in enumerate(self.widths):
             h = resized(halve(h) if i else h, width, f"width_{i}", self.dtype)
@@ -177,5 +178,5 @@ class ResidualDecoder(nn.Module):
 
 def out_layer(net, h):
     """The layer ``out`` of a decoder: each cell's channels to its pixels' parameters of p(x|z)."""
-    out = nn.Conv(net.patch**2 * net.shape[2], (3, 3), padding="SAME", dtype=net.dtype, name="out")(h)
+    out = Conv(net.patch**2 * net.shape[2], 3, dtype=net.dtype, name="out")(h)
     return unpatch(out, net.shape, net.patch)
