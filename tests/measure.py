@@ -4,7 +4,7 @@ python -m tests.measure clone --out=results/clone.json     # git clone, make tra
 python -m tests.measure step --out=results/step.json       # one against eight devices, recompilations
 python -m tests.measure replicas --out=results/replicas.json    # five seeds as one program, and one after the other
 python -m tests.measure sigma --workdir=RUN --twin=RUN --out=results/sigma.json    # two Gaussian decoders
-python -m tests.measure quality --workdir=RUN --features=RUN --out=results/quality.json    # FID, PSNR, ...
+python -m tests.measure quality --runs=RUN,RUN,... --features=RUN --out=results/quality.json    # FID, PSNR, ...
 python -m tests.measure gradients --workdir=RUN --out=results/gradients.json    # variance and SNR of estimators
 python -m tests.measure iw --workdir=RUN --k=5000 --images=10000 --out=results/iw.json    # speed and memory of IW-K
 python -m tests.measure curve --runs=RUN,RUN,... --epochs=3280 --out=results/curve.json    # what longer would give
@@ -124,7 +124,6 @@ def sigma(args):
     """
     import jax
     import numpy as np
-    from PIL import Image, ImageDraw
     from scipy import ndimage, special
 
     from vae_jax import config as config_lib
@@ -166,7 +165,15 @@ def sigma(args):
         relative = sharpness(samples[..., 0]) / sharpness(x[:1000, ..., 0])
         figures[f"{name}_sharpness"] = results.figure(relative, "of the test images'", n=1000)
         rows += [(f"samples, {name} variance", samples[:16]), (f"reconstructions, {name} variance", mean[:16])]
-    rows.append(("test images", x[:16]))
+    strips(args.out, [*rows, ("test images", x[:16])])
+    return configs, figures
+
+
+def strips(out, rows):
+    """The picture beside a file of results: labelled rows of grey images in [0, 1]."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
     size, left = 56, 190
     page = Image.new("L", (left + 16 * size, len(rows) * (size + 6)), 255)
     for i, (label, images) in enumerate(rows):
@@ -174,20 +181,26 @@ def sigma(args):
         for j, image in enumerate(images):
             tile = Image.fromarray((np.clip(image[..., 0], 0, 1) * 255).astype(np.uint8)).resize((size, size))
             page.paste(tile, (left + j * size, i * (size + 6)))
-    page.save(os.path.splitext(args.out)[0] + ".png", optimize=True)
-    return configs, figures
+    page.save(os.path.splitext(out)[0] + ".png", optimize=True)
 
 
 def quality(args):
-    """Figures of a run's images, in the features of another run: ``vae_jax.evaluate.quality``."""
+    """Figures of the images of some runs, in the features of another run (``vae_jax.evaluate.quality``), each under the
+    name of its run's folder, and a picture of all."""
     from vae_jax import config as config_lib
     from vae_jax import results
     from vae_jax.evaluate import quality as quality_lib
 
-    c, found = quality_lib.measure(args.workdir, args.features, args.images, data_dir=args.data_dir)
-    n, units = found.pop("n"), {"psnr": "dB", "sharpness_samples": "of the test images'"}
-    units["sharpness_reconstructions"] = units["sharpness_samples"]
-    return config_lib.to_json(c), {k: results.figure(v, units.get(k, ""), n=n) for k, v in found.items()}
+    units = dict.fromkeys(("sharpness_samples", "sharpness_reconstructions"), "of the test images'") | {"psnr": "dB"}
+    configs, figures, rows = {}, {}, []
+    for folder in args.runs.split(","):
+        name = os.path.basename(folder)
+        c, found, images = quality_lib.measure(folder, args.features, args.images, data_dir=args.data_dir)
+        configs[name], n = config_lib.to_json(c), found.pop("n")
+        figures |= {f"{name}_{k}": results.figure(v, units.get(k, ""), n=n) for k, v in found.items()}
+        rows += [(f"{kind}, {name}", images[kind][:16]) for kind in ("samples", "reconstructions")]
+    strips(args.out, [*rows, ("test images", images["test"][:16])])
+    return configs, figures
 
 
 def gradients(args):
@@ -458,10 +471,10 @@ def main():
         choices=("clone", "step", "replicas", "sigma", "quality", "gradients", "iw", "curve", "aot", "modes"),
     )
     parser.add_argument("--out", required=True)
-    parser.add_argument("--workdir", help="sigma, quality, gradients, iw: a finished run with a decoder")
+    parser.add_argument("--workdir", help="sigma, gradients, iw: a finished run with a decoder")
     parser.add_argument("--features", help="quality: a finished run that learnt labels")
     parser.add_argument("--twin", help="sigma: the run with the other variance")
-    parser.add_argument("--runs", help="curve: finished runs of one config and several lengths, with commas")
+    parser.add_argument("--runs", help="curve: finished runs of one config in several lengths; quality: any runs")
     parser.add_argument("--epochs", type=float, help="curve: the length to extrapolate to")
     parser.add_argument("--k", type=int, default=5000, help="iw, curve: samples of an image")
     parser.add_argument("--images", type=int, default=10_000, help="iw, sigma, quality: test images, from the first")

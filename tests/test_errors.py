@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pathlib
 import re
 import resource
 import subprocess
@@ -270,3 +271,20 @@ def test_a_disk_that_cannot_be_written():
         ["train.py", DIGITS, "--workdir=/proc/sys/vae_jax_run"],
         r"workdir=/proc/sys/vae_jax_run: cannot write",
     )
+
+
+def test_a_program_begins_anew_once_with_huge_pages_and_with_its_own_words(tmp_path):
+    given = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not given.exists() or "[madvise]" not in given.read_text():
+        pytest.skip("this kernel gives huge pages to all, or to none")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\nfrom vae_jax import flags\nprint('begun', flush=True)\n"
+        "def run(argv):\n    print(os.environ['GLIBC_TUNABLES'], argv[1:])\n    return 3\nflags.main(run)\n"
+    )
+    for before, after in (("", "glibc.malloc.hugetlb=1"), ("a=1", "a=1:glibc.malloc.hugetlb=1"), ("hugetlb=0",) * 2):
+        env = os.environ | {"GLIBC_TUNABLES": before, "PYTHONPATH": os.getcwd()}
+        done = subprocess.run([sys.executable, script, "--x=1", "a b"], env=env, capture_output=True, text=True)
+        assert done.returncode == 3, done.stderr
+        times = 1 if before == after else 2
+        assert done.stdout == "begun\n" * times + f"{after} ['--x=1', 'a b']\n"

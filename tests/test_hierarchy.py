@@ -165,6 +165,19 @@ def test_a_levels_latent_moves_no_level_above_it(kind):
         assert (norms[np.tril_indices(len(sizes))] > 1e-6).all()
 
 
+@pytest.mark.parametrize("kind", ["ladder", "vdvae"])
+@pytest.mark.parametrize("how", [{}, {"stop": True}, {"scale": 0.5}])
+def test_one_draw_is_the_first_of_several(kind, how):
+    _, m, params = built(kind)
+    x, keys = jax.random.uniform(jax.random.key(0), (5, 8, 8, 1)), jax.random.split(jax.random.key(1), 2)
+    how = lambda n, how=how: {k: jnp.full((n, 5), v) if k == "scale" else v for k, v in how.items()}  # noqa: E731
+    one = jit(lambda p: m.draw(p, x, keys[:1], **how(1)))(params)
+    two = jit(lambda p: m.draw(p, x, keys, **how(2)))(params)
+    for a, b in zip(one, two, strict=True):
+        assert a.shape == (1, *b.shape[1:])
+        np.testing.assert_allclose(a[0], b[0], rtol=2e-5, atol=2e-5)
+
+
 def test_a_level_whose_posterior_is_its_prior_costs_nothing():
     c = small("ladder")
     m = model_lib.build(c, shape=(8, 8, 1), levels=17, classes=0, binary=False)

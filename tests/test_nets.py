@@ -2,10 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from scipy.special import softmax
 
 from vae_jax import config, model
-from vae_jax.nets import ViTDecoder, ViTEncoder, conv, vit
+from vae_jax.nets import ViTDecoder, ViTEncoder, conv, mlp, vit
 from vae_jax.nets.residual import double, grids, halve, patches, unpatch
 
 
@@ -42,6 +43,7 @@ def test_the_forms_for_cpu_are_the_same_sums(k):
     np.testing.assert_allclose(conv._phases(z, w), conv._plain_up2(z, w), rtol=1e-4, atol=1e-4)
     for ours, plain, *given in (
         (conv.down2, lambda x, w: conv._conv(x, w, 2), x, w),
+        (conv.same, conv._conv, x, w[..., :16, :5]),
         (conv.add_bias, jnp.add, z, random(3, 17)),
         (conv.product, jnp.matmul, random(4, 3, 5), random(5, 5, 7)),
     ):
@@ -51,6 +53,26 @@ def test_the_forms_for_cpu_are_the_same_sums(k):
         g = random(6, *out.shape)
         for a, b in zip(back(g), want_back(g), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_image_is_settled_to_the_last_bit():
+    x = jax.random.normal(jax.random.key(0), (16, 64, 64, 16)).at[0, 0, 0].set(jnp.array([3e38, 1e-37] * 8))
+    assert x.size >= 2**20 and "dot_general" in str(jax.make_jaxpr(conv._settled)(x))
+    np.testing.assert_array_equal(jax.jit(conv._settled)(x), x)
+
+
+def test_rows_of_a_grid_are_rows_of_a_dense_layer():
+    h = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
+    ours, plain = mlp.Dense(6), nn.Dense(6)
+    params = plain.init(jax.random.key(1), h)
+    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(1), h)) == jax.tree.map(jnp.shape, params)
+    out, back = jax.vjp(ours.apply, params, h)
+    want, want_back = jax.vjp(plain.apply, params, h)
+    np.testing.assert_allclose(out, want, rtol=1e-6, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(back(out)), jax.tree.leaves(want_back(want)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    products = [e for e in jax.make_jaxpr(back)(out).eqns if "dot_general" in str(e)]
+    assert products and all(v.aval.ndim <= 2 for e in products for v in e.invars)
 
 
 @pytest.mark.parametrize("net", ["mlp", "conv", "residual", "vit"])

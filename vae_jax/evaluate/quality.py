@@ -102,7 +102,8 @@ def sharpness(image_NxHxWxC):
 
 
 def figures(s, params, net, net_params, mark, n):
-    """{name: value} of n images each: ``s`` and ``net`` are set-ups of the run and of the one whose features count.
+    """({name: value}, {name: images}) of n images each: ``s`` and ``net`` are set-ups of the run and of the one whose
+    features count; the images are test, reconstructions and samples.
 
     Features are of images in [0, 1], binarised where the run's are.
     """
@@ -140,7 +141,9 @@ def figures(s, params, net, net_params, mark, n):
         "sharpness_samples": sharpness(made) / data_sharpness,
         "sharpness_reconstructions": sharpness(rebuilt) / data_sharpness,
     }
-    return found | ({"ssim": float(ssim(given["test"], rebuilt).mean())} if min(test.shape[1:3]) >= 11 else {})
+    if min(test.shape[1:3]) >= 11:
+        found["ssim"] = float(ssim(given["test"], rebuilt).mean())
+    return found, {"test": np.asarray(given["test"]), "reconstructions": rebuilt, "samples": made}
 
 
 def in_batches(function, x_NxHxWxC):
@@ -152,7 +155,7 @@ def in_batches(function, x_NxHxWxC):
 
 
 def measure(folder, features, images, *, data_dir=""):
-    """(config, :func:`figures`) of the best checkpoints of two runs on the same images."""
+    """(config, figures, images) of the best checkpoints of two runs on the same data: see :func:`figures`."""
     s, state, _ = workdir.restore(folder, data_dir=data_dir)
     net, net_state, meta = workdir.restore(features, data_dir=data_dir)
     if net.model.classify is None or net.model.conditional:
@@ -162,7 +165,7 @@ def measure(folder, features, images, *, data_dir=""):
     if s.model.decode is None:
         raise UserError(f"workdir={folder}: makes no images; want a run with a decoder")
     mark = checkpoint.digest(features, meta["step"])[:8]
-    return s.c, figures(s, step.averaged(state), net, step.averaged(net_state), mark, images)
+    return s.c, *figures(s, step.averaged(state), net, step.averaged(net_state), mark, images)
 
 
 def define(values):
@@ -177,7 +180,7 @@ def run(argv):
     for name in ("workdir", "features"):
         if not values[name].value:
             raise UserError(f"{name}: want --{name}=FOLDER")
-    _, found = measure(values.workdir, values.features, values.images, data_dir=values.data_dir)
+    _, found, _ = measure(values.workdir, values.features, values.images, data_dir=values.data_dir)
     checkpoint.write_json(os.path.join(values.workdir, "quality.json"), found)
     print(json.dumps(found, indent=1))
     return 0
