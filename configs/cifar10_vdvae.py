@@ -20,8 +20,9 @@ def get_config():
     c.decoder = config.call("decoder", "vdvae", widths=(256,) * 6, depths=(1, 2, 3, 5, 5, 5), bottleneck=4, scan=True)
     c.likelihood = config.call("likelihood", "discretized_mix_logistic", components=10)
     c.objective = config.call("objective", "elbo")
-    c.optim.lr, c.optim.warmup, c.optim.ema, c.optim.clip = 4e-4, 1000, 0.9998, 200.0
+    c.optim.lr, c.optim.warmup, c.optim.ema = 4e-4, 1000, 0.9998
     c.optim.b2, c.optim.weight_decay = 0.9, 0.01
-    c.optim.skip, c.optim.skip_above = 50, 2000.0
+    # VDVAE's 200 and 400 are of a loss in nats per dimension, of which an image has 3,072.
+    c.optim.clip, c.optim.skip, c.optim.skip_above = 200.0 * 3072, 50, 400.0 * 3072
     c.eval.every, c.log_every, c.eval.batch, c.eval.iw_k = 5000, 100, 250, 20
     return c

@@ -21,7 +21,7 @@ def get_config():
     c.likelihood = config.call("likelihood", "discretized_mix_logistic", components=5)
     c.objective = config.call("objective", "elbo")
     c.warmup.steps = 1000
-    c.optim.lr, c.optim.warmup, c.optim.ema, c.optim.clip = 1e-3, 500, 0.999, 500.0
-    c.optim.skip, c.optim.skip_above = 20, 5000.0
+    c.optim.lr, c.optim.warmup, c.optim.ema, c.optim.clip = 1e-3, 500, 0.999, 20_000.0
+    c.optim.skip, c.optim.skip_above = 20, 400.0 * 784  # VDVAE's 400 is of a loss in nats per dimension
     c.eval.every, c.log_every, c.eval.iw_k = 2000, 200, 20
     return c

@@ -28,6 +28,8 @@ GOLDEN = {
     "fashion_cnn": 13_659_648,
     "fashion_mnist": 27_955_264,
     "fashion_hier": 72_065_024,
+    "fashion_residual": 45_768_704,
+    "fashion_vit": 98_672_128,
     "imagenet64": 3_861_454_848,
     "iwae_mnist": 7_191_200,
     "m1_mnist": 9_567_136,
