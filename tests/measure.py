@@ -194,7 +194,9 @@ def quality(args):
     units = dict.fromkeys(("sharpness_samples", "sharpness_reconstructions"), "of the test images'") | {"psnr": "dB"}
     configs, figures, rows = {}, {}, []
     for folder in args.runs.split(","):
-        name = os.path.basename(folder)
+        name = os.path.basename(folder.rstrip("/"))
+        if name in configs:
+            raise SystemExit(f"runs={args.runs}: {name} is there twice; want folders of different names")
         c, found, images = quality_lib.measure(folder, args.features, args.images, data_dir=args.data_dir)
         configs[name], n = config_lib.to_json(c), found.pop("n")
         figures |= {f"{name}_{k}": results.figure(v, units.get(k, ""), n=n) for k, v in found.items()}

@@ -277,14 +277,30 @@ def test_a_program_begins_anew_once_with_huge_pages_and_with_its_own_words(tmp_p
     given = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not given.exists() or "[madvise]" not in given.read_text():
         pytest.skip("this kernel gives huge pages to all, or to none")
-    script = tmp_path / "script.py"
-    script.write_text(
+    text = (
         "import os, sys\nfrom vae_jax import flags\nprint('begun', flush=True)\n"
-        "def run(argv):\n    print(os.environ['GLIBC_TUNABLES'], argv[1:])\n    return 3\nflags.main(run)\n"
+        "def run(argv):\n    print(os.environ.get('GLIBC_TUNABLES'), argv[1:])\n    return 3\nflags.main(run)\n"
     )
-    for before, after in (("", "glibc.malloc.hugetlb=1"), ("a=1", "a=1:glibc.malloc.hugetlb=1"), ("hugetlb=0",) * 2):
-        env = os.environ | {"GLIBC_TUNABLES": before, "PYTHONPATH": os.getcwd()}
-        done = subprocess.run([sys.executable, script, "--x=1", "a b"], env=env, capture_output=True, text=True)
+    (tmp_path / "script.py").write_text(text)
+    (tmp_path / "outer.py").write_text("import runpy\nrunpy.run_path('script.py', run_name='__main__')\n")
+    clean = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "VAE_JAX_HUGE_PAGES")}
+    clean["PYTHONPATH"] = os.getcwd()
+
+    def begun(*words, stdin=None, **env):
+        done = subprocess.run(
+            [sys.executable, *words], env=clean | env, cwd=tmp_path, input=stdin, capture_output=True, text=True
+        )
         assert done.returncode == 3, done.stderr
-        times = 1 if before == after else 2
-        assert done.stdout == "begun\n" * times + f"{after} ['--x=1', 'a b']\n"
+        *times, said = done.stdout.splitlines()
+        assert set(times) == {"begun"}
+        return len(times), said
+
+    asked = "glibc.malloc.hugetlb=1"
+    assert begun("script.py", "--x=1", "a b") == (2, f"{asked} ['--x=1', 'a b']")
+    assert begun("-m", "script", "b") == (2, f"{asked} ['b']")
+    assert begun("script.py", GLIBC_TUNABLES="a=1") == (2, f"a=1:{asked} []")
+    assert begun("script.py", GLIBC_TUNABLES="glibc.malloc.hugetlb=0") == (1, "glibc.malloc.hugetlb=0 []")
+    # No endless turn where glibc drops its variable, and none for a script that is not the process's own.
+    for words, env in ((["script.py"], {"VAE_JAX_HUGE_PAGES": "begun"}), (["outer.py"], {})):
+        assert begun(*words, **env) == (1, "None []")
+    assert begun("-", "c", stdin=text) == (1, "None ['c']")

@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 from scipy import integrate, special, stats
 
 from vae_jax import densities as de
+from vae_jax.benchmark import count
 from vae_jax.config import UserError
 
 KEY = jax.random.key(0)
@@ -322,9 +323,10 @@ def test_the_mixture_has_no_array_larger_than_components_by_pixels_by_three_but_
     while todo:
         for equation in todo.pop().eqns:
             sizes += [v.aval.size for v in equation.outvars]
-            todo += [p.jaxpr for p in equation.params.values() if hasattr(p, "jaxpr")]
+            todo += count.inner(equation)
+    laid_out = [s for s in sizes if s == out.size]
     assert len(sizes) > 50 and max(s for s in sizes if s != out.size) <= 3 * m * pixels
-    assert sizes.count(out.size) <= 6  # what is given, laid out anew; both platforms' ways
+    assert 1 <= len(laid_out) <= 5  # the product with the identity and its transpose; the other platforms' way
 
 
 # Samples and means

@@ -13,6 +13,7 @@ from vae_jax.config import UserError
 
 PREFIX = "--config."
 REPLICAS = "replicas."
+HUGE_PAGES, TUNABLE = "VAE_JAX_HUGE_PAGES", "glibc.malloc.hugetlb=1"
 
 
 def overrides(argv):
@@ -88,23 +89,30 @@ def _huge_pages():
     """Begin this program anew, once, with glibc asking the kernel for huge pages, where it gives them to who asks.
 
     XLA on CPU takes the temporaries of each call from glibc, which maps those above 32 MB anew: a fault for every 4 KB,
-    a third of a step of configs/cifar10_vdvae_20k.py (results/performance.md). glibc reads the variable when it starts.
+    a third of a step of configs/cifar10_vdvae_20k.py (results/performance.md). glibc reads GLIBC_TUNABLES when it
+    starts, and drops it in a process with privileges, hence a variable of our own; VAE_JAX_HUGE_PAGES=no begins nothing
+    anew. Neither does a script that another program runs (a debugger, a notebook, a test): the process is not its own.
     """
+    script = sys.modules["__main__"]
+    if script.__spec__:
+        own = sys.orig_argv[1:3] == ["-m", script.__spec__.name.removesuffix(".__main__")]
+    else:
+        own = sys.orig_argv[1:2] == sys.argv[:1] and os.path.isfile(sys.argv[0])
     tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if not own or HUGE_PAGES in os.environ or "hugetlb" in tunables:
+        return
     try:
         with open("/sys/kernel/mm/transparent_hugepage/enabled") as file:
-            asked_for = "[madvise]" in file.read()
+            if "[madvise]" in file.read():
+                os.environ |= {HUGE_PAGES: "begun", "GLIBC_TUNABLES": f"{tunables}:{TUNABLE}".lstrip(":")}
+                os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except OSError:
-        return
-    if asked_for and "hugetlb" not in tunables:
-        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, "glibc.malloc.hugetlb=1")))
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        pass  # no such kernel, or no way to begin anew: it goes on as it is
 
 
 def main(run):
     """Run a script's ``run(argv)``: a :class:`UserError` is one line on stderr and exit code 2."""
-    if run.__module__ == "__main__":
-        _huge_pages()
+    _huge_pages()
     try:
         code = run(sys.argv)
     except UserError as error:

@@ -210,7 +210,7 @@ class Hierarchy(Model):
 
         if not key.ndim:
             return one(key, scale)
-        if len(key) == 1:  # the nets of several draws at once have one more axis, which costs a CPU a third more
+        if len(key) == 1:  # vmap's axis would come between the rows that mlp.Dense puts in one matrix
             return jax.tree.map(lambda a: a[None], one(key[0], None if scale is None else scale[0]))
         return parallel.spread(jax.vmap(one)(key, scale), len(key))
 

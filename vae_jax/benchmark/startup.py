@@ -8,32 +8,35 @@ import time
 
 import numpy as np
 
-from vae_jax import results
+from vae_jax import flags, results
 from vae_jax.config import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def environment(cache):
-    """That of a process whose compiled programs, and Python's compiled sources, are in one folder and nowhere else."""
-    return os.environ | {
+    """That of a process whose compiled programs, and Python's compiled sources, are in one folder and nowhere else, and
+    which begins as a user's does: this one has begun anew already (``flags.main``)."""
+    given = {name: value for name, value in os.environ.items() if name != flags.HUGE_PAGES}
+    given["GLIBC_TUNABLES"] = given.get("GLIBC_TUNABLES", "").removesuffix(flags.TUNABLE).rstrip(":")
+    return given | {
         "VAE_JAX_CACHE": os.path.join(cache, "programs"),
         "PYTHONPYCACHEPREFIX": os.path.join(cache, "python"),
         "PYTHONDONTWRITEBYTECODE": "",
     }
 
 
-def first_step(c, flags, cache):
-    """Seconds until ``train.py`` with these flags has done its first call and told its figures.
+def first_step(c, words, cache):
+    """Seconds until ``train.py`` with these words has done its first call and told its figures.
 
     Args:
-      c: the config that the flags make; it names the steps of a call.
+      c: the config that the words make; it names the steps of a call.
       cache: folder of what is compiled: :func:`environment`.
     Raises:
       UserError: it ended before; its last line.
     """
     with tempfile.TemporaryDirectory(prefix="vae_jax_start_") as folder:
-        command = [sys.executable, "train.py", *flags, f"--config.log_every={c.steps_per_call}"]
+        command = [sys.executable, "train.py", *words, f"--config.log_every={c.steps_per_call}"]
         with open(os.path.join(folder, "stderr"), "w+") as said:
             began = time.perf_counter()
             process = subprocess.Popen(
@@ -64,14 +67,14 @@ def answer(cache):
     return time.perf_counter() - began
 
 
-def measure(c, flags, rounds, say=print):
+def measure(c, words, rounds, say=print):
     """{'cold_start', 'warm_start', 'help': results.figure} of a config; warm and help are medians of ``rounds``."""
     with tempfile.TemporaryDirectory(prefix="vae_jax_start_") as cache:
-        cold = first_step(c, flags, cache)
+        cold = first_step(c, words, cache)
         say(f"cold {cold:.1f} s")
         warm, answers = [], []
         for _ in range(rounds):
-            warm.append(first_step(c, flags, cache))
+            warm.append(first_step(c, words, cache))
             answers.append(answer(cache))
             say(f"warm {warm[-1]:.2f} s, --help {answers[-1]:.2f} s")
     median = lambda v: results.figure(float(np.median(v)), "s", sd=float(np.std(v)), n=len(v))  # noqa: E731

@@ -96,7 +96,7 @@ def _channels_first(out_BxHxWxO):
     """O x … x H x W, laid out so.
 
     XLA on CPU would read a transposed array number by number in every loop that makes use of it; a product with the
-    identity is made once (results/performance.md).
+    identity is made once (results/performance.md). There a value that is not finite makes all of its pixel's NaN.
     """
     identity = jnp.eye(out_BxHxWxO.shape[-1], dtype=out_BxHxWxO.dtype)
     made = lambda v: jnp.einsum("po,...o->p...", identity, v, precision="highest")  # noqa: E731
@@ -344,6 +344,7 @@ def discretized_mix_logistic(*, levels, components=10):
         ]
 
     def log_prob(out, x):
+        # As many axes as x has: M comes in front of all, and would meet x's samples.
         logits, channels = split(out.reshape(*[1] * (x.ndim - out.ndim), *out.shape))
         k = jnp.moveaxis(_bins(x, levels), -1, 0)
         v = 2 * k / (levels - 1) - 1
@@ -366,7 +367,7 @@ def discretized_mix_logistic(*, levels, components=10):
     def sample(key, out):
         logits, channels = split(out)
         which, *keys = jax.random.split(key, 1 + len(channels))
-        m = jax.random.categorical(which, logits, axis=0)[None]
+        m = jax.random.categorical(which, jnp.moveaxis(logits, 0, -1))[None]  # a row's noise as if M were last
 
         def pick(values_M):
             return jnp.take_along_axis(values_M, m, axis=0)[0]

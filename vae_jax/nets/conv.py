@@ -28,7 +28,8 @@ def _transposed(function, like, g):
 
 def _settled(x):
     """x, by a product with the identity, so that XLA on CPU has it in memory before it is laid out anew. A copy that is
-    a program of its own runs in blocks; one within the loop that makes x goes number by number, far apart in memory."""
+    a program of its own runs in blocks; one within the loop that makes x goes number by number, far apart in memory. A
+    value that is not finite makes its cell's NaN."""
     width = x.shape[-1]
     if width < 16 or x.size < 2**20:  # the product would cost more
         return x
@@ -179,7 +180,8 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """A dense layer between an image's features and a vector: :func:`product`; parameters as ``nn.Dense`` has them."""
+    """A dense layer between an image's features and a vector: :func:`product`; parameters as ``nn.Dense`` has them.
+    (``mlp.Dense`` is the one of every cell.)"""
 
     features: int
     dtype: Any = jnp.float32

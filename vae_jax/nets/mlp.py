@@ -15,7 +15,7 @@ ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "gelu": nn.gelu, "silu": nn.sil
 
 
 class Dense(nn.Dense):
-    """``nn.Dense`` on h_…xF with all rows in one matrix.
+    """``nn.Dense`` of every cell of h_…xF, all cells as rows of one matrix.
 
     A kernel's gradient is then one product over rows. Over the axes of a grid XLA on CPU makes it one of transposed
     copies, in three times the time (results/performance.md).

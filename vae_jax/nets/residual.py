@@ -3,7 +3,8 @@
 A block's last layer starts at 1/√(number of blocks) of its usual scale, so that a sum of many blocks starts at the
 scale of one (Child 2021, arXiv:2011.10650, section 3.2). Grids are halved by the mean of 2x2 cells and doubled by
 repeating; an odd side is ⌈side/2⌉ below it, and what a doubling gives beyond it is cut off. With ``patch`` = p the
-finest grid is p times coarser than the image, a cell holding p x p pixels.
+finest grid is p times coarser than the image, a cell holding p x p pixels. Convolutions are those of ``conv``: reverse
+mode only.
 """
 
 from collections.abc import Sequence
