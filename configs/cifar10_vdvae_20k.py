@@ -3,7 +3,7 @@
 
     python train.py --config=configs/cifar10_vdvae_20k.py --data_dir=~/data --workdir=runs/cifar10_vdvae_20k
 
-Not run to its end yet: no file in results/.
+Figures, time and device: results/cifar10_vdvae_20k.json.
 """
 
 from configs import cifar10_vdvae

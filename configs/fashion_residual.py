@@ -2,7 +2,7 @@
 
     python train.py --config=configs/fashion_residual.py --data_dir=~/data --workdir=runs/fashion_residual
 
-Not run to its end yet: no file in results/.
+Figures, time and device: results/fashion_residual.json and quality.json.
 """
 
 from configs import fashion_hier

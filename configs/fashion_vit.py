@@ -11,7 +11,7 @@ cifar10_20k:
     python train.py --config=configs/fashion_mnist.py --data_dir=~/data --workdir=runs/cifar10_20k_conv \
         --config.data.name=cifar10_20k --config.steps=4000
 
-Not run to its end yet: no file in results/.
+Figures, time and device: results/fashion_vit.json, fashion_conv.json, cifar10_20k_vit.json and cifar10_20k_conv.json.
 """
 
 from configs import fashion_mnist
