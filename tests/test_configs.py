@@ -13,7 +13,7 @@ from vae_jax.evaluate import likelihood
 
 ROOT = pathlib.Path(__file__).parents[1]
 FAST = ("mnist_hier",)  # the others take ten seconds and more to compile
-PAGES = sorted(p.stem for p in ROOT.glob("configs/*.py") if p.stem != "__init__")
+PAGES = sorted(p.stem for p in ROOT.glob("configs/[a-z]*.py") if not p.stem.startswith("study_"))
 COLOUR = ("cifar", "imagenet", "synthetic")
 
 
