@@ -124,14 +124,12 @@ def sigma(args):
     """
     import jax
     import numpy as np
-    from scipy import ndimage, special
+    from scipy import special
 
     from vae_jax import config as config_lib
     from vae_jax import densities, results, workdir
     from vae_jax import step as step_lib
-
-    def sharpness(image_NxHxW):
-        return float(np.mean([ndimage.laplace(x.astype(np.float64)).var() for x in image_NxHxW]))
+    from vae_jax.evaluate import quality as quality_lib
 
     figures, rows, configs = {}, [], {}
     for name, folder in (("optimal", args.workdir), ("unit", args.twin)):
@@ -162,7 +160,7 @@ def sigma(args):
         figures[f"{name}_sigma"] = results.figure(scale, "of the grey scale")
         z = model.prior(params).sample(jax.random.fold_in(key, 1), (1000,))
         samples = np.clip(np.asarray(model.decode(params, z)), 0, 1)
-        relative = sharpness(samples[..., 0]) / sharpness(x[:1000, ..., 0])
+        relative = quality_lib.sharpness(samples) / quality_lib.sharpness(x[:1000])
         figures[f"{name}_sharpness"] = results.figure(relative, "of the test images'", n=1000)
         rows += [(f"samples, {name} variance", samples[:16]), (f"reconstructions, {name} variance", mean[:16])]
     strips(args.out, [*rows, ("test images", x[:16])])
