@@ -12,5 +12,5 @@ from vae_jax import config
 def get_config():
     c = fashion_hier.get_config()
     c.latent = 64
-    c.decoder = config.call("decoder", "residual", widths=(64, 64, 64, 32), depths=(1, 2, 2, 1), patch=2)
+    c.decoder = config.call("decoder", "residual", widths=(64,) * 4, depths=(1, 1, 2, 2), patch=2)
     return c
