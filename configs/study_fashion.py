@@ -3,7 +3,7 @@
     python -m vae_jax.study --config=configs/study_fashion.py --data_dir=~/data --workdir=runs/study_fashion
 
 The dense net has M1's encoder and sees its binarised images: beside the CNN's and the pixels' rows it shows what these
-lose. About two hours on one core of an AMD EPYC. Not run to its end yet: no file in results/.
+lose. Figures, times and device: results/study_fashion.json.
 """
 
 from configs import study_mnist
