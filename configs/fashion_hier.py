@@ -22,7 +22,7 @@ def get_config():
     c.likelihood = config.call("likelihood", "discretized_mix_logistic", components=5)
     c.objective = config.call("objective", "elbo")
     c.warmup.steps = 1000
-    c.optim.lr, c.optim.warmup, c.optim.ema, c.optim.clip = 4e-3, 500, 0.999, 20_000.0
-    c.optim.skip, c.optim.skip_above = 20, 400.0 * 784  # VDVAE's 400 is of a loss in nats per dimension
+    c.optim.lr, c.optim.warmup, c.optim.ema, c.optim.clip = 3e-3, 500, 0.999, 3000.0
+    c.optim.b2, c.optim.skip, c.optim.skip_above = 0.95, 20, 40_000.0  # of gradients with a norm of about 1,500
     c.eval.every, c.log_every, c.eval.iw_k = 5000, 500, 20
     return c
