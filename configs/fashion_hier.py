@@ -5,7 +5,7 @@
 
 Levels on grids of 2x2, 4x4, 7x7 and 14x14 cells (VDVAE, Child 2021, arXiv:2011.10650); a cell of the finest holds
 2x2 pixels. Sized for one CPU core, on which what counts is the number of steps and how long they are: small batches
-and a learning rate ten times that paper's. The one-layer figure beside it is that of configs/fashion_residual.py.
+and a learning rate fifteen times that paper's. The one-layer figure beside it is that of configs/fashion_residual.py.
 
 Figures, time and device: results/fashion_hier.json and quality.json.
 """
