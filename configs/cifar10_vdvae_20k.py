@@ -17,7 +17,7 @@ def get_config():
     c.encoder = config.call("encoder", "residual", widths=(64,) * 4, depths=(1, 2, 1, 1), patch=2)
     c.decoder = config.call("decoder", "vdvae", widths=(64,) * 4, depths=(1, 2, 2, 2), channels=8, patch=2)
     c.likelihood = config.call("likelihood", "discretized_mix_logistic", components=5)
-    c.optim.lr, c.optim.warmup, c.optim.ema, c.optim.b2 = 1e-3, 500, 0.999, 0.95
-    c.optim.clip = 100_000.0
+    c.optim.lr, c.optim.warmup, c.optim.ema, c.optim.b2 = 3e-3, 500, 0.999, 0.95
+    c.optim.clip, c.optim.skip_above = 40_000.0, 400_000.0  # of gradients with a norm of about 20,000
     c.eval.every, c.log_every, c.eval.iw_k = 500, 50, 10
     return c
