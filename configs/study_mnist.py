@@ -1,13 +1,12 @@
-"""Methods x label budgets x seeds on MNIST, sized for two to three hours on two CPU cores.
+"""Methods x label budgets x seeds on MNIST; about five hours on two cores of an Intel Xeon at 2.5 GHz.
 
     python -m vae_jax.study --config=configs/study_mnist.py --data_dir=~/data --workdir=runs/study_mnist
 
-The CNN is that of configs/mnist_cnn.py; the others have one encoder, dense layers of 600-600, but for M2, which has its
-page's. The VAEs see binarised images, the CNN and the pixels grey ones.
+The CNN is that of configs/mnist_cnn.py; M1, joint and the dense net have one encoder, layers of 600-600, M2 its page's.
+The VAEs see binarised images, the CNN and the pixels grey ones.
 
-Figures: results/study_mnist.json; of the nets of each class, which had twice the steps there, results/study_apart.json
-(``--only=apart``). Not run yet: the dense net, the autoencoder, the shifted CNN, CCVAE, M1+M2 with all labels, and
-Bayes' rule with fewer than all.
+Figures: results/study_mnist.json; of the nets of each class in their final form results/study_apart.json
+(``--only=apart``).
 """
 
 from configs import ccvae_mnist, m1_mnist, m1m2_mnist, m2_mnist, mnist_cnn
