@@ -268,6 +268,15 @@ def test_digits_are_split_once_and_for_all():
     np.testing.assert_array_equal(data.load(config(validation=0.3)).test.image, d.test.image)
 
 
+CARVED = [0, 2, 7, 12, 15, 17, 20, 28, 43, 44, 54, 61, 66, 69, 73, 78, 86, 91, 95]
+
+
+def test_carve_takes_these_on_every_machine():
+    label = np.arange(97) % 10
+    _, part = data.carve(data.Split(np.arange(97), label), 0.2, seed=7)
+    assert part.image.tolist() == CARVED
+
+
 def test_carve_gives_the_exact_share_and_every_class_to_both():
     label = np.repeat([0, 1, 2, 3], [5, 2, 1, 92]).astype(np.int32)
     rest, part = data.carve(data.Split(np.arange(100), label), 0.1, seed=0)

@@ -12,7 +12,7 @@ from scipy import stats
 
 from configs import study_digits
 from tests.test_semi import KEY, LABEL, PIXELS, SHAPE, tiny
-from vae_jax import checkpoint, config, data, sharding, study, workdir
+from vae_jax import checkpoint, config, data, sharding, step, study, workdir
 from vae_jax.config import UserError
 from vae_jax.evaluate import generative, probes
 
@@ -124,21 +124,26 @@ def test_what_cannot_be_meant_is_said(done, change, message):
         study.run(change(small()), done[0], say=lambda _: None)
 
 
-def test_the_labels_of_the_test_set_train_nothing(done, tmp_path, monkeypatch):
-    """All test labels exchanged: the parameters are the same to the last bit, the figures are not."""
-    root, _ = done
+def test_the_labels_of_the_test_set_train_nothing(tmp_path, monkeypatch):
+    """The test labels permuted: all that was trained and averaged is the same to the last bit, the figures are not."""
     load = data.load
 
-    def other(c):
+    def permuted(c):
         found = load(c)
-        return found._replace(test=data.Split(found.test.image, (found.test.label + 1) % 10))
+        label = np.random.default_rng(0).permutation(found.test.label)
+        return found._replace(test=data.Split(found.test.image, label))
 
-    monkeypatch.setattr(data, "load", other)
-    only = small()._replace(budgets=(20,), seeds=(1,), methods={"net": small().methods["net"]})
-    assert study.run(only, str(tmp_path), say=lambda _: None)
-    states = [workdir.restore(f"{r}/runs/net-20-1", "latest")[1] for r in (root, str(tmp_path))]
+    whole = study_digits.study(steps=20, budgets=(20,), seeds=(1,), detail=(20,), iw_k=2)
+    only = whole._replace(methods={"m2": whole.methods["m2"]})
+    roots = [str(tmp_path / name) for name in ("true", "permuted")]
+    for root, loads in zip(roots, (load, permuted), strict=True):
+        monkeypatch.setattr(data, "load", loads)
+        assert study.run(only, root, say=lambda _: None)
+    states = [workdir.restore(f"{root}/runs/m2-20-1", "latest")[1] for root in roots]
+    jax.tree.map(np.testing.assert_array_equal, *(step.averaged(s) for s in states))
     jax.tree.map(np.testing.assert_array_equal, *(s.params for s in states))
-    assert read(root, "net-20-1")["figures"]["accuracy"] != read(str(tmp_path), "net-20-1")["figures"]["accuracy"]
+    one, other = (read(root, "m2-20-1")["figures"] for root in roots)
+    assert one["cross_entropy_nats"] != other["cross_entropy_nats"]
 
 
 # ---- what reads a cell ----------------------------------------------------------------------------

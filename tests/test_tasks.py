@@ -17,8 +17,9 @@ from scipy import stats
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
+from tests.test_semi import SHAPE, semi_supervised, tiny
 from vae_jax import compile as compile_lib
-from vae_jax import config, data, densities, export, loop, predict, sharding, step, workdir
+from vae_jax import config, data, densities, export, loop, objectives, predict, sharding, step, workdir
 from vae_jax import model as model_lib
 from vae_jax.config import UserError
 from vae_jax.evaluate import classification, likelihood, ood, recognition, robustness, tasks
@@ -245,6 +246,62 @@ def test_every_subject_through_eval(trained, monkeypatch, capsys):
     for panel in ("retrieval", "reliability", "recognition", "robustness", "ood_synthetic"):
         assert f'id="h-{panel}"' in page
     assert "pgd_accuracy@" not in page and "pgd_accuracy" in page
+
+
+def other(kind):
+    """A config of another kind of model on digits, as small as it can be."""
+    c = semi_supervised()
+    c.data.labels, c.data.labelled_batch, c.latent, c.eval.iw_k = 0, 0, 2, 2
+    c.encoder, c.decoder = (config.call(part, "mlp", widths=(8,)) for part in ("encoder", "decoder"))
+    c.objective = config.call("objective", kind if kind in objectives.OBJECTIVES else "joint")
+    if kind == "m2":
+        c.objective.labelled = 1.0
+    if kind in ("adgm", "m1m2"):
+        c.auxiliary, c.classifier = 3, config.call("classifier", "mlp", widths=(8,))
+    if kind == "cnn":
+        c.decoder, c.objective = config.call("decoder", "none"), config.call("objective", "supervised")
+    if kind == "hierarchy":
+        c.latent, c.encoder = config.default().latent, config.call("encoder", "mlp", widths=(8, 8))
+        c.decoder = config.call("decoder", "ladder", latents=(2, 2), width=8, inner=8)
+    config.validate(c)
+    return c
+
+
+SLOW = ("adgm", "m1m2", "apart", "hierarchy")
+KINDS = ["cnn", "m2", *(pytest.param(k, marks=pytest.mark.slow) for k in SLOW)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_goes_through_every_subject(kind, monkeypatch):
+    """What has a meaning for it is there, what has none is None with a reason."""
+    monkeypatch.setattr(tasks, "IMAGES", 16)
+    monkeypatch.setattr(tasks, "ATTACKED", 8)
+    monkeypatch.setattr(ood, "STEPS", 2)
+    monkeypatch.setattr(robustness, "EPSILON", (0.1,))
+    s = workdir.setup(other(kind))
+    params = compile_lib.init(s.c, s.model, s.mesh, s.dataset)[0].params
+    strange = {"inverted": data.Split(16 - np.asarray(s.dataset.test.image[:16]), None)}
+    m, why, _ = tasks.perform(list(tasks.TASKS), s, params, others=strange, say=lambda _: None)
+    assert all(m[k] is None for k in why) and all(m[k] is not None and np.isfinite(m[k]) for k in set(m) - set(why))
+    generative, draws = kind in ("m2", "adgm", "m1m2", "apart"), kind not in ("cnn", "m2", "apart")
+    assert ("bayes_accuracy" in m) == ("pgd_bayes_accuracy" in m) == generative
+    assert ("pgd_drawn_accuracy" in m) == draws
+    assert ("ood_regret_auroc@inverted" in m) == (kind not in ("cnn", "hierarchy"))
+
+
+def test_bayes_rule_can_be_attacked_and_an_auxiliary_draws():
+    """The gradient of each reading is that of finite differences at the same draws, and is not 0."""
+    x = jax.random.uniform(KEY, (2, *SHAPE))
+    way = jax.random.normal(KEY, x.shape)
+    for kind, samples, bayes in (("m2", 4, True), ("adgm", 4, True), ("adgm", 4, False)):
+        more = {"auxiliary": 2, "classifier": config.call("classifier", "mlp", widths=(4,))} if kind == "adgm" else {}
+        model, params = tiny(kind, **more)
+        log_p = jax.jit(robustness.log_probabilities(model, samples, bayes))
+        np.testing.assert_allclose(np.exp(log_p(params, x, KEY)).sum(1), 1, rtol=1e-5)
+        f = lambda x, log_p=log_p, params=params: log_p(params, x, KEY)[:, 0].sum()  # noqa: E731
+        slope = (f(x + 1e-2 * way) - f(x - 1e-2 * way)) / 2e-2
+        assert abs(slope) > 1e-3 and jnp.vdot(jax.grad(f)(x), way) == pytest.approx(float(slope), rel=0.05)
+        assert robustness.drawing(model) == (kind == "adgm")
 
 
 def test_without_held_out_classes_one_line_says_so(trained):

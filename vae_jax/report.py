@@ -90,6 +90,22 @@ METRICS = {
         "higher",
         "Nearest neighbours in the latent means: what the code alone knows of the class.",
     ),
+    "bayes_accuracy": (
+        "Accuracy by Bayes' rule",
+        "%",
+        "{:.2%}",
+        "higher",
+        "The label under which the importance-weighted bound on log p(x|y) is the highest.",
+    ),
+    "bayes_cross_entropy_nats": ("… cross-entropy", "nats", "{:.4f}", "lower", "−log p(y|x) by the same rule."),
+    "bayes_ece": ("… calibration error (ECE)", "", "{:.4f}", "lower", "Over 15 bins."),
+    "bayes_rejection_accuracy": (
+        "… accuracy over rejection",
+        "%",
+        "{:.2%}",
+        "higher",
+        "Mean over all shares of images kept, those of the highest log p(x) first.",
+    ),
     "knn1_accuracy": (
         "1-NN accuracy",
         "%",
@@ -152,6 +168,11 @@ METRICS = {
     "pgd_accuracy": ("… PGD", "%", "{:.2%}", "higher", "Twenty steps."),
     "fgsm_drawn_accuracy": ("… FGSM, code drawn", "%", "{:.2%}", "higher", "Against the mean over draws of z."),
     "pgd_drawn_accuracy": ("… PGD, code drawn", "%", "{:.2%}", "higher", "Against the mean over draws of z."),
+    "noise_bayes_accuracy": ("Bayes' rule under noise", "%", "{:.2%}", "higher", "Each label's bound from draws."),
+    "blur_bayes_accuracy": ("… blur", "%", "{:.2%}", "higher", "A Gaussian blur."),
+    "occlusion_bayes_accuracy": ("… occlusion", "%", "{:.2%}", "higher", "A grey square hides a part."),
+    "fgsm_bayes_accuracy": ("… FGSM", "%", "{:.2%}", "higher", "Against the posterior by Bayes' rule."),
+    "pgd_bayes_accuracy": ("… PGD", "%", "{:.2%}", "higher", "Twenty steps, fresh draws in each."),
     "active_units": (
         "Active units",
         "dimensions",
@@ -395,7 +416,10 @@ ATTACKS = {
     "pgd": "PGD, 20 steps",
     "fgsm_drawn": "FGSM, code drawn",
     "pgd_drawn": "PGD, code drawn",
+    "fgsm_bayes": "FGSM on Bayes' rule",
+    "pgd_bayes": "PGD on Bayes' rule",
 }
+READINGS = {"": "accuracy", "_bayes": "by Bayes' rule"}
 
 
 def _panels(p):
@@ -426,7 +450,8 @@ def _panels(p):
         )
         lines("recognition", "Unseen classes", caption, found)
     if p.robustness is not None:
-        axes = [(k, STRENGTHS[k], {"accuracy": c}, False) for k, c in p.robustness.items() if k in STRENGTHS]
+        read = lambda k: {v: p.robustness[k + end] for end, v in READINGS.items() if k + end in p.robustness}  # noqa: E731
+        axes = [(k, label, read(k), False) for k, label in STRENGTHS.items() if k in p.robustness]
         attacks = {ATTACKS[k]: c for k, c in p.robustness.items() if k in ATTACKS}
         caption = "Accuracy on images made worse, and made to mislead: each attack knows the net and its gradients."
         lines("robustness", "Robustness", caption, [*axes, ("attacks", STRENGTHS["attacks"], attacks, False)])

@@ -108,10 +108,11 @@ def without(c, model, params, ensemble):
     """{score: why it cannot be had} of a model, ``ensemble`` being the stacked parameters of several or None."""
     if model.decode is None:
         return dict.fromkeys(SCORES[:-1], "the model has no decoder")
-    why = {}
-    encode = lambda params, x: model.encode(params, x, *model.guess(params, x))  # noqa: E731
-    if not isinstance(jax.eval_shape(encode, params, jnp.zeros((1, *model.shape))), densities.Normal):
-        why["regret"] = f"posterior {c.posterior.name} is no diagonal Gaussian"
+    why, kinds = {}, []
+    look = lambda params, x: kinds.append(type(model.encode(params, x, *model.guess(params, x))))  # noqa: E731
+    jax.eval_shape(look, params, jnp.zeros((1, *model.shape)))
+    if kinds != [densities.Normal]:
+        why["regret"] = "q(z|x) is no diagonal Gaussian"
     if not model.likelihood.discrete:
         why["complexity"] = f"{c.likelihood.name} is a density, whose bits are no length of a code"
     if ensemble is None:

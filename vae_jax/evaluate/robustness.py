@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import compile as compile_lib
+from vae_jax.model import Auxiliary
 from vae_jax.objectives.labels import cross_entropy
 
 # Five strengths of each, in units of the grey scale (noise, attacks), of the image's side (blur, occlusion).
@@ -47,27 +48,38 @@ def corrupted(image_NxHxWxC, levels, name, strength, seed=0):
     return np.rint((levels - 1) * np.clip(x, 0, 1)).astype(np.uint8)
 
 
-def log_probabilities(model, samples=0):
+def log_probabilities(model, samples=0, bayes=False):
     r"""log p(y|x) as a function (params, x_BxHxWxC, key) → BxY of what the model classifies by.
 
     ``samples`` = 0: at the posterior mean (or q(y|x) of a conditional model): what evaluation reports. Else of a
-    classifier that draws its code, the mean over S draws:
+    classifier that draws its code (:func:`drawing`), the mean over S draws; z is a in an ``Auxiliary``:
 
     .. math:: p(y|x) = \tfrac1S \sum_s p(y|z_s), \qquad z_s = \mu(x) + \sigma(x) \epsilon_s
 
-    Gradients go through μ and σ (the reparameterisation), so an attack that averages over draws is expectation over
-    transformation (Athalye et al. 2018, arXiv:1707.07397): noise hides no gradient from it.
+    With ``bayes``, of a conditional model, Bayes' rule on the importance-weighted bound of S draws for each label
+    (``generative.class_evidence``). Gradients go through μ and σ (the reparameterisation), so an attack that averages
+    over draws is expectation over transformation (Athalye et al. 2018, arXiv:1707.07397): noise hides no gradient.
     """
 
     def run(params, x, key):
+        keys = jax.random.split(key, samples) if samples else None
+        if bayes:
+            bound = lambda y: jax.nn.logsumexp(model.draw(params, x, keys, y=y).log_w, axis=0)  # noqa: E731
+            return jax.nn.log_softmax(jax.vmap(bound)(jnp.arange(model.classes)).T)
         if model.conditional:
-            return jax.nn.log_softmax(model.classify(params, x))
-        q = model.encode(params, x)
-        z_SxBxD = q.sample(key, (samples,)) if samples else q.mu[None]
-        log_p = jax.nn.log_softmax(jax.vmap(lambda z: model.classify(params, z))(z_SxBxD))
-        return jax.nn.logsumexp(log_p, axis=0) - jnp.log(len(log_p))
+            logits_SxBxY = model.classify(params, x, keys) if samples else model.classify(params, x)[None]
+        else:
+            q = model.encode(params, x)
+            z_SxBxD = q.sample(key, (samples,)) if samples else q.mu[None]
+            logits_SxBxY = jax.vmap(lambda z: model.classify(params, z))(z_SxBxD)
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits_SxBxY), axis=0) - np.log(max(1, samples))
 
     return run
+
+
+def drawing(model):
+    """Whether the classifier can draw what it reads: z, or an auxiliary a. A q(y|x) of x alone draws nothing."""
+    return model.decode is not None and (not model.conditional or isinstance(model, Auxiliary))
 
 
 def attacks(log_p):

@@ -10,7 +10,7 @@ import numpy as np
 
 from vae_jax import compile as compile_lib
 from vae_jax import data, hosts
-from vae_jax.evaluate import classification, likelihood, ood, recognition, robustness
+from vae_jax.evaluate import classification, generative, likelihood, ood, recognition, robustness
 from vae_jax.evaluate.run import looker
 from vae_jax.step import stream
 
@@ -18,7 +18,8 @@ IMAGES = 2_000  # of a set, an even stride apart, for what takes many passes an 
 ATTACKED = 1_000  # of these; a gradient for each step of each strength
 QUERIES, SHOWN = 8, 9  # rows and columns of the gallery of neighbours
 POINTS = 501  # of a curve in the report
-DRAWS = 8  # of the classifier that draws its code
+DRAWS = 8  # of the classifier that draws its code, and of Bayes' rule under attack
+IW = 20  # importance samples of Bayes' rule
 
 
 def perform(tasks, s, params, *, others=None, ensemble=None, say=print):
@@ -57,7 +58,8 @@ def _unlabelled(model, dataset):
 
 
 def calibration(s, params, look):
-    """``classification``: the temperature that validation asks for, and what it does to the test set."""
+    """``classification``: the temperature that validation asks for, and what it does to the test set; of a conditional
+    model also the answers by Bayes' rule."""
     model, dataset = s.model, s.dataset
     keys, reason = ("temperature", "calibrated_cross_entropy_nats", "calibrated_ece"), _unlabelled(model, dataset)
     if not reason and not (dataset.validation.label >= 0).any():
@@ -72,8 +74,23 @@ def calibration(s, params, look):
         log_p = classification.log_softmax(logits)
         curves[name] = classification.reliability(np.exp(log_p.max(1)), log_p.argmax(1) == label)
     figures, _ = classification.figures(test / t, label)
-    values = (t, figures["cross_entropy_nats"], figures["ece"])
-    return dict(zip(keys, values, strict=True)), {}, {"reliability": curves}
+    metrics = dict(zip(keys, (t, figures["cross_entropy_nats"], figures["ece"]), strict=True))
+    if model.conditional and model.decode is not None:
+        more, curves["by Bayes' rule"] = bayes(s, params)
+        metrics |= more
+    return metrics, {}, {"reliability": curves}
+
+
+def bayes(s, params):
+    """(figures, reliability) of a conditional model as generative classifier; images that it finds least probable are
+    rejected first."""
+    test, key = s.dataset.test, stream(s.c.seed, "test")
+    log_pxy = generative.class_evidence(s.c, s.model, params, test, s.dataset.levels, s.mesh, key, k=IW)
+    log_p, hit = classification.log_softmax(log_pxy), log_pxy.argmax(1) == test.label
+    found, _ = classification.figures(log_pxy, test.label)
+    figures = {f"bayes_{name}": found[name] for name in ("accuracy", "cross_entropy_nats", "ece")}
+    _, kept = recognition.rejection(np.logaddexp.reduce(log_pxy, axis=1), hit)
+    return figures | {"bayes_rejection_accuracy": kept.mean()}, classification.reliability(np.exp(log_p.max(1)), hit)
 
 
 def recognise(s, params, look):
@@ -150,33 +167,49 @@ def strangers(s, params, look, others, ensemble):
 
 
 def withstand(s, params, look):
-    """``robustness``: accuracy under each corruption and attack, five strengths each, and the means over these."""
+    """``robustness``: accuracy under each corruption and attack, five strengths each, and the means over these; of a
+    conditional model also by Bayes' rule."""
     model, dataset = s.model, s.dataset
     names, reason = [*robustness.CORRUPTIONS, "fgsm", "pgd"], _unlabelled(model, dataset)
     if reason:
         return {}, dict.fromkeys([f"{name}_accuracy" for name in names], reason), {}
     levels, key = dataset.levels, stream(s.c.seed, "robustness")
-    split, curves = data.some(dataset.test, IMAGES), {}
-    for name, (_, strengths) in robustness.CORRUPTIONS.items():
-        hits = []
-        for strength in strengths:
-            worse = split._replace(image=robustness.corrupted(split.image, levels, name, strength))
-            hits.append((look(worse)["logits"].argmax(1) == split.label).mean())
-        curves[name] = (strengths, hits)
-    split, to_x = data.some(dataset.test, ATTACKED), compile_lib.simple(likelihood.inputs(s.c, levels))
-    drawn = model.decode is not None and not model.conditional
-    for samples in (0, DRAWS) if drawn else (0,):
-        log_p = robustness.log_probabilities(model, samples)
-        run, judge = robustness.attacks(log_p), compile_lib.simple(log_p)
-        hits = np.zeros((2, len(robustness.EPSILON)))
+    # How the model may be asked: at the mean, at draws of its code, by Bayes' rule.
+    asked = {"": (0, False)}
+    if robustness.drawing(model):
+        asked["_drawn"] = (DRAWS, False)
+    if model.conditional and model.decode is not None:
+        asked["_bayes"] = (DRAWS, True)
+    log_p = {end: robustness.log_probabilities(model, *how) for end, how in asked.items()}
+    judge = {end: compile_lib.simple(f) for end, f in log_p.items()}
+    to_x, curves = compile_lib.simple(likelihood.inputs(s.c, levels)), {}
+
+    def shown(split):
+        """(what the nets see, labels), 200 images at a time."""
         for start in range(0, len(split.image), 200):
             image, label = split.image[start : start + 200], split.label[start : start + 200]
-            x = to_x({"image": image, "id": np.arange(start, start + len(image))})
+            yield to_x({"image": image, "id": np.arange(start, start + len(image))}), label
+
+    def right(end, x, label):
+        return (np.asarray(judge[end](params, x, key)).argmax(1) == label).sum()
+
+    split, read = data.some(dataset.test, IMAGES), [end for end in asked if end != "_drawn"]
+    for name, (_, strengths) in robustness.CORRUPTIONS.items():
+        for end in read:
+            curves[name + end] = (strengths, np.zeros(len(strengths)))
+        for i, strength in enumerate(strengths):
+            worse = split._replace(image=robustness.corrupted(split.image, levels, name, strength))
+            for x, label in shown(worse):
+                for end in read:
+                    curves[name + end][1][i] += right(end, x, label) / len(split.image)
+    split = data.some(dataset.test, ATTACKED)
+    for end in asked:
+        run, hits = robustness.attacks(log_p[end]), np.zeros((2, len(robustness.EPSILON)))
+        for x, label in shown(split):
             for e, epsilon in enumerate(robustness.EPSILON):
-                for i, fooled in enumerate(run(params, x, label, key, epsilon)):
-                    hits[i, e] += (np.asarray(judge(params, fooled, key)).argmax(1) == label).sum()
+                hits[:, e] += [right(end, fooled, label) for fooled in run(params, x, label, key, epsilon)]
         for name, hit in zip(("fgsm", "pgd"), hits / len(split.image), strict=True):
-            curves[f"{name}_drawn" if samples else name] = (robustness.EPSILON, hit)
+            curves[name + end] = (robustness.EPSILON, hit)
     metrics = {f"{name}_accuracy": np.mean(hits) for name, (_, hits) in curves.items()}
     for name, (strengths, hits) in curves.items():
         metrics |= {f"{name}_accuracy@{strength}": hit for strength, hit in zip(strengths, hits, strict=True)}
