@@ -10,11 +10,13 @@ import pytest
 from scipy import stats
 
 from tests import test_step
-from vae_jax import config, densities
+from vae_jax import config, data, densities, sharding, step
 from vae_jax import model as model_lib
 from vae_jax.config import UserError
 from vae_jax.evaluate import generation, likelihood
+from vae_jax.evaluate.run import level_rates
 from vae_jax.objectives import OBJECTIVES, many
+from vae_jax.objectives.terms import bound
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 dot = functools.partial(jnp.matmul, precision="highest")
@@ -141,7 +143,7 @@ def small(kind, **fields):
 
 
 def built(kind, shape=(8, 8, 1), classes=0, **changes):
-    c = small(kind)
+    c = small("vdvae", scan=True) if kind == "scan" else small(kind)
     for field, value in changes.items():
         c[field] = value
     m = model_lib.build(c, shape=shape, levels=17, classes=classes, binary=False)
@@ -151,7 +153,7 @@ def built(kind, shape=(8, 8, 1), classes=0, **changes):
     return c, m, jax.tree.unflatten(tree, [jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype) for a in leaves])
 
 
-@pytest.mark.parametrize("kind", ["ladder", "vdvae"])
+@pytest.mark.parametrize("kind", ["ladder", "vdvae", "scan"])
 def test_a_levels_latent_moves_no_level_above_it(kind):
     """∂ log q_l / ∂ z_m and ∂ log p_l / ∂ z_m: nothing for m > l, something for m = l and for each m < l."""
     _, m, params = built(kind)
@@ -178,12 +180,12 @@ def test_one_draw_is_the_first_of_several(kind, how):
         np.testing.assert_allclose(a[0], b[0], rtol=2e-5, atol=2e-5)
 
 
-def test_a_level_whose_posterior_is_its_prior_costs_nothing():
-    c = small("ladder")
-    m = model_lib.build(c, shape=(8, 8, 1), levels=17, classes=0, binary=False)
+@pytest.mark.parametrize(("kind", "second"), [("ladder", "level_1"), ("vdvae", "level_0_1")])
+def test_a_level_whose_posterior_is_its_prior_costs_nothing(kind, second):
+    m = model_lib.build(small(kind), shape=(8, 8, 1), levels=17, classes=0, binary=False)
     params = jit(m.init)(jax.random.key(0))  # a fresh prior is N(0, I)
-    last = params["decoder"]["level_1"]["posterior"]["Dense_1"]
-    params["decoder"]["level_1"]["posterior"]["Dense_1"] = jax.tree.map(jnp.zeros_like, last)
+    last = params["decoder"][second]["posterior"]["Dense_1"]
+    params["decoder"][second]["posterior"]["Dense_1"] = jax.tree.map(jnp.zeros_like, last)
     d = jit(m.draw)(params, jax.random.uniform(jax.random.key(1), (5, 8, 8, 1)), jax.random.key(2))
     assert (d.kl[:, 1] == 0).all() and (d.kl[:, [0, 2]] > 0).all()
     np.testing.assert_array_equal(d.log_qz[:, 1], d.log_pz[:, 1])
@@ -228,18 +230,44 @@ def test_levels_in_a_loop_and_rematerialised_are_the_same_levels():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), back, want)
 
 
-def test_labels_shape_the_prior_and_the_bound_of_a_conditional_hierarchy():
-    c = {"objective": config.call("objective", "m2"), "classifier": config.call("classifier", "mlp")}
-    _, m, params = built("ladder", classes=3, **c)
+CONDITIONAL = {"objective": config.call("objective", "m2"), "classifier": config.call("classifier", "mlp")}
+
+
+@pytest.mark.parametrize("kind", ["ladder", "vdvae"])
+def test_labels_shape_the_prior_and_the_bound_of_a_conditional_hierarchy(kind):
+    _, m, params = built(kind, classes=3, **CONDITIONAL)
     x = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
     sample = jit(lambda y: m.sample(params, jax.random.key(0), 2, y))
     assert np.abs(sample(jnp.array([0, 0])) - sample(jnp.array([1, 1]))).max() > 1e-3
+    z, image = sample(jnp.array([0, 0])), jit(lambda z, y: m.likelihood.mean(m.decode(params, z, y)))
+    assert np.abs(image(z, jnp.array([0, 0])) - image(z, jnp.array([1, 0])))[0].max() > 1e-3  # p(x|y,z)
     batch = {"image": x, "label": jnp.array([0, 2])}
     terms = jit(lambda p: OBJECTIVES["m2"](m, p, batch, jax.random.key(2)))(params)
     assert np.isfinite(terms.loss).all() and terms.loss.shape == (2,)
     d = jit(lambda p: likelihood.draws(m, p, x, jnp.arange(2), jax.random.key(3), 0, 2))(params)
     assert d.log_w.shape == (2, 2) and np.isfinite(d.log_w).all()
     assert jax.eval_shape(m.classify, params, x).shape == (2, 3)
+
+
+def test_the_levels_of_a_labelled_bound_sum_to_its_kl():
+    """Example by example, as the bound of m2 has it; of images without a label no level is known."""
+    c, m, params = built("ladder", classes=3, **CONDITIONAL)
+    rng, mesh = np.random.default_rng(0), sharding.make_mesh(c.mesh, jax.devices()[:1])
+    split = data.Split(rng.integers(0, 17, (6, 8, 8, 1)).astype(np.uint8), np.array([0, 2, 1, -1, 2, 0], np.int32))
+    rates_L = level_rates(c, m, params, split, 17, mesh)
+    known, key = data.labelled(split), step.stream(c.seed, "levels")
+
+    @jit
+    def rate(x, i, y):  # of one image, with the noise that is its own
+        keys = jax.random.fold_in(jax.random.fold_in(key, i), 0)[None]
+        return bound(m.draw(params, x[None] / 16, keys, y=y[None]))[2][0]
+
+    kl = lambda label: np.mean([rate(x, i, y) for i, (x, y) in enumerate(zip(known.image, label, strict=True))])  # noqa: E731
+    assert rates_L.shape == (3,) and (rates_L > 0).all() and len(known.label) == 5
+    np.testing.assert_allclose(rates_L.sum(), kl(known.label), rtol=1e-5)
+    assert abs(kl((known.label + 1) % 3) / rates_L.sum() - 1) > 1e-3
+    for label in (None, np.full(6, -1, np.int32)):
+        assert level_rates(c, m, params, split._replace(label=label), 17, mesh) is None
 
 
 @pytest.mark.parametrize(

@@ -88,18 +88,20 @@ def test_logistic_bins_sum_to_one_however_narrow(mu, log_scale):
     np.testing.assert_allclose(special.logsumexp(np.float64(log_p)), 0, atol=1e-4)
 
 
-def test_blue_given_red_and_green_sums_to_one_over_256_levels():
+@pytest.mark.parametrize(("extreme", "red_green"), [(False, (37, 201)), (True, (0, 255)), (True, (255, 0))])
+def test_blue_given_red_and_green_sums_to_one_over_256_levels(extreme, red_green):
     """Summed over blue, the colour mixture is the two-channel one of the same parameters."""
     m = 4
     three, two = (make("discretized_mix_logistic", 256, components=m) for _ in range(2))
-    out = random_out(three, 5, 3, 2.0)
+    out = random_out(three, 40, 3, 2.0)
+    if extreme:  # means far off, scales at both bounds and at e^-12 before them, γ at ±1
+        out = np.random.default_rng(0).choice(np.float32([-200, -30, -12, -1, 0.5, 12, 200]), out.shape)
     logits, mu, log_scale, gamma = np.split(out, [m, 4 * m, 7 * m], axis=-1)
     out2 = np.concatenate([logits, mu[..., : 2 * m], log_scale[..., : 2 * m], gamma[..., :m]], -1)
-    red_green = np.array([37.0, 201.0], np.float32) / 255
     x = np.zeros((256, 1, 1, 1, 3), np.float32)
-    x[..., :2], x[..., 2] = red_green, np.arange(256).reshape(-1, 1, 1, 1) / 255
+    x[..., :2], x[..., 2] = np.float32(red_green) / 255, np.arange(256).reshape(-1, 1, 1, 1) / 255
     log_p = special.logsumexp(np.float64(three.log_prob(out, x)), 0)
-    np.testing.assert_allclose(log_p, two.log_prob(out2, x[0, ..., :2]), atol=1e-4)
+    np.testing.assert_allclose(log_p, two.log_prob(out2, x[0, ..., :2]), rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
@@ -265,17 +267,18 @@ def test_levels_come_back_from_float32_and_bfloat16_images(levels):
         np.testing.assert_allclose(likelihood.log_prob(out, x), 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", de.LIKELIHOODS)
-def test_values_and_gradients_are_finite_at_extremes(name):
+@pytest.mark.parametrize(("name", "c"), [*((name, 1) for name in de.LIKELIHOODS), ("discretized_mix_logistic", 3)])
+def test_values_and_gradients_are_finite_at_extremes(name, c):
+    """Of colour, at each corner and in the middle of the scale: there the channels' coefficients are extreme too."""
     likelihood = make(name, 2 if name in BINARY else 256)
     extremes = np.array([-200.0, -30.0, -12.0, 0.0, 0.5, 30.0, 200.0], np.float32)
-    n = likelihood.outputs(1)
+    n = likelihood.outputs(c)
     rng = np.random.default_rng(0)
     out = np.concatenate([np.tile(extremes[:, None], (1, n)), rng.choice(extremes, (200, n))])
     out = out.reshape(-1, 1, 1, n)
     f = jax.jit(jax.value_and_grad(lambda out, x: likelihood.log_prob(out, x).sum()))
-    for x in (0.0, 1.0) if name in BINARY else (0.0, 1.0, 128 / 255):
-        value, gradient = f(out, np.full((1, 1, 1), x, np.float32))
+    for x in itertools.product((0.0, 1.0) if name in BINARY else (0.0, 1.0, 128 / 255), repeat=c):
+        value, gradient = f(out, np.float32(x).reshape(1, 1, 1, c))
         assert np.isfinite(value) and np.isfinite(gradient).all()
     assert (likelihood.mean(out) >= 0).all() or name in UNIT
     assert np.isfinite(likelihood.mean(out)).all() and np.isfinite(likelihood.sample(KEY, out)).all()

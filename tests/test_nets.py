@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from vae_jax import config, model
-from vae_jax.nets import ViTDecoder, ViTEncoder, conv, mlp, vit
-from vae_jax.nets.residual import double, grids, halve, patches, unpatch
+from vae_jax.nets import ResidualEncoder, ViTDecoder, ViTEncoder, conv, mlp, vit
+from vae_jax.nets.residual import Bottleneck, Residual, double, grids, halve, patches, unpatch
 
 
 @pytest.mark.parametrize(("k", "shape"), [(4, (3, 7, 7, 5)), (3, (2, 4, 6, 3)), (5, (1, 5, 3, 2))])
@@ -111,6 +111,36 @@ def test_patches_of_any_size_come_back_and_grids_halve_and_double():
     h = jnp.arange(3.0)[None, :, None, None]  # rows 0, 1 and, alone in its block, 2
     np.testing.assert_allclose(halve(h).ravel(), [0.5, 2])
     np.testing.assert_allclose(double(halve(h), (3, 1)).ravel(), [0.5, 0.5, 2])
+
+
+def test_squeeze_and_excitation_written_out():
+    h, net = jax.random.normal(jax.random.key(0), (2, 3, 5, 32)), Residual(4, "silu", 1.0, squeeze=True)
+    fresh = jax.jit(net.init)(jax.random.key(1), h)["params"]
+    assert fresh["squeeze"]["kernel"].shape == (32, 2)
+    u = np.asarray(jax.jit(Bottleneck(32, 4).apply)({"params": fresh["inner"]}, h), np.float64)
+    for params in (fresh, fresh | {"excite": jax.tree.map(lambda a: 5 - 4 * a, fresh["excite"])}):
+        first, second = ({k: np.asarray(v, np.float64) for k, v in params[n].items()} for n in ("squeeze", "excite"))
+        seen = np.maximum(u.mean((1, 2)) @ first["kernel"] + first["bias"], 0)
+        gate = expit(seen @ second["kernel"] + second["bias"])[:, None, None]
+        assert gate.min() > 0.9 or params is not fresh
+        np.testing.assert_allclose(jax.jit(net.apply)({"params": params}, h), h + gate * u, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("net", "first", "last"),
+    [
+        (ResidualEncoder(widths=(32,), depths=(12,), activation="relu", pyramid=True), "Conv_0", "block_0_11"),
+        (ViTEncoder(width=32, depth=8), "embed", "block_7"),
+    ],
+)
+def test_a_fresh_stack_of_many_blocks_has_the_scale_of_one(net, first, last):
+    """Within a factor of two of its input's variance; branches at their usual scale would make it more."""
+    x = (1 + jax.random.normal(jax.random.key(0), (8, 12, 12, 3))) / 2  # the net sees N(0, 1)
+    kept = lambda module, _: module.name in (first, last)  # noqa: E731
+    run = jax.jit(lambda key: net.apply(net.init(key, x), x, capture_intermediates=kept)[1]["intermediates"])
+    found = run(jax.random.key(1))
+    before, after = (float(found[name]["__call__"][0].var()) for name in (first, last))
+    assert 1 < after / before < 2
 
 
 def test_attention_is_the_softmax_of_products_written_out_in_float64():

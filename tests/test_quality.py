@@ -1,9 +1,14 @@
 """Figures of images against independent libraries, closed forms and written-out loops."""
 
+import json
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import linalg
 
+from vae_jax import checkpoint, config, loop, step, workdir
+from vae_jax.config import UserError
 from vae_jax.evaluate import quality
 
 RNG = np.random.default_rng(0)
@@ -51,3 +56,89 @@ def test_sharpness_falls_as_an_image_is_blurred():
     x[0, 2, 2, 0] = 1  # its Laplacian: −4 there and 1 at four neighbours, mean 0
     assert quality.sharpness(x) == pytest.approx((16 + 4) / 25)
     assert quality.sharpness(np.ones((2, 5, 5, 3))) == 0
+
+
+# --- two runs of a few steps, by the command ---
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folders of a VAE of the digits and of a supervised net of them."""
+    folder = tmp_path_factory.mktemp("quality")
+    for name in ("vae", "net"):
+        c = config.load("configs/digits.py")
+        c.encoder, c.decoder = (config.call(part, "mlp", widths=(32,)) for part in ("encoder", "decoder"))
+        c.latent, c.steps, c.eval.every, c.log_every, c.optim.warmup, c.eval.iw_k = 8, 100, 100, 100, 20, 1
+        c.mesh.data = 1
+        if name == "vae":
+            c.objective, c.classifier = config.call("objective", "elbo"), config.call("classifier", "none")
+        else:
+            c.objective, c.decoder = config.call("objective", "supervised"), config.call("decoder", "none")
+        loop.train(c, str(folder / name))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(runs):
+    assert quality.run(["quality", f"--workdir={runs / 'vae'}", f"--features={runs / 'net'}"]) == 0
+    return json.loads((runs / "vae" / "quality.json").read_text())
+
+
+def test_the_command_measures_a_run_in_the_features_of_another(runs, found):
+    """The floors again, from the images and the net as they are; names have the hash of the net's checkpoint."""
+    s, state, meta = workdir.restore(str(runs / "net"), say=lambda _: None)
+    mark = checkpoint.digest(str(runs / "net"), meta["step"])[:8]
+    assert set(found) == {"n", "psnr", "sharpness_samples", "sharpness_reconstructions"} | {
+        f"{name}_{mark}" for name in ("fid", "fid_floor", "fid_halves", "kid", "kid_floor", "precision", "recall")
+    }
+    test, train = (split.image for split in (s.dataset.test, s.dataset.train))
+    n, every = len(test), len(train) // len(test)
+    assert found["n"] == n and every >= 2
+    seen = lambda x: s.model.encode(step.averaged(state), jnp.asarray(x[:n], jnp.float32) / 16).mu  # noqa: E731
+    reference, half = seen(train[::every]), seen(train[every // 2 :: every])
+    for name, other in (("fid_floor", seen(test)), ("fid_halves", half)):
+        assert found[f"{name}_{mark}"] == pytest.approx(quality.frechet(reference, other), rel=1e-3)
+        assert 0 < found[f"{name}_{mark}"] < 0.5 * found[f"fid_{mark}"]
+    assert abs(found[f"kid_floor_{mark}"]) < 0.5 * found[f"kid_{mark}"]
+    assert found["sharpness_reconstructions"] < 1 and 5 < found["psnr"] < 30
+    _, shown, images = quality.measure(str(runs / "vae"), str(runs / "net"), 60)  # the first so many
+    assert shown["n"] == 60 and all(len(v) == 60 for v in images.values())
+    np.testing.assert_allclose(images["test"], test[:60] / np.float32(16))
+
+
+def test_features_of_the_users_own_function(runs, monkeypatch):
+    """Of one number an image, its mean m: (E m − E m')² + (σ − σ')², in the grey scale that the function is given."""
+    monkeypatch.chdir(runs)
+    (runs / "weights.py").write_text("def pool(image):\n    return image.reshape(len(image), -1).mean(1)[:, None]\n")
+    assert quality.run(["quality", "--workdir=vae", "--features=weights:pool", "--images=300"]) == 0
+    found = json.loads((runs / "vae" / "quality.json").read_text())
+    _, _, images = quality.measure("vae", "weights.py:pool", 300)
+    mean = lambda x: np.round(255 * np.asarray(x, np.float64)).mean((1, 2, 3))  # noqa: E731
+    dataset = workdir.restore("vae", say=lambda _: None)[0].dataset
+    train = dataset.train.image / 16
+    a = mean(train[np.arange(300) * (len(train) // 300)])
+    for name, other in (("fid_weights_pool", images["samples"]), ("fid_floor_weights_pool", images["test"])):
+        b = mean(other)
+        want = (a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2
+        assert found[name] == pytest.approx(want, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("features", "line"),
+    [
+        ("nothing:pool", r"features=nothing:pool: no file nothing\.py"),
+        ("other:pool", r"features=other:pool: other\.py has no function pool"),
+        ("other:flat", r"features=other:flat: gives \(250,\) for 250 images; want finite numbers, one row"),
+        ("other:wild", r"features=other:wild: gives \(250, 1\) for 250 images; want finite numbers"),
+        ("vae", r"features=vae: its latent means know no labels; want a run of supervised or joint"),
+        ("", r"features: want --features=FOLDER or FILE:FUNCTION"),
+    ],
+)
+def test_features_that_are_none_are_one_line(runs, monkeypatch, features, line):
+    monkeypatch.chdir(runs)
+    flat, wild = "return image.mean((1, 2, 3))", "return image[:, :1, 0, 0] * float('nan')"
+    text = f"def flat(image):\n    {flat}\ndef wild(image):\n    {wild}\n"
+    (runs / "other.py").write_text(text)
+    with pytest.raises(UserError, match=line) as error:
+        quality.run(["quality", "--workdir=vae", f"--features={features}"])
+    assert "\n" not in str(error.value)

@@ -215,6 +215,38 @@ def test_specs_of_a_config():
     assert all(spec == P() for path, spec in found.items() if path.endswith("bias"))
 
 
+COLUMN, ROW, LAST = ("fsdp", "model"), ("model", "fsdp"), ("fsdp",)
+SPLIT = {"Dense_0": COLUMN, "Dense_1": ROW, "dense": COLUMN, "Conv_0": LAST, "grid": LAST, "width_1": LAST, "out": LAST}
+SPLIT |= {"embed": LAST, "attention/qkv": LAST, "attention/out": LAST, "merge": LAST}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "fields", "own"),
+    [
+        ("residual", "residual", {}, {}),
+        ("vit", "vit", {}, {"decoder/out": COLUMN}),
+        ("residual", "vdvae", {}, {}),
+        ("residual", "vdvae", {"scan": True}, {}),
+    ],
+)
+def test_every_kernel_of_a_deep_net_is_split(encoder, decoder, fields, own):
+    """Golden, on fsdp=2, model=2: the axes of the last dimensions; a scan's kernels have one more in front."""
+    c, mesh = config.default(), sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2, "samples": 1})
+    size = {"width": 32, "depth": 2} if encoder == "vit" else {"widths": (32, 64), "depths": (1, 2)}
+    c.encoder = config.call("encoder", encoder, **size)
+    c.decoder = config.call("decoder", decoder, **size, **fields)
+    m = model.build(c, shape=(16, 16, 3), levels=256, classes=0, binary=False)
+    places = sharding.shardings(jax.eval_shape(m.init, jax.random.key(0)), mesh)
+    found = {jax.tree_util.keystr(p, simple=True, separator="/"): s.spec for p, s in jax.tree.leaves_with_path(places)}
+    kernels = {p.removesuffix("/kernel"): s for p, s in found.items() if p.endswith("kernel")}
+    assert len(kernels) > 15
+    for path, spec in kernels.items():
+        want = next(axes for end, axes in (own | SPLIT).items() if path.endswith(end))
+        axes = tuple(spec)
+        assert axes == (None,) * (len(axes) - len(want)) + want, path
+    assert all(not any(spec) for path, spec in found.items() if path.endswith("bias"))
+
+
 def test_fsdp_takes_another_dimension_where_its_own_does_not_divide():
     mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "model": 1, "samples": 1})
     assert sharding.spec("params/encoder/Conv_0/kernel", (4, 4, 3, 32), mesh) == P(None, None, None, "fsdp")

@@ -48,19 +48,24 @@ def nearest(name, known):
     return f"nearest: {', '.join(near)}" if near else f"one of {', '.join(known)}"
 
 
+def own(field, name):
+    """The function of the user's own that ``name``, as ``file:function``, says; ``field`` is where it was said."""
+    path, _, attribute = name.rpartition(":")
+    path = path if path.endswith(".py") else (path if os.sep in path else path.replace(".", os.sep)) + ".py"
+    if not os.path.isfile(path):
+        raise UserError(f"{field}={name}: no file {path}")
+    spec = importlib.util.spec_from_file_location(f"user_{field.partition('.')[0]}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, attribute, None)):
+        raise UserError(f"{field}={name}: {path} has no function {attribute}")
+    return getattr(module, attribute)
+
+
 def resolve(section, name):
     """The function or module called ``name``, or ``file:function`` for one of the user's own."""
     if ":" in name:
-        path, _, attribute = name.rpartition(":")
-        path = path if path.endswith(".py") else (path if os.sep in path else path.replace(".", os.sep)) + ".py"
-        if not os.path.isfile(path):
-            raise UserError(f"{section}.name={name}: no file {path}")
-        spec = importlib.util.spec_from_file_location(f"user_{section}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        if not callable(getattr(module, attribute, None)):
-            raise UserError(f"{section}.name={name}: {path} has no function {attribute}")
-        return getattr(module, attribute)
+        return own(f"{section}.name", name)
     module, table = CALLS[section]
     known = getattr(importlib.import_module(module), table)
     if name not in known:

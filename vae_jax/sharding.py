@@ -26,6 +26,7 @@ AXES = ("data", "fsdp", "model", "samples")
 # kernel (…, inputs, outputs). An axis that does not divide its dimension is left out, but `fsdp` then goes to the
 # largest free dimension that it divides. Vectors stay whole: a few kilobytes, and each gather costs a latency.
 RULES = (
+    (r"bias$", P()),  # those of a scan's levels lie in one matrix
     # Pairs as in Megatron (Shoeybi et al. 2019, arXiv:1909.08053, section 3): the first layer is split by columns, the
     # second by rows, so that what lies between them stays split and one sum over `model` serves both.
     (r"(Layer|Dense)_\d*[13579]/(dense/)?kernel$", P("model", "fsdp")),
@@ -132,7 +133,7 @@ def spec(path, shape, mesh, rules=RULES):
     if len(shape) < 2:
         return P()
     wanted = next(s for pattern, s in rules if re.search(pattern, path))
-    if len(shape) > 2 and "model" in wanted:
+    if len(shape) > 3 and "model" in wanted:  # with 3 it is (levels of a scan, or labels; inputs, outputs)
         wanted = P(None, "fsdp")  # a convolution: its channels are few, its images many
     axes = [None] * (len(shape) - len(wanted)) + list(wanted)
     fits = [a if a and mesh.shape[a] > 1 and shape[d] % mesh.shape[a] == 0 else None for d, a in enumerate(axes)]

@@ -8,6 +8,13 @@ H, W and C in float32 (a K axis in front broadcasts). The three kinds of data:
 - ``unit``: x is taken as a real number in [0, 1], and p(x|z) is a density. Bits per dimension are
   then not defined, and values of two different kinds must not be compared.
 
+Dequantisation: none, anywhere; the images that a model meets are k / (levels - 1) to the last bit. ``binary`` and
+``levels`` want none: their log_prob is that of the value itself, and bits per dimension follow from it as it is, where
+a density of x + u, u uniform over a value's bin, gives a lower bound on log P(k) only (Theis et al. 2016,
+arXiv:1511.01844, section 3.1). A ``unit`` density is taken at the values as they are. On a finite set of values it can
+rise without limit, as a Gaussian of learnt variance does down to its floor: its nats are no code length of the image,
+and evaluation gives no bits per dimension.
+
 A likelihood is made by ``LIKELIHOODS[name](levels=…, …)`` with the data's number of grey levels, of
 which those for binary data and the densities make no use.
 """
@@ -51,7 +58,10 @@ class Likelihood:
 
 
 def bits_per_dim(nats_B, shape):
-    """nats / (H W C ln 2) for a negative log-likelihood of discrete data; shape = (H, W, C)."""
+    """nats / (H W C ln 2) for a negative log-likelihood of discrete data; shape = (H, W, C).
+
+    Of a probability P(k), with no dequantisation and nothing to correct for it; of a density it says nothing.
+    """
     return nats_B / (math.prod(shape) * math.log(2))
 
 

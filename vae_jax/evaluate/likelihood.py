@@ -26,18 +26,20 @@ def inputs(c, levels):
     return lambda batch: data.to_input(batch["image"], batch["id"], None, levels=levels, binarize=d.binarize)
 
 
-def draws(model, params, x_BxHxWxC, id_B, key, first, samples):
+def draws(model, params, x_BxHxWxC, id_B, key, first, samples, y_B=None):
     """Draws number ``first`` … ``first + samples − 1`` of each example; leaves BxKx….
 
-    Of a conditional model each is a pass over all labels, ``semi.enumerated``.
+    Of a conditional model each is a pass over all labels, ``semi.enumerated``, or given ``y_B`` one of that label.
     """
-    draw = jax.vmap(functools.partial(semi.enumerated, model), (None, None, 0)) if model.conditional else model.draw
+    every = jax.vmap(functools.partial(semi.enumerated, model), (None, None, 0))
+    draw = every if model.conditional and y_B is None else model.draw
 
-    def one(x, i):
+    def one(x, i, y):
         keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(key, i), s))(first + jnp.arange(samples))
-        return jax.tree.map(lambda a: a[:, 0], draw(params, x[None], keys))
+        given = {} if y is None else {"y": y[None]}
+        return jax.tree.map(lambda a: a[:, 0], draw(params, x[None], keys, **given))
 
-    return jax.vmap(one)(x_BxHxWxC, id_B)
+    return jax.vmap(one)(x_BxHxWxC, id_B, y_B)
 
 
 def add_log_weights(carry, log_w_BxK):

@@ -5,8 +5,13 @@
 Writes quality.json into the run's folder and prints it. Samples are means of p(x|z) with z from the prior. Distances
 between sets of images are taken in the features of another run of ours, one that learnt labels: the latent means that
 its classifier looks at. They depend on that net, so its checkpoint's hash is in their names, and they are not the
-figures that papers give for Inception's features. The reference is a set of training images; what test images score
-against it is the floor.
+figures that papers give for Inception's features. For those, or any others, write a function around your own weights,
+uint8 images_NxHxWxC from 0 to 255 → features_NxF, and give ``--features=my_file:my_function``: the names then have
+``my_file_my_function`` in the place of the hash.
+
+The reference is a set of N training images. ``fid_floor`` is what N test images score against it, as would a perfect
+sampler: of the same distribution, and seen by neither net. ``fid_halves`` is the distance between the reference and N
+other training images: the noise of N images alone, lower than the floor where features know training images by heart.
 """
 
 import json
@@ -17,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from vae_jax import checkpoint, data, step, workdir
+from vae_jax import checkpoint, data, step, store, workdir
 from vae_jax import compile as compile_lib
+from vae_jax import config as config_lib
 from vae_jax import flags as flags_lib
 from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
@@ -101,18 +107,17 @@ def sharpness(image_NxHxWxC):
     return float(edges.var((1, 2)).mean())
 
 
-def figures(s, params, net, net_params, mark, n):
-    """({name: value}, {name: images}) of n images each: ``s`` and ``net`` are set-ups of the run and of the one whose
-    features count; the images are test, reconstructions and samples.
+def figures(s, params, see, mark, n):
+    """({name: value}, {name: images}) of n images each, at most half the training set: test, reconstructions, samples.
 
-    Features are of images in [0, 1], binarised where the run's are.
+    ``s``: the run's set-up. ``see``: images_NxHxWxC in [0, 1], binarised where the run's are → features_NxF.
     """
     test, train, key = s.dataset.test.image, s.dataset.train.image, step.stream(s.c.seed, "quality")
-    n = min(n, len(test), len(train))
+    n = min(n, len(test), len(train) // 2)
     to_x = compile_lib.simple(likelihood.inputs(s.c, s.dataset.levels))
-    reference = train[np.arange(n) * (len(train) // n)]
-    given = {name: to_x({"image": jnp.asarray(x[:n]), "id": jnp.arange(n)}) for name, x in
-             (("reference", reference), ("test", test))}  # fmt: skip
+    every = len(train) // n
+    sets = {"reference": train[np.arange(n) * every], "other": train[np.arange(n) * every + every // 2], "test": test}
+    given = {name: to_x({"image": jnp.asarray(x[:n]), "id": jnp.arange(n)}) for name, x in sets.items()}
 
     def drawn(params, key, y):
         return s.model.likelihood.mean(s.model.decode(params, s.model.sample(params, key, BATCH, *y), *y))
@@ -125,14 +130,14 @@ def figures(s, params, net, net_params, mark, n):
     drawn, calls = compile_lib.simple(drawn), -(-n // BATCH)
     made = np.concatenate([drawn(params, jax.random.fold_in(key, i), turns) for i in range(calls)])[:n]
     rebuilt = in_batches(compile_lib.simple(lambda x: again(params, x)), given["test"])
-    features = compile_lib.simple(lambda x: net.model.encode(net_params, x).mu[:, : net.model.code])
-    seen = {k: in_batches(features, v) for k, v in (given | {"made": made}).items()}
+    seen = {k: in_batches(see, v) for k, v in (given | {"made": made}).items()}
     precision, recall = precision_recall(seen["reference"], seen["made"])
     data_sharpness = sharpness(given["test"])
     found = {
         "n": n,
         f"fid_{mark}": frechet(seen["reference"], seen["made"]),
         f"fid_floor_{mark}": frechet(seen["reference"], seen["test"]),
+        f"fid_halves_{mark}": frechet(seen["reference"], seen["other"]),
         f"kid_{mark}": kernel_distance(seen["reference"], seen["made"]),
         f"kid_floor_{mark}": kernel_distance(seen["reference"], seen["test"]),
         f"precision_{mark}": precision,
@@ -154,32 +159,57 @@ def in_batches(function, x_NxHxWxC):
     return np.concatenate(out)
 
 
-def measure(folder, features, images, *, data_dir=""):
-    """(config, figures, images) of the best checkpoints of two runs on the same data: see :func:`figures`."""
-    s, state, _ = workdir.restore(folder, data_dir=data_dir)
-    net, net_state, meta = workdir.restore(features, data_dir=data_dir)
+def of_run(folder, shape, data_dir=""):
+    """(mark, see) of a run that learnt labels: its checkpoint's hash, and x → the latent means of its classifier."""
+    net, state, meta = workdir.restore(folder, data_dir=data_dir)
     if net.model.classify is None or net.model.conditional:
-        raise UserError(f"features={features}: its latent means know no labels; want a run of supervised or joint")
-    if net.dataset.shape != s.dataset.shape:
-        raise UserError(f"features={features}: sees images of {net.dataset.shape}; want a run on {s.dataset.shape}")
+        raise UserError(f"features={folder}: its latent means know no labels; want a run of supervised or joint")
+    if net.dataset.shape != shape:
+        raise UserError(f"features={folder}: sees images of {net.dataset.shape}; want a run on {shape}")
+    params = step.averaged(state)
+    see = compile_lib.simple(lambda x: net.model.encode(params, x).mu[:, : net.model.code])
+    return checkpoint.digest(folder, meta["step"])[:8], see
+
+
+def of_function(name):
+    """(mark, see) of the user's ``file:function``, uint8 images_NxHxWxC → features_NxF, called outside any program."""
+    function = config_lib.own("features", name)
+
+    def see(x_NxHxWxC):
+        image = np.round(255 * np.clip(np.asarray(x_NxHxWxC), 0, 1)).astype(np.uint8)
+        found = np.asarray(function(image))
+        if found.ndim != 2 or len(found) != len(image) or not np.isfinite(found).all():
+            said = f"{found.shape} for {len(image)} images"
+            raise UserError(f"features={name}: gives {said}; want finite numbers, one row of features an image")
+        return found
+
+    file, _, attribute = name.rpartition(":")
+    return f"{os.path.basename(file).removesuffix('.py')}_{attribute}", see
+
+
+def measure(folder, features, images, *, data_dir=""):
+    """(config, figures, images) of the best checkpoint of a run, in the features of another one on the same data or of
+    the user's function: see :func:`figures`."""
+    s, state, _ = workdir.restore(folder, data_dir=data_dir)
     if s.model.decode is None:
         raise UserError(f"workdir={folder}: makes no images; want a run with a decoder")
-    mark = checkpoint.digest(features, meta["step"])[:8]
-    return s.c, *figures(s, step.averaged(state), net, step.averaged(net_state), mark, images)
+    own = ":" in features and not store.remote(features)
+    mark, see = of_function(features) if own else of_run(features, s.dataset.shape, data_dir)
+    return s.c, *figures(s, step.averaged(state), see, mark, images)
 
 
 def define(values):
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-    flags.DEFINE_string("features", None, "folder of the run whose features count", flag_values=values)
+    flags.DEFINE_string("features", None, "folder of a run that learnt labels, or file:function", flag_values=values)
     flags.DEFINE_integer("images", 5000, "of each set, at most", lower_bound=10, flag_values=values)
     flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
 
 
 def run(argv):
     values, _ = flags_lib.parse(argv, define)
-    for name in ("workdir", "features"):
+    for name, right in (("workdir", "FOLDER"), ("features", "FOLDER or FILE:FUNCTION")):
         if not values[name].value:
-            raise UserError(f"{name}: want --{name}=FOLDER")
+            raise UserError(f"{name}: want --{name}={right}")
     _, found, _ = measure(values.workdir, values.features, values.images, data_dir=values.data_dir)
     checkpoint.write_json(os.path.join(values.workdir, "quality.json"), found)
     print(json.dumps(found, indent=1))

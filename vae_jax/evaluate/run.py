@@ -46,11 +46,20 @@ def looker(c, model, levels, mesh):
 
 
 def level_rates(c, model, params, split, levels, mesh):
-    """Mean KL(q(z_l | z_<l, x) ‖ p(z_l | z_<l)) of each level, one draw an example; nats, shape L."""
+    """Mean KL(q(z_l | z_<l, x) ‖ p(z_l | z_<l)) of each level, one draw an example; nats, shape L.
+
+    Of a conditional model KL(q(z_l | z_<l, x, y) ‖ p(z_l | z_<l, y)) of the examples whose label y is known, so that
+    the sum is the rate of their bound on log p(x, y); None where there are none, and of a model of one level.
+    """
+    if model.conditional:
+        split = data.labelled(split)
+    if model.levels == 1 or (model.conditional and (split.label is None or not len(split.label))):
+        return None
     to_x, key = likelihood.inputs(c, levels), stream(c.seed, "levels")
 
     def program(params, batch):
-        return {"kl": likelihood.draws(model, params, to_x(batch), batch["id"], key, 0, 1).kl[:, 0]}
+        y_B = batch["label"] if model.conditional else None
+        return {"kl": likelihood.draws(model, params, to_x(batch), batch["id"], key, 0, 1, y_B).kl[:, 0]}
 
     run = compile_lib.over_batches(program, mesh)
     rows = [(run(params, batch), real) for batch, real in likelihood.batches(split, c.eval.batch, mesh)]
@@ -111,8 +120,9 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
             pictures["kl_per_dimension"] = np.sort(latent.kl_per_dimension(out["mu"], out["logvar"], prior))[::-1]
     else:
         why |= dict.fromkeys(SURGERY, "q(z|x) is no diagonal Gaussian")
-    if model.levels > 1 and not model.conditional:
-        rates_L = pictures["kl_per_level"] = level_rates(c, model, params, test, levels, mesh)
+    rates_L = level_rates(c, model, params, test, levels, mesh)
+    if rates_L is not None:
+        pictures["kl_per_level"] = rates_L
         metrics |= {f"kl_level_{i + 1:02d}_nats": rate for i, rate in enumerate(rates_L)}
     if model.likelihood.discrete:
         metrics["bits_per_dim"] = densities.bits_per_dim(-metrics["iw_nats"], dataset.shape)

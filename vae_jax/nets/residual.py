@@ -77,16 +77,29 @@ class Bottleneck(nn.Module):
 
 
 class Residual(nn.Module):
-    """h + :class:`Bottleneck` (h)."""
+    r"""h + :class:`Bottleneck` (h); with ``squeeze`` the latter's channels u each times a gate that has seen all cells:
+
+    .. math:: u \cdot \sigma(W_2\, \mathrm{relu}(W_1 \bar u + b_1) + b_2), \quad \bar u\ \text{the mean over the grid}
+
+    Hu et al. 2018 (arXiv:1709.01507), eqs. 2-4, with their reduction to a sixteenth of the channels. b_2 starts at 4: a
+    fresh gate is nearly open, so that the scale of a fresh net stays what it is.
+    """
 
     inner: int
     activation: str
     scale: float
+    squeeze: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, h):
-        return h + Bottleneck(h.shape[-1], self.inner, self.activation, self.scale, self.dtype, name="inner")(h)
+        width = h.shape[-1]
+        u = Bottleneck(width, self.inner, self.activation, self.scale, self.dtype, name="inner")(h)
+        if self.squeeze:
+            seen = nn.relu(nn.Dense(max(1, width // 16), dtype=self.dtype, name="squeeze")(u.mean((1, 2))))
+            gate = nn.Dense(width, bias_init=nn.initializers.constant(4.0), dtype=self.dtype, name="excite")(seen)
+            u = u * nn.sigmoid(gate)[:, None, None]
+        return h + u
 
 
 def rematerialised(block, remat):
@@ -113,7 +126,7 @@ def stack(net, h, i):
     block = rematerialised(Residual, net.remat)
     for j in range(net.depths[i]):
         inner, scale = max(1, net.widths[i] // net.bottleneck), sum(net.depths) ** -0.5
-        h = block(inner, net.activation, scale, net.dtype, name=f"block_{i}_{j}")(h)
+        h = block(inner, net.activation, scale, net.squeeze, net.dtype, name=f"block_{i}_{j}")(h)
     return h
 
 
@@ -129,6 +142,7 @@ class ResidualEncoder(nn.Module):
     bottleneck: int = 2  # a block's inner convolution has 1/bottleneck of its channels
     dense: int = 256
     activation: str = "silu"
+    squeeze: bool = False  # a gate for each channel of a block's branch: see Residual
     pyramid: bool = False
     remat: str = "none"
     dtype: Any = jnp.float32
@@ -160,6 +174,7 @@ class ResidualDecoder(nn.Module):
     bottleneck: int = 2
     dense: int = 256
     activation: str = "silu"
+    squeeze: bool = False
     remat: str = "none"
     dtype: Any = jnp.float32
 
