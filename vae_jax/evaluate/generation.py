@@ -66,13 +66,18 @@ def inpainted(model, params, x_NxHxWxC, key, rounds=ROUNDS):
     """(x with its lower half grey, x with that half made up).
 
     A Markov chain between z ~ q(z|x̂) and the missing half ~ p(x|z), from noise; what is shown at its end is the mean
-    (Rezende et al. 2014, arXiv:1401.4082, appendix F).
+    (Rezende et al. 2014, arXiv:1401.4082, appendix F). Of a hierarchy, whose fine levels would keep the noise for ever,
+    a round takes only the first levels from q, at their means, and the others from the prior: none at first, in the
+    end all.
     """
     known = (jnp.arange(model.shape[0]) < model.shape[0] // 2)[:, None, None]
 
-    def program(params, x, guess, key):
+    def program(params, x, guess, key, first):
         y = model.guess(params, guess)
-        z = model.draw(params, guess, key, **({"y": y[0]} if y else {})).z
+        if model.levels > 1:
+            z = model.complete(params, guess, key, len(x), *y, first=first)
+        else:
+            z = model.draw(params, guess, key, **({"y": y[0]} if y else {})).z
         out = model.decode(params, z, *y)
         drawn = jnp.clip(model.likelihood.sample(jax.random.fold_in(key, 1), out), 0, 1)
         return jnp.where(known, x, drawn), jnp.where(known, x, model.likelihood.mean(out))
@@ -80,7 +85,8 @@ def inpainted(model, params, x_NxHxWxC, key, rounds=ROUNDS):
     run, noise = compile_lib.simple(program), jax.random.uniform(key, x_NxHxWxC.shape)
     guess = jnp.where(known, x_NxHxWxC, (noise > 0.5) if model.likelihood.data == "binary" else noise)
     for i in range(rounds):
-        guess, shown = run(params, x_NxHxWxC, guess, jax.random.fold_in(key, i))
+        first = i * (model.levels + 1) // rounds
+        guess, shown = run(params, x_NxHxWxC, guess, jax.random.fold_in(key, i), first)
     return jnp.where(known, x_NxHxWxC, 0.5), shown
 
 
