@@ -72,7 +72,8 @@ def cells(load, pairs, sweep, data_dir=""):
       pairs: overrides, [(field, text)]; a field of the sweep stands over them.
       sweep: :func:`parse_sweep`'s.
     Raises:
-      UserError: a field is unknown, or a value is none that a config may hold.
+      UserError: a field is unknown, or a value is of another type: before anything is run. A value, or values together,
+        that no config may hold are the cell's ``error``.
     """
     made = []
     for fields in sweep:
@@ -83,9 +84,12 @@ def cells(load, pairs, sweep, data_dir=""):
         s = c.steps_per_call
         c.steps = max(s, min(c.steps, 2**31 // max(1, c.batch)) // max(1, s) * s)
         c.log_every = c.eval.every = s
-        config_lib.validate(c)
         key = ",".join(f"{f}={''.join(v.split())}" for f, v in fields) or "all"
         made.append(Cell(c, {"key": key, "fields": dict(fields), "error": ""}))
+        try:
+            config_lib.validate(c)
+        except UserError as error:
+            made[-1].row["error"] = _line(error)
     keys = [cell.row["key"] for cell in made]
     twice = next((k for k in keys if keys.count(k) > 1), None)
     if twice:
@@ -159,11 +163,14 @@ def analysis(c, program, state, devices, traced):
     cost, memory = program.run.cost_analysis() or {}, program.run.memory_analysis()
     counted = images(c) * (c.steps_per_call if c.unroll else 1)
     flops, accessed = count.repeats(traced)
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     per_image = lambda total, times: None if total is None else total * times * devices / counted  # noqa: E731
     return {
         "xla_flops_per_image": per_image(cost.get("flops"), flops),
         "bytes_per_image": per_image(cost.get("bytes accessed"), accessed),
         "temp_bytes": memory.temp_size_in_bytes,
+        # Of a device, with the training set, while a call lasts. (On CPU peak_memory_in_bytes lacks the temporaries.)
+        "peak_bytes": held + memory.temp_size_in_bytes,
         "state_bytes": sum(a.nbytes for a in jax.tree.leaves(state)),
         "alias_bytes": memory.alias_size_in_bytes,
     }
@@ -314,8 +321,10 @@ def build_all(made, *, seconds, peer=None, say=print):
     Raises:
       UserError: every cell fails by bad input; the first one's.
     """
-    failed = []
+    failed = [UserError(cell.row["error"]) for cell in made if cell.row["error"]]
     for i, cell in enumerate(made):
+        if cell.row["error"]:
+            continue
         say(f"[{i + 1}/{len(made)}] {cell.row['key']}: compiling")
         with _survives(cell, failed):
             build(cell, peer)
