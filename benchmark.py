@@ -53,11 +53,24 @@ def find_peer(name):
 
 def run(argv):
     values, pairs = flags_lib.parse(argv, define)
-    from vae_jax import assess, config, results
+    import jax
+
+    from vae_jax import assess, compile, config, results
     from vae_jax.benchmark import cells, machine, present, startup, target, whole
 
-    began, command, load = time.perf_counter(), assess.command(), os.getloadavg()[0]
+    began, command, load = time.perf_counter(), assess.command(), [os.getloadavg()[0]]
     written = {"command": command, "config": values.config, "seed": None}
+
+    def settings():
+        load.append(os.getloadavg()[0])
+        asked = None if values.target else compile.options(jax.default_backend())
+        return {
+            "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+            "compiler options": ", ".join(f"{k}={v}" for k, v in (asked or {}).items()),
+            "huge pages": flags_lib.huge_pages(),
+            "load": f"{load[0]:.2f} processes before, {load[1]:.2f} after",
+        }
+
     if values.startup or values.loop:
         c = flags_lib.apply(config.load(values.config), pairs)
         if values.startup:
@@ -69,13 +82,17 @@ def run(argv):
             figures = whole.measure(c, values.rounds, values.seconds)
         print("\n".join(f"{name}: {results.show(one)} {one['unit']}" for name, one in figures.items()))
         if values.out:
-            results.write(values.out, **written, seconds=time.perf_counter() - began, figures=figures)
+            seconds = time.perf_counter() - began
+            results.write(values.out, **written, seconds=seconds, figures=figures, settings=settings())
         return 0
 
     sweep = cells.parse_sweep(values.sweep)
     if values.target:
         found, fits = {}, True
-        for cell in cells.cells(lambda: config.load(values.config), pairs, sweep, values.data_dir):
+        made = cells.cells(lambda: config.load(values.config), pairs, sweep, values.data_dir)
+        for error in filter(None, (cell.row["error"] for cell in made)):
+            raise config.UserError(error)
+        for cell in made:
             row = target.measure(cell.c, values.target)
             print(target.words(cell.row["key"], row), flush=True)
             fits = fits and row["fits"]
@@ -86,15 +103,16 @@ def run(argv):
     peer = find_peer(values.peer) if values.peer else None
     made = cells.cells(lambda: config.load(values.config), pairs, sweep, values.data_dir)
     keys = [cell.row["key"] for cell in made]
-    old = present.read_old(values.compare, keys) if values.compare else None
     if peer:  # before the first array: XLA would take most of an accelerator's memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    old, notes = present.read_old(values.compare, keys, values.config, pairs) if values.compare else (None, [])
     with cells.fresh_cache():
         cells.build_all(made, seconds=values.seconds, peer=peer)
         before = machine.measured()
         cells.take_turns(made, rounds=values.rounds)
         measured, published = machine.better(before, machine.measured()), machine.published()
     rows = [cell.row for cell in made]
+    how = settings()
     summaries = [present.summary(row, measured, published) for row in rows]
     figures = present.figures(rows, summaries, measured, load)
     print(present.table(rows, summaries))
@@ -103,7 +121,7 @@ def run(argv):
         "peaks": machine.words(measured),
         "versions": ", ".join(f"{k} {v}" for k, v in results.versions().items()),
         "peer": "" if peer is None else peer.describe(),
-        "load": f"{load:.2f} processes at the start",
+        **how,
         "commit": results.commit() or "",
         "command": command,
     }
@@ -112,10 +130,13 @@ def run(argv):
         for name, reason in row.get("peer_errors", {}).items():
             print(f"{row['key']}: {name} failed: {reason}")
     verdicts = present.compare(old["figures"], figures) if old else []
+    for note in notes:
+        print(f"compare: {note}")
     for cell, verdict, words in verdicts:
         print(f"{verdict:<7} {cell}  {words}")
     if values.out:
-        results.write(values.out, **written, seconds=time.perf_counter() - began, figures=figures)
+        seconds = time.perf_counter() - began
+        results.write(values.out, **written, seconds=seconds, figures=figures, settings=how)
         present.write_lines(f"{values.out}l", facts | {"measured": measured, "published": published}, rows, summaries)
     if values.page:
         title = f"Training step of {pathlib.Path(values.config).stem}"

@@ -1,8 +1,10 @@
 """The benchmark counts right, compiles what train.py compiles, and goes on where a cell fails. No time is asserted."""
 
 import json
+import os
 import pathlib
 import re
+import subprocess
 import sys
 
 import jax
@@ -154,6 +156,16 @@ def test_loops_branches_and_nested_functions():
     assert flops_of(again, (5, 5)) == (2 + 2 + 2) * once
 
 
+def test_what_a_loop_repeats():
+    """Seven turns of a product beside one outside: (7 + 1) / (1 + 1) of the FLOPs, but for a sine of 25 numbers."""
+    w = jnp.zeros((5, 5))
+    looped = lambda x: jnp.sin(jax.lax.scan(lambda x, _: (x @ w, None), x, length=7)[0] @ w)  # noqa: E731
+    found = count.repeats(jax.make_jaxpr(looped)(w))
+    assert found[0] == (8 * 250 + 25) / (2 * 250 + 25)
+    assert found[1] == (8 * 300 + 200) / (2 * 300 + 200)  # of four bytes: 75 numbers a product, 50 a sine
+    assert count.repeats(jax.make_jaxpr(lambda x: x @ w)(w)) == (1, 1)
+
+
 # The deepest takes longer to trace than most of the others together.
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow if n.startswith("cifar10_vdvae") else ()) for n in shipped()]
@@ -172,9 +184,10 @@ def test_the_work_of_the_mlp_is_what_its_widths_say():
     assert 3 * 2 * sum(sizes) - 2 * sizes[0] == GOLDEN["mnist_dynamic"]
 
 
-def test_xla_counts_the_same_work():
+@pytest.mark.parametrize("name", ["mnist_dynamic", "mnist_cnn"])
+def test_xla_counts_the_same_work(name):
     """The gradient of the loss, without the optimiser, whose share falls with the batch."""
-    c, m, mesh, dataset = setup("mnist_dynamic", batch="20")
+    c, m, mesh, dataset = setup(name, batch="20")
     terms = step.make_terms(c, m, dataset)
     params = compile_lib.shapes(c, m, mesh)[0].params
 
@@ -183,7 +196,7 @@ def test_xla_counts_the_same_work():
 
     lowered = compile_lib.simple(jax.grad(loss)).lower(params, step.raw_batch(dataset.shape, 20), jax.random.key(0))
     xla = lowered.compile().cost_analysis()["flops"] / 20
-    assert xla == pytest.approx(GOLDEN["mnist_dynamic"], rel=0.05)
+    assert xla == pytest.approx(GOLDEN[name], rel=0.05)
 
 
 def test_the_steps_of_a_call_are_accounted_for():
@@ -191,10 +204,34 @@ def test_the_steps_of_a_call_are_accounted_for():
     for steps, unroll in ((1, True), (2, True), (2, False)):
         c, m, mesh, dataset = tiny(steps_per_call=str(steps), unroll=str(unroll), batch="64")
         run, state = program(c, m, mesh, dataset)
-        figures.append(cells.analysis(c, run, state, mesh.size))
+        figures.append(cells.analysis(c, run, state, mesh.size, count.traced(c, m, mesh, dataset)))
     assert figures[0]["alias_bytes"] == figures[0]["state_bytes"] > 0  # the whole state is donated
     for one in figures[1:]:
         assert one["xla_flops_per_image"] == pytest.approx(figures[0]["xla_flops_per_image"], rel=0.2)
+
+
+GRID = {"data.name": "digits", "batch": "16", "encoder.widths": "(8,)", "decoder.widths": "(8,)"}
+GRID |= {"decoder.channels": "3", "encoder.depths": "(1,)", "decoder.depths": "(4,)"}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "field", "plain", "looped"),
+    [
+        ("mnist_dynamic", {"batch": "128"}, "accumulate", "1", "4"),
+        ("mnist_vdvae", GRID, "decoder.scan", "False", "True"),
+    ],
+    ids=["microbatches", "levels"],
+)
+def test_the_turns_of_loops_are_accounted_for(name, given, field, plain, looped):
+    """Microbatches and the levels of a grid in a scan are the work of the same step without one."""
+    found = []
+    for value in (plain, looped):
+        c, m, mesh, dataset = setup(name, **given | {field: value})
+        run, state = program(c, m, mesh, dataset)
+        traced = count.traced(c, m, mesh, dataset)
+        found.append(cells.analysis(c, run, state, mesh.size, traced)["xla_flops_per_image"])
+        assert (count.repeats(traced)[0] > 1.5) == (value == looped)
+    assert found[1] == pytest.approx(found[0], rel=0.1)
 
 
 # Between what jaxlib 0.10 and 0.12 need: 2.61 and 2.42 MB, 1.92 and 1.70 MB.
@@ -202,9 +239,12 @@ def test_the_steps_of_a_call_are_accounted_for():
 def test_peak_temporary_memory(name, peak):
     c, m, mesh, dataset = setup(name, **({"steps_per_call": "1"} if name == "digits" else {}))
     run, state = program(c, m, mesh, dataset)
-    found = cells.analysis(c, run, state, mesh.size)
+    found = cells.analysis(c, run, state, mesh.size, count.traced(c, m, mesh, dataset))
     assert found["temp_bytes"] == pytest.approx(peak, rel=0.1)
     assert found["alias_bytes"] == found["state_bytes"]  # the state is donated
+    # While a call lasts there are the state, the training set and the temporaries, and little else.
+    held = found["state_bytes"] + found["temp_bytes"] + sum(a.nbytes for a in jax.tree.leaves(run.source))
+    assert held <= found["peak_bytes"] <= 1.02 * held
 
 
 def test_dtypes_are_found_and_bfloat16_nets_multiply_in_it():
@@ -228,6 +268,60 @@ def test_a_window_is_blocked_once_at_its_end():
     lane = cells.Lane(lambda: events.append("call"), lambda: events.append("wait"), steps=5)
     cells.window(lane, 3)
     assert events == ["call", "wait", "call", "call", "call", "wait"]
+
+
+def test_cold_and_warm_are_of_the_step_alone():
+    """Cells share the small programs beside the step: a hit there is none of the step."""
+    sweep = cells.parse_sweep("latent=2,3")
+    made = cells.cells(lambda: config.load(f"{ROOT}/configs/digits.py"), [*TINY.items(), ("mesh.data", "1")], sweep)
+    with cells.fresh_cache():
+        for cell in made:
+            cells.build(cell)
+            assert min(cell.row[f"{k}_s"] for k in ("lower", "cold", "warm")) > 0
+        cells.build(made[0])
+    assert made[0].row["cold_s"] is None  # this time the very program was there
+
+
+FAILING = """
+import os, jax, numpy as np
+from vae_jax.objectives.evidence import elbo
+
+def broken(model, params, batch, key):
+    raise RuntimeError("no such loss")
+
+def later(model, params, batch, key):
+    def look(x):
+        if os.path.exists({gone!r}):
+            raise RuntimeError("the device is gone")
+        return np.asarray(x)
+
+    terms = elbo(model, params, batch, key)
+    loss = jax.lax.stop_gradient(terms.loss)
+    seen = jax.pure_callback(look, jax.ShapeDtypeStruct(loss.shape, loss.dtype), loss)
+    return terms._replace(loss=terms.loss + 0 * seen)
+"""
+
+
+def test_what_fails_while_it_is_traced_or_run_is_a_row(tmp_path):
+    """A value that no config may hold, a loss that cannot be traced, a program that fails among its windows: the last
+    cell is measured all the same."""
+    gone, file = tmp_path / "gone", tmp_path / "failing.py"
+    file.write_text(FAILING.format(gone=str(gone)))
+    losses = [f"{file}:broken", f"{file}:later", "elbo"]
+    sweep = [(("batch", "-1"),), *((("objective.name", loss),) for loss in losses)]
+    made = cells.cells(lambda: config.load(f"{ROOT}/configs/digits.py"), [*TINY.items(), ("mesh.data", "1")], sweep)
+    cells.build_all(made, seconds=0.01, say=lambda _: None)
+    assert [bool(cell.row["error"]) for cell in made] == [True, True, False, False]
+    gone.touch()
+    cells.take_turns(made, rounds=2, say=lambda _: None)
+    reasons = [cell.row["error"] for cell in made]
+    assert reasons[:2] == ["batch=-1: want a number > 0", "RuntimeError: no such loss"]
+    assert "\n" not in reasons[2] and "the device is gone" in made[2].row["traceback"]
+    assert reasons[3] == "" and len(made[3].row["windows"]["ours"]) == 2
+    peaks = {"float32": 1e9, "bfloat16": 1e9, "bytes": 1e9}
+    rows = [cell.row for cell in made]
+    lines = present.table(rows, [present.summary(row, peaks, None) for row in rows]).splitlines()
+    assert [" failed: " in line for line in lines] == [False, True, True, True, False]
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +348,7 @@ def test_a_failing_cell_is_a_row_and_the_others_go_on(swept):
     for cell in ("mesh.data=1", "mesh.data=2"):
         assert figures[f"{cell}.step_ms"]["n"] == 3
         assert figures[f"{cell}.warm_compile_s"]["value"] is not None  # it did come from the cache
+        assert figures[f"{cell}.peak_mb"]["value"] > figures[f"{cell}.temp_mb"]["value"]
         low, middle, high = (figures[f"{cell}.{k}"]["value"] for k in ("p10_ms", "step_ms", "p90_ms"))
         assert 0 < low <= middle <= high
         assert figures[f"{cell}.images_per_s"]["value"] == pytest.approx(8e3 / middle)
@@ -267,13 +362,20 @@ def test_a_failing_cell_is_a_row_and_the_others_go_on(swept):
 
 def test_every_window_is_in_the_json_lines(swept):
     facts, *rows = map(json.loads, (swept[0] / "tiny.jsonl").read_text().splitlines())
-    assert {"device", "versions", "load", "commit", "command"} <= set(facts)
+    assert {"device", "versions", "commit", "command"} <= set(facts)
+    settings = json.loads((swept[0] / "tiny.json").read_text())["settings"]
+    assert settings.items() <= facts.items() and settings["XLA_FLAGS"] == os.environ["XLA_FLAGS"]
+    assert set(settings) == {"XLA_FLAGS", "compiler options", "huge pages", "load"}
+    assert re.fullmatch(r"[\d.]+ processes before, [\d.]+ after", settings["load"])
+    for option in (compile_lib.options("cpu") or {}).values():
+        assert option in settings["compiler options"]
     assert [row["key"] for row in rows] == ["mesh.data=1", "mesh.data=2", "mesh.data=64"]
     assert "does not fit 8 devices" in rows[2]["error"] and rows[2]["summary"] == {}
     assert [len(row["windows"]["ours"]) for row in rows[:2]] == [3, 3]
     s = rows[0]["summary"]
     assert s["flops_per_s"] == pytest.approx(s["images_per_s"] * rows[0]["hand_flops_per_image"])
     assert s["share_of_peak"] == pytest.approx(s["flops_per_s"] / facts["measured"]["float32"])
+    assert s["bytes_per_s"] == pytest.approx(s["share_of_copy"] * facts["measured"]["bytes"])
     assert s["side"] in ("compute", "memory") and s["mfu"] is None
 
 
@@ -297,6 +399,26 @@ def test_compare_in_the_same_command(swept, monkeypatch, capsys):
     assert benchmark.run([*argv[:-3], "--sweep=mesh.data=1", f"--compare={folder}/old.json"]) == 1
     said = capsys.readouterr().out
     assert re.search(r"slower +mesh\.data=1 ", said) and re.search(r"absent +mesh\.data=2 ", said)
+
+
+def test_another_config_or_device_is_no_older_file(tmp_path):
+    page = "configs/digits.py"
+    given = {"command": "python benchmark.py --config.batch=8", "config": page, "seed": None, "seconds": 1}
+    results.write(tmp_path / "old.json", **given, figures=figures(a=(1, 1, 1)))
+    path, keys, pairs = tmp_path / "old.json", ["a", "b"], [("batch", "8")]
+    assert present.read_old(path, keys, f"{ROOT}/{page}", pairs)[1] == []
+    with pytest.raises(UserError, match=r"is of config digits; want one of mnist$"):
+        present.read_old(path, keys, "configs/mnist.py", pairs)
+    assert present.read_old(path, keys, page, [("latent", "3")])[1] == [
+        "batch: 8 then, as on the page now",
+        "latent: as on the page then, 3 now",
+    ]
+    old = json.loads(path.read_text())
+    path.write_text(json.dumps(old | {"versions": old["versions"] | {"jax": "0.1"}}))
+    assert present.read_old(path, keys, page, pairs)[1] == [f"jax 0.1 then, {jax.__version__} now"]
+    path.write_text(json.dumps(old | {"device": "8 x NVIDIA H100"}))
+    with pytest.raises(UserError, match="was measured on 8 x NVIDIA H100; want one of this device, "):
+        present.read_old(path, keys, page, pairs)
 
 
 # --- verdicts ---
@@ -325,8 +447,8 @@ def figures(**of):
     ],
 )
 def test_verdicts(old, new, verdict):
-    got = present.compare(figures(a=old, b=(1, 1, 1)), figures(a=new))
-    assert [(cell, v) for cell, v, _ in got] == [("a", verdict), ("b", "absent")]
+    got = present.compare(figures(a=old, b=(1, 1, 1)), figures(a=new, c=(1, 1, 1)))
+    assert [(cell, v) for cell, v, _ in got] == [("a", verdict), ("b", "absent"), ("c", "new")]
     assert present.regressed(got) == (verdict in ("slower", "fails"))
 
 
@@ -449,6 +571,47 @@ def test_the_loop_says_where_its_time_goes():
     assert figures["kept"]["value"] > 0
     parts = [figures[part]["value"] for part in watch.LOOP]
     assert min(parts) >= 0 < max(parts) and sum(parts) < 1
+
+
+def test_help_waits_for_no_jax():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['train.py', '--help']\n"
+        "try: runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit as done: assert not done.code, done.code\n"
+        "seen = {name.split('.')[0] for name in sys.modules}\n"
+        "assert 'absl' in seen\n"
+        "assert not seen & {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'tensorflow', 'matplotlib'}, seen\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "--workdir" in done.stdout, done.stderr
+
+
+def test_a_run_compiles_each_program_once_and_the_next_takes_them_from_the_users_cache(tmp_path):
+    """Three times the steps, with as many more logs, validations and saves, compile nothing more; and a process after
+    the first compiles nothing of the same run: every program is in the cache folder of the home that it was given."""
+    given = TINY | {"steps_per_call": "5", "log_every": "10", "eval.every": "20", "optim.warmup": "0"}
+    words = [f"--config.{field}={value}" for field, value in given.items()]
+    env = {k: v for k, v in os.environ.items() if k != "VAE_JAX_CACHE"}
+    env |= {"HOME": str(tmp_path), "JAX_LOG_COMPILES": "1"}
+    folder = tmp_path / ".cache" / "vae_jax" / "xla"
+
+    def programs(name, steps):
+        """(how many programs a run has, those that were compiled and kept)."""
+        before = set(folder.glob("*-cache"))
+        command = [sys.executable, "train.py", *words, f"--config.steps={steps}", f"--workdir={tmp_path}/{name}"]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = re.findall(r"^(?:WARNING:\S+:)?Finished XLA compilation of (\S+)", done.stderr, re.M)
+        return len(found), {p.name.rpartition("-")[0] for p in set(folder.glob("*-cache")) - before}
+
+    first, made = programs("first", 20)
+    assert first >= len(made) > 10
+    again, more = programs("again", 20)
+    assert again == first and not more
+    longer, more = programs("longer", 60)
+    # Its step is another program, by the learning rate's schedule.
+    assert longer == first and "jit_many" in {name.rpartition("-")[0] for name in more}
 
 
 @pytest.mark.slow

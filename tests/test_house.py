@@ -239,6 +239,7 @@ old
         ({"seed": "x"}, "seed='x': want int or list or null"),
         ({"name": "c"}, "name=c: want a"),
         ({"extra": 1}, "want exactly name, command"),
+        ({"settings": {"XLA_FLAGS": 1}}, "settings.XLA_FLAGS=1: want str"),
         ({"figures": {}}, "want one at least"),
         ({"figures": {"k": {"value": 1}}}, "figures.k: has value; want exactly value, unit, sd, n"),
         ({"figures": {"k": results.figure(float("nan"), "")}}, "value=nan: want a finite number"),

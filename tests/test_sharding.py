@@ -148,6 +148,7 @@ def test_a_data_parallel_step_sums_each_parameter_once():
     m = model.build_for(c, data.load(c.data))
     params = sum(x.size for x in jax.tree.leaves(jax.eval_shape(m.init, jax.random.key(0))))
     assert set(moved) <= {("all-reduce", "f32"), ("all-gather", "s32"), ("all-gather", "u8")}
+    assert moved["all-reduce", "f32"]["count"] == 1  # all of them together
     assert 4 * params <= moved["all-reduce", "f32"]["bytes"] <= 4 * params + 400
 
 
@@ -155,7 +156,11 @@ def test_fsdp_gathers_parameters_and_scatters_gradients():
     """Each once: no activation is gathered."""
     c = small(mesh__fsdp=8, mesh__data=1, optim__clip=0.0)
     moved, m = target.collectives(lowered(c)[1]), model.build_for(c, data.load(c.data))
-    kernels = sum(x.size for x in jax.tree.leaves(jax.eval_shape(m.init, jax.random.key(0))) if x.ndim > 1)
+    arrays = [x.size for x in jax.tree.leaves(jax.eval_shape(m.init, jax.random.key(0))) if x.ndim > 1]
+    kernels = sum(arrays)
+    assert set(moved) == {(kind, "f32") for kind in ("all-gather", "reduce-scatter", "all-reduce")}
+    assert moved["all-gather", "f32"]["count"] == moved["reduce-scatter", "f32"]["count"] <= len(arrays)
+    assert moved["all-reduce", "f32"]["count"] <= 3  # arrays too small to be split, the gradient's norm, metrics
     assert moved["all-gather", "f32"]["bytes"] <= 4 * kernels
     assert moved["reduce-scatter", "f32"]["bytes"] <= 4 * kernels < 2 * moved["reduce-scatter", "f32"]["bytes"]
 

@@ -55,7 +55,7 @@ class Training(NamedTuple):
     key: jax.Array  # the root of training's randomness, on every device
     names: tuple[str, ...]  # of the M metrics
     source: Any  # the data on the device, or None where each call takes its batches
-    seconds: float  # to lower and compile
+    seconds: float  # to lower and compile this program, and no other
 
 
 def over_replicas(c, function):
@@ -298,9 +298,9 @@ def training(c, model, mesh, dataset, state, places):
     """Compile the :func:`program` of a config, its data on the device where they fit."""
     source = resident(c, dataset, mesh)
     made = program(c, model, mesh, dataset, state, places, source)
-    began = time.perf_counter()
     key = _jit(lambda: root(c, "train"), mesh, out_shardings=made.key_place)()
     state, given, _ = made.arguments
+    began = time.perf_counter()
     compiled = made.jitted.lower(state, given, key).compile()
     return Training(compiled, key, tuple(made.names), source and given, time.perf_counter() - began)
 

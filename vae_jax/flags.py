@@ -14,6 +14,7 @@ from vae_jax.config import UserError
 PREFIX = "--config."
 REPLICAS = "replicas."
 HUGE_PAGES, TUNABLE = "VAE_JAX_HUGE_PAGES", "glibc.malloc.hugetlb=1"
+KERNEL = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
 def overrides(argv):
@@ -102,12 +103,23 @@ def _huge_pages():
     if not own or HUGE_PAGES in os.environ or "hugetlb" in tunables:
         return
     try:
-        with open("/sys/kernel/mm/transparent_hugepage/enabled") as file:
+        with open(KERNEL) as file:
             if "[madvise]" in file.read():
                 os.environ |= {HUGE_PAGES: "begun", "GLIBC_TUNABLES": f"{tunables}:{TUNABLE}".lstrip(":")}
                 os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except OSError:
         pass  # no such kernel, or no way to begin anew: it goes on as it is
+
+
+def huge_pages():
+    """Whether this process's large temporaries get huge pages, in words; :func:`main` asks for them."""
+    try:
+        with open(KERNEL) as file:
+            kernel = file.read()
+    except OSError:
+        kernel = ""
+    asked = "hugetlb" in os.environ.get("GLIBC_TUNABLES", "")
+    return "always" if "[always]" in kernel else "asked for" if asked and "[madvise]" in kernel else "no"
 
 
 def main(run):

@@ -37,6 +37,7 @@ SCHEMA = {
     "seconds": (int, float),  # of the whole command
     "figures": (dict,),
 }
+OPTIONAL = {"settings": (dict,)}  # {name: text} of what else the figures depend on: flags of XLA, load, ...
 FIGURE = {"value": NUMBER, "unit": TEXT, "sd": NUMBER, "n": (int, type(None))}
 BLOCK = re.compile(r"(<!-- results: *([^|>]+?) *\| *([^>]+?) *-->\n).*?(<!-- /results -->)", re.S)
 SPAN = re.compile(r"(<!-- r:([\w-]+)\.([^\s:>]+)(?::(\S+))? -->).*?(<!-- /r -->)", re.S)
@@ -104,7 +105,10 @@ def _fields(where, given, schema):
 
 def validate(result, where="result"):
     """Return ``result``; raise a UserError of one line where it breaks the schema."""
-    _fields(where, result, SCHEMA)
+    given = isinstance(result, dict) and {k: kinds for k, kinds in OPTIONAL.items() if k in result}
+    _fields(where, result, SCHEMA | (given or {}))
+    for key, text in result.get("settings", {}).items():
+        _fields(where, {f"settings.{key}": text}, {f"settings.{key}": TEXT})
     if not re.fullmatch(r"[\w-]+", result["name"]):
         raise UserError(f"{where}: name={result['name']!r}: want letters, digits, _ and - only")
     if not result["figures"]:
@@ -129,11 +133,12 @@ def read(path):
     return result
 
 
-def write(path, *, command, config, seed, seconds, figures):
+def write(path, *, command, config, seed, seconds, figures, settings=None):
     """Write ``results/NAME.json`` whole or not at all; commit, device and versions are found here.
 
     Args:
       figures: {key: :func:`figure`}.
+      settings: {name: text}, where they depend on more than code, device and versions.
     Raises:
       UserError: the schema is broken, or the file cannot be written; the old file stays.
     """
@@ -149,6 +154,7 @@ def write(path, *, command, config, seed, seconds, figures):
         "device": device(),
         "versions": versions(),
         "seconds": round(float(seconds), 1),
+        **({"settings": settings} if settings else {}),
         "figures": figures,
     }
     write_json(path, validate(result, path))

@@ -72,7 +72,8 @@ def cells(load, pairs, sweep, data_dir=""):
       pairs: overrides, [(field, text)]; a field of the sweep stands over them.
       sweep: :func:`parse_sweep`'s.
     Raises:
-      UserError: a field is unknown, or a value is none that a config may hold.
+      UserError: a field is unknown, or a value is of another type: before anything is run. A value, or values together,
+        that no config may hold are the cell's ``error``.
     """
     made = []
     for fields in sweep:
@@ -83,9 +84,12 @@ def cells(load, pairs, sweep, data_dir=""):
         s = c.steps_per_call
         c.steps = max(s, min(c.steps, 2**31 // max(1, c.batch)) // max(1, s) * s)
         c.log_every = c.eval.every = s
-        config_lib.validate(c)
         key = ",".join(f"{f}={''.join(v.split())}" for f, v in fields) or "all"
         made.append(Cell(c, {"key": key, "fields": dict(fields), "error": ""}))
+        try:
+            config_lib.validate(c)
+        except UserError as error:
+            made[-1].row["error"] = _line(error)
     keys = [cell.row["key"] for cell in made]
     twice = next((k for k in keys if keys.count(k) > 1), None)
     if twice:
@@ -118,16 +122,20 @@ def fresh_cache():
 
 
 def _compile(c, s, state, places):
-    """(the program, seconds to lower it, seconds to compile it, whether it came from the cache)."""
-    seconds, hits = [], []
+    """(the program, seconds to lower it, seconds to compile it, whether it came from the cache): of the step alone.
+
+    JAX tells of a hit before it tells how long the same program took, and the step is the last that is compiled here:
+    before it come small ones that cells share (the root of training's randomness).
+    """
+    told = []
 
     def on_duration(event, duration, **_):
         if event == BACKEND:
-            seconds.append(duration)
+            told.append(duration)
 
     def on_event(event, **_):
         if event == HIT:
-            hits.append(event)
+            told.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(on_duration)
     jax.monitoring.register_event_listener(on_event)
@@ -136,8 +144,8 @@ def _compile(c, s, state, places):
     finally:
         jax.monitoring.unregister_event_duration_listener(on_duration)
         jax.monitoring.unregister_event_listener(on_event)
-    compiling = seconds[-1]  # the program is the last thing that is compiled there
-    return program, program.seconds - compiling, compiling, bool(hits)
+    compiling = told[-1]
+    return program, program.seconds - compiling, compiling, told[-2:-1] == [HIT]
 
 
 def images(c):
@@ -145,19 +153,24 @@ def images(c):
     return (c.batch + c.data.labelled_batch) * max(1, config_lib.replica_count(c))
 
 
-def analysis(c, program, state, devices):
+def analysis(c, program, state, devices, traced):
     """XLA's figures of a compiled program, for one image of the batch over all devices.
 
     ``cost_analysis`` is of one device, and it counts the body of a loop once: S steps that are written
-    out are S times the work, S steps in a scan are one.
+    out are S times the work, S steps in a scan are one. What loops inside a step leave out (microbatches, levels of a
+    hierarchy) is put back by :func:`count.repeats` of ``traced``, :func:`count.traced`'s: an estimate.
     """
     cost, memory = program.run.cost_analysis() or {}, program.run.memory_analysis()
     counted = images(c) * (c.steps_per_call if c.unroll else 1)
-    per_image = lambda total: None if total is None else total * devices / counted  # noqa: E731
+    flops, accessed = count.repeats(traced)
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    per_image = lambda total, times: None if total is None else total * times * devices / counted  # noqa: E731
     return {
-        "xla_flops_per_image": per_image(cost.get("flops")),
-        "bytes_per_image": per_image(cost.get("bytes accessed")),
+        "xla_flops_per_image": per_image(cost.get("flops"), flops),
+        "bytes_per_image": per_image(cost.get("bytes accessed"), accessed),
         "temp_bytes": memory.temp_size_in_bytes,
+        # Of a device, with the training set, while a call lasts. (On CPU peak_memory_in_bytes lacks the temporaries.)
+        "peak_bytes": held + memory.temp_size_in_bytes,
         "state_bytes": sum(a.nbytes for a in jax.tree.leaves(state)),
         "alias_bytes": memory.alias_size_in_bytes,
     }
@@ -186,6 +199,7 @@ def build(cell, peer=None):
         raise UserError(f"data.on_device_mb={c.data.on_device_mb}: the training set is larger; want it on the device")
     _, _, warm, warm_hit = _compile(c, s, state, places)
     alone = c.batch + c.data.labelled_batch  # of one replica
+    traced = count.traced(c, s.model, s.mesh, s.dataset)
     row |= {
         "batch": c.batch,
         "images": images(c),
@@ -194,8 +208,8 @@ def build(cell, peer=None):
         "lower_s": lower,
         "cold_s": None if hit else cold,  # a hit: the same program as another cell's
         "warm_s": warm if warm_hit else None,
-        "hand_flops_per_image": count.flops(count.traced(c, s.model, s.mesh, s.dataset)) / alone,
-        **analysis(c, program, state, s.mesh.size),
+        "hand_flops_per_image": count.flops(traced) / alone,
+        **analysis(c, program, state, s.mesh.size, traced),
     }
     params = jax.tree.map(np.asarray, state.params) if peer else None  # before the state is donated
     ours = _Ours(program, state)
@@ -307,8 +321,10 @@ def build_all(made, *, seconds, peer=None, say=print):
     Raises:
       UserError: every cell fails by bad input; the first one's.
     """
-    failed = []
+    failed = [UserError(cell.row["error"]) for cell in made if cell.row["error"]]
     for i, cell in enumerate(made):
+        if cell.row["error"]:
+            continue
         say(f"[{i + 1}/{len(made)}] {cell.row['key']}: compiling")
         with _survives(cell, failed):
             build(cell, peer)

@@ -18,21 +18,45 @@ def flops(jaxpr):
     its plain one, a ``while`` loop, whose length nobody knows, once. Elementwise work, reductions and random bits
     are not counted: they are why XLA's own count is higher.
     """
+    return _total(jaxpr, _products)
+
+
+def repeats(jaxpr):
+    """(FLOPs, bytes) of a jaxpr, each over what it would be if every scan ran once, as XLA counts a loop.
+
+    Here FLOPs are :func:`flops` and one for each number that another operation gives, bytes those of all operands and
+    results: not XLA's after its fusions, but the same on both sides, inside loops and outside.
+    """
+    return tuple(_total(jaxpr, cost) / max(1, _total(jaxpr, cost, once=True)) for cost in (_work, _bytes))
+
+
+def _total(jaxpr, cost, once=False):
+    """The sum of ``cost(eqn)`` over the equations that run; ``once``: of a scan's steps the first alone."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     total = 0
     for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
-        if name == "dot_general":
-            total += _dot(eqn)
-        elif name == "conv_general_dilated":
-            total += _conv(eqn)
+        parts = [_total(j, cost, once) for j in inner(eqn)]
+        if not parts:
+            total += cost(eqn)
+        elif platforms := eqn.params.get("branches_platforms"):
+            total += parts[platforms.index(None)]
         else:
-            parts = [flops(j) for j in inner(eqn)]
-            if platforms := eqn.params.get("branches_platforms"):
-                total += parts[platforms.index(None)]
-            elif parts:
-                total += eqn.params.get("length", 1) * (max(parts) if name == "cond" else sum(parts))
+            length = 1 if once else eqn.params.get("length", 1)
+            total += length * (max(parts) if eqn.primitive.name == "cond" else sum(parts))
     return total
+
+
+def _products(eqn):
+    return {"dot_general": _dot, "conv_general_dilated": _conv}.get(eqn.primitive.name, lambda _: 0)(eqn)
+
+
+def _work(eqn):
+    return _products(eqn) or sum(math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars)
+
+
+def _bytes(eqn):
+    arrays = [v.aval for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, "dtype")]
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)
 
 
 def inner(eqn):
@@ -79,7 +103,8 @@ def traced(c, model, mesh, dataset):
     terms, tx = step.make_terms(c, model, dataset), optim.optimizer(c.optim, c.steps)
     state, _ = compile_lib.shapes(c, model, mesh)
     batch = step.raw_batch(dataset.shape, c.batch, labelled=c.data.labelled_batch)
-    one = lambda s, b, k: step.train_step(s, b, k, terms=terms, tx=tx, decay=c.optim.ema)  # noqa: E731
+    how = {"terms": terms, "tx": tx, "decay": c.optim.ema, "micros": c.accumulate}
+    one = lambda s, b, k: step.train_step(s, b, k, **how)  # noqa: E731
     jaxpr = jax.make_jaxpr(one)(state, batch, jax.random.key(0)).jaxpr
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 

@@ -2,11 +2,13 @@
 
 import json
 import os
+import pathlib
+import shlex
 
 import jax
 import numpy as np
 
-from vae_jax import draw, log, results
+from vae_jax import draw, flags, log, results
 from vae_jax.config import UserError
 
 LEAST = 0.02  # a change of the median below this is none, however small the spreads are
@@ -40,6 +42,7 @@ def summary(row, measured, published):
         intensity = flops / row["bytes_per_image"]
         found |= {
             "intensity": intensity,
+            "bytes_per_s": images * row["bytes_per_image"],
             "share_of_copy": images * row["bytes_per_image"] / copy,
             "side": "compute" if intensity >= peak / copy else "memory",
             "share_of_roofline": images * flops / min(peak, intensity * copy),
@@ -62,12 +65,16 @@ def _spread(values):
 
 
 def figures(rows, summaries, measured, load):
-    """{key: results.figure} of all cells: 'batch=20.step_ms' and so on, null where a cell failed."""
+    """{key: results.figure} of all cells: 'batch=20.step_ms' and so on, null where a cell failed.
+
+    ``load``: processes that wanted to run, (before the first cell, after the last window).
+    """
     made = {
         "machine.float32": results.figure(measured["float32"] / 1e9, "GFLOP/s"),
         "machine.bfloat16": results.figure(measured["bfloat16"] / 1e9, "GFLOP/s"),
         "machine.copy": results.figure(measured["bytes"] / 1e9, "GB/s"),
-        "machine.load": results.figure(load, "processes"),
+        "machine.load": results.figure(load[0], "processes"),
+        "machine.load_after": results.figure(load[1], "processes"),
     }
     for row, s in zip(rows, summaries, strict=True):
         key = row["key"]
@@ -90,8 +97,10 @@ def figures(rows, summaries, measured, load):
             "xla_mflop": results.figure(_scaled(row["xla_flops_per_image"], 1e6), "MFLOP/image"),
             "xla_mb": results.figure(_scaled(row["bytes_per_image"], 1e6), "MB/image"),
             "temp_mb": results.figure(row["temp_bytes"] / 1e6, "MB"),
+            "peak_mb": results.figure(row["peak_bytes"] / 1e6, "MB"),
             "share_of_peak": results.figure(s["share_of_peak"], "of measured products", n=n),
             "mfu": results.figure(s["mfu"], "of published products", n=n),
+            "gb_per_s": results.figure(_scaled(s.get("bytes_per_s"), 1e9), "GB/s", n=n),
             "share_of_copy": results.figure(s.get("share_of_copy"), "of measured copy", n=n),
             "share_of_roofline": results.figure(s.get("share_of_roofline"), "of measured roofline", n=n),
         }
@@ -130,8 +139,10 @@ COLUMNS = {
     "GFLOP/s": lambda r, s: _text(s["flops_per_s"] / 1e9),
     "of peak": lambda r, s: f"{s['share_of_peak']:.0%}",
     "MFU": lambda r, s: "-" if s["mfu"] is None else f"{s['mfu']:.1%}",
+    "GB/s": lambda r, s: _text(_scaled(s.get("bytes_per_s"), 1e9)),
+    "of copy": lambda r, s: f"{s['share_of_copy']:.0%}" if "share_of_copy" in s else "-",
     "of roofline": lambda r, s: f"{s['share_of_roofline']:.0%} {s['side']}" if "side" in s else "-",
-    "temp MB": lambda r, s: _text(r["temp_bytes"] / 1e6),
+    "peak MB, temp": lambda r, s: f"{_text(r['peak_bytes'] / 1e6)}, {_text(r['temp_bytes'] / 1e6)}",
     "ours / best peer": lambda r, s: (
         f"{np.median(s['ratios']):.2f} ± {_spread(s['ratios']):.2f} {s['best_peer']}" if "ratios" in s else "-"
     ),
@@ -175,19 +186,22 @@ def table(rows, summaries):
 
 
 def compare(old, new):
-    """[(cell, verdict, in words)] for every cell of ``old``, two ``figures`` of results/.
+    """[(cell, verdict, in words)] for every cell of ``old`` and of ``new``, two ``figures`` of results/.
 
     - 'slower', 'faster': the intervals from the 10th to the 90th percentile of the two do not meet, and the
       medians are more than :data:`LEAST` apart;
     - 'fails': it was measured, and now it cannot be; 'runs': the other way round;
-    - 'absent': it is not in ``new``; 'same': none of these.
+    - 'absent': it is not in ``new``; 'new': it is not in ``old``; 'same': none of these.
 
     'slower' and 'fails' are regressions.
     """
     found = []
-    for key in old:
+    for key in dict.fromkeys((*old, *new)):
         cell, dot, name = key.rpartition(".")
         if not dot or name != "step_ms":
+            continue
+        if key not in old:
+            found.append((cell, "new", "not in the older file"))
             continue
         before = old[key]["value"]
         if key not in new:
@@ -210,16 +224,29 @@ def regressed(verdicts):
     return any(verdict in ("slower", "fails") for _, verdict, _ in verdicts)
 
 
-def read_old(path, keys):
-    """The figures of an older benchmark that has one of these cells at least.
+def read_old(path, keys, config, pairs):
+    """(an older result that has one of these cells at least, lines that say what else is other than it was).
 
+    Args:
+      config: the page of the config; pairs: its overrides, [(field, text)].
     Raises:
-      UserError: it is no result, or has none of them.
+      UserError: it is no result, has none of the cells, or is of another config or device: no step to compare with.
     """
-    old = results.read(path)
+    old, device = results.read(path), results.device()
     if not any(f"{key}.step_ms" in old["figures"] for key in keys):
         raise UserError(f"compare={path}: has none of these cells; want a file of the same sweep")
-    return old
+    stem = lambda page: pathlib.PurePath(str(page)).stem  # noqa: E731
+    if stem(old["config"]) != stem(config):
+        raise UserError(f"compare={path}: is of config {stem(old['config'])}; want one of {stem(config)}")
+    if old["device"] != device:
+        raise UserError(f"compare={path}: was measured on {old['device']}; want one of this device, {device}")
+    before, now = old["versions"], results.versions()
+    notes = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
+    words = [dict(flags.overrides(shlex.split(old["command"]))), dict(pairs)]
+    for field in sorted(set(words[0]) | set(words[1])):
+        then, given = (w.get(field, "as on the page") for w in words)
+        notes += [f"{field}: {then} then, {given} now"] if then != given else []
+    return old, notes
 
 
 # --- files ---------------------------------------------------------------------------------------
