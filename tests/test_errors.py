@@ -45,6 +45,27 @@ FLAGS = [
     ("zero latent", ["--config.latent=0"], r"latent=0: want a number > 0"),
     ("negative beta", ["--config.objective.beta=-2"], r"objective\.beta=-2\.0: want numbers >= 0"),
     ("unknown activation", ["--config.encoder.activation=rely"], r"activation=rely: unknown; nearest: relu"),
+    (
+        "attention",
+        ["--config.encoder.name=vit", "--config.encoder.attention=flash"],
+        r"attention=flash: want xla or cudnn",
+    ),
+    (
+        "fused attention of float32",
+        ["--config.encoder.name=vit", "--config.encoder.attention=cudnn"],
+        r"attention=cudnn: has no float32; want dtype=bfloat16, or xla",
+    ),
+    (
+        "fused attention of small heads",
+        ["--config.encoder.name=vit", "--config.encoder.attention=cudnn", "--config.dtype=bfloat16"]
+        + ["--config.encoder.heads=32"],
+        r"attention=cudnn: wants a multiple of 8 numbers a head, not width / heads = 4; want xla",
+    ),
+    (
+        "fused attention without its device",
+        ["--config.decoder.name=vit", "--config.decoder.attention=cudnn", "--config.dtype=bfloat16"],
+        r"attention=cudnn: wants an NVIDIA GPU, the device is cpu; want xla",
+    ),
     ("huge run", ["--config.steps=100000000"], r"steps=100000000: want steps \* batch < 2\*\*32"),
     (
         "steps not in calls",

@@ -104,6 +104,27 @@ def test_every_mode_makes_the_same_update(one, name, mode):
     assert apart(objective(name, **fields), one[name], devices) <= TOLERANCE
 
 
+TINY = {
+    "vit": {"patch": 4, "width": 8, "depth": 1, "heads": 2},
+    "residual": {"widths": (4, 8), "depths": (1, 1), "dense": 8},
+}
+
+
+@slow
+@pytest.mark.parametrize("net", TINY)
+def test_remat_and_microbatches_leave_the_update_of_a_deep_net(net):
+    """Its blocks are rematerialised one by one: another way than the one of the dense nets above."""
+
+    def config_with(**fields):
+        c = objective("joint", **fields)
+        c.encoder, c.decoder = (config.call(part, net, **TINY[net]) for part in ("encoder", "decoder"))
+        return c
+
+    plain = update(config_with(), 1)
+    for fields in ({"remat": "full"}, {"accumulate": 2}):
+        assert apart(config_with(**fields), plain, 1) <= TOLERANCE, fields
+
+
 def test_noise_is_that_of_the_global_batch():
     """Blocks of shards, strides of microbatches: together every row of the global draw, each once, in its place."""
     key, whole = jax.random.key(3), np.asarray(jax.random.normal(jax.random.key(3), (5, 12, 2)))

@@ -11,6 +11,23 @@ from vae_jax.nets.mlp import Dense, act, add_label
 from vae_jax.nets.residual import grids, patches, rematerialised, scaled, unpatch
 
 
+def implementation(name, dtype, size):
+    """``name`` itself, where ``jax.nn.dot_product_attention`` has that kernel for heads of ``size`` numbers, here.
+
+    'xla' is on every device. 'cudnn' is cuDNN's fused one, which holds no NxN scores: bfloat16 on an NVIDIA GPU, and a
+    run with it is evaluated on such a GPU too. It is not run here: this machine has none.
+    """
+    if name not in ("xla", "cudnn"):
+        raise UserError(f"attention={name}: want xla or cudnn")
+    if name == "cudnn" and dtype != jnp.bfloat16:
+        raise UserError(f"attention=cudnn: has no {jnp.dtype(dtype)}; want dtype=bfloat16, or xla")
+    if name == "cudnn" and size % 8:
+        raise UserError(f"attention=cudnn: wants a multiple of 8 numbers a head, not width / heads = {size}; want xla")
+    if name == "cudnn" and jax.default_backend() != "gpu":
+        raise UserError(f"attention=cudnn: wants an NVIDIA GPU, the device is {jax.default_backend()}; want xla")
+    return name
+
+
 class Attention(nn.Module):
     r"""Multi-head self-attention, softmax(q kᵀ / √d) v, by ``jax.nn.dot_product_attention``; h_BxNxF → BxNxF.
 
@@ -19,6 +36,7 @@ class Attention(nn.Module):
 
     heads: int
     scale: float = 1.0  # of the last layer's initialisation
+    attention: str = "xla"  # or cudnn: see implementation
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -29,7 +47,8 @@ class Attention(nn.Module):
         qkv = Dense(3 * f, use_bias=False, dtype=self.dtype, name="qkv")(h_BxNxF)
         q, k, v = jnp.split(qkv.reshape(b, n, 3 * self.heads, f // self.heads), 3, axis=2)
         mask = None if mask_BxN is None else mask_BxN[:, None, None]
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(b, n, f)
+        kernel = implementation(self.attention, self.dtype, f // self.heads)
+        out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=kernel).reshape(b, n, f)
         return Dense(f, kernel_init=scaled(self.scale), dtype=self.dtype, name="out")(out)
 
 
@@ -39,12 +58,14 @@ class TransformerBlock(nn.Module):
     heads: int
     activation: str
     scale: float
+    attention: str = "xla"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, h, mask=None):
         width = h.shape[-1]
-        h = h + Attention(self.heads, self.scale, self.dtype, name="attention")(nn.LayerNorm(dtype=self.dtype)(h), mask)
+        attend = Attention(self.heads, self.scale, self.attention, self.dtype, name="attention")
+        h = h + attend(nn.LayerNorm(dtype=self.dtype)(h), mask)
         wide = Dense(4 * width, dtype=self.dtype)(nn.LayerNorm(dtype=self.dtype)(h))
         out = Dense(width, kernel_init=scaled(self.scale), dtype=self.dtype)
         return h + out(act(self.activation)(wide))
@@ -54,7 +75,7 @@ def blocks(net, h, mask=None):
     """``net.depth`` blocks and a norm, called within it. Residual branches start small, as in ``residual``."""
     block, scale = rematerialised(TransformerBlock, net.remat), (2 * net.depth) ** -0.5
     for i in range(net.depth):
-        h = block(net.heads, net.activation, scale, net.dtype, name=f"block_{i}")(h, mask)
+        h = block(net.heads, net.activation, scale, net.attention, net.dtype, name=f"block_{i}")(h, mask)
     return nn.LayerNorm(dtype=net.dtype, name="norm")(h)
 
 
@@ -74,6 +95,7 @@ class ViTEncoder(nn.Module):
     depth: int = 6
     heads: int = 4
     activation: str = "gelu"
+    attention: str = "xla"  # or cudnn: see implementation
     remat: str = "none"
     dtype: Any = jnp.float32
 
@@ -99,6 +121,7 @@ class ViTDecoder(nn.Module):
     depth: int = 4
     heads: int = 4
     activation: str = "gelu"
+    attention: str = "xla"  # or cudnn: see implementation
     remat: str = "none"
     dtype: Any = jnp.float32
 
