@@ -5,7 +5,8 @@ which learns faster, where the paper has softplus.
 
 Its codes are what probes (``vae_jax.study``: logistic regression, SVM, kNN) and configs/m1m2_mnist.py learn from.
 
-Not run to its end yet; three seeds of 10,000 steps: m1_knn, m1_svm and m1_logistic in results/study_mnist.json.
+Figures, time and device: results/m1_mnist.json; three seeds of 10,000 steps: m1_knn, m1_svm and m1_logistic in
+results/study_mnist.json.
 """
 
 from vae_jax import config
