@@ -93,10 +93,16 @@ def run(argv):
         for error in filter(None, (cell.row["error"] for cell in made)):
             raise config.UserError(error)
         for cell in made:
-            row = target.measure(cell.c, values.target)
+            name = re.sub(r"\W+", "_", cell.row["key"])
+            try:
+                row = target.measure(cell.c, values.target)
+            except jax.errors.JaxRuntimeError as error:  # more memory than the chip has, as a rule; the others go on
+                print(f"{cell.row['key']}: DOES NOT COMPILE: {cells.line(error)}", flush=True)
+                fits, found[f"{name}_fits"] = False, results.figure(0, "1: yes")
+                continue
             print(target.words(cell.row["key"], row), flush=True)
             fits = fits and row["fits"]
-            found |= target.figures(re.sub(r"\W+", "_", cell.row["key"]), row)
+            found |= target.figures(name, row)
         if values.out:
             results.write(values.out, **written, seconds=time.perf_counter() - began, figures=found)
         return int(not fits)

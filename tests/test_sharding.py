@@ -1,5 +1,6 @@
 """Meshes, partition rules, and the same update however it is compiled."""
 
+import importlib
 import re
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 from tests.test_step import small
 from vae_jax import compile as compile_lib
-from vae_jax import config, data, model, parallel, sharding
+from vae_jax import config, data, model, parallel, results, sharding
 from vae_jax.benchmark import target
 from vae_jax.config import UserError
 
@@ -366,3 +367,20 @@ def test_a_bfloat16_program_for_tpus_sums_in_float32():
     row = target.measure(small(dtype="bfloat16", mesh__fsdp=2), "v5e:2x2")
     assert row["fits"] and row["devices"] == 4 and row["flops"] > 0
     assert {d for kind, d in row["collectives"] if kind in ("all-reduce", "reduce-scatter")} == {"f32"}
+
+
+@slow
+def test_a_program_that_needs_more_memory_than_a_chip_has_is_a_row(tmp_path, capsys):
+    pytest.importorskip("libtpu", reason="needs requirements-tpu-aot.txt")
+    out, small_fields = tmp_path / "t.json", ["--config.optim.warmup=0", "--config.data.shift=0"]
+    given = [
+        "--config=configs/digits.py",
+        *small_fields,
+        "--target=v5e:2x2",
+        "--sweep=batch=33554432,64",
+        f"--out={out}",
+    ]
+    assert importlib.import_module("benchmark").run(["benchmark.py", *given]) == 1
+    figures = results.read(out)["figures"]
+    assert figures["batch_33554432_fits"]["value"] == 0 and figures["batch_64_fits"]["value"] == 1
+    assert "batch=33554432: DOES NOT COMPILE: JaxRuntimeError: RESOURCE_EXHAUSTED" in capsys.readouterr().out

@@ -89,7 +89,7 @@ def cells(load, pairs, sweep, data_dir=""):
         try:
             config_lib.validate(c)
         except UserError as error:
-            made[-1].row["error"] = _line(error)
+            made[-1].row["error"] = line(error)
     keys = [cell.row["key"] for cell in made]
     twice = next((k for k in keys if keys.count(k) > 1), None)
     if twice:
@@ -226,7 +226,7 @@ def build(cell, peer=None):
             try:
                 cell.lanes[name] = Lane(*make())
             except Exception as error:  # its compiler may fail in any way; that is a finding
-                row["peer_errors"][name] = _line(error)
+                row["peer_errors"][name] = line(error)
 
 
 def agreement(c, dataset, params, peer):
@@ -285,7 +285,7 @@ def agreement(c, dataset, params, peer):
     return {"peer_loss_gap": gap, "peer_gradient_gap": max(gaps)}
 
 
-def _line(error):
+def line(error):
     """An exception in one line of 200 characters at most."""
     text = " ".join(str(error).split())
     return (text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")[:200]
@@ -358,5 +358,5 @@ def _survives(cell, failed):
         yield
     except Exception as error:  # out of memory, no compiler for it, too few devices: a row that says so
         failed.append(error)
-        cell.row |= {"error": _line(error), "traceback": traceback.format_exc()}
+        cell.row |= {"error": line(error), "traceback": traceback.format_exc()}
         cell.lanes.clear()  # its memory is for the others
