@@ -98,7 +98,7 @@ METRICS = {
         "The label under which the importance-weighted bound on log p(x|y) is the highest.",
     ),
     "bayes_cross_entropy_nats": ("… cross-entropy", "nats", "{:.4f}", "lower", "−log p(y|x) by the same rule."),
-    "bayes_ece": ("… calibration error (ECE)", "", "{:.4f}", "lower", "Over 15 bins."),
+    "bayes_ece": ("… calibration error", "%", "{:.2%}", "lower", "ECE by the same rule."),
     "bayes_rejection_accuracy": (
         "… accuracy over rejection",
         "%",
@@ -173,6 +173,8 @@ METRICS = {
     "occlusion_bayes_accuracy": ("… occlusion", "%", "{:.2%}", "higher", "A grey square hides a part."),
     "fgsm_bayes_accuracy": ("… FGSM", "%", "{:.2%}", "higher", "Against the posterior by Bayes' rule."),
     "pgd_bayes_accuracy": ("… PGD", "%", "{:.2%}", "higher", "Twenty steps, fresh draws in each."),
+    "ood_images": ("Images asked for strangers", "", "{:,}", "", "Of the test set, an even stride apart."),
+    "ood_waic_auroc": ("… WAIC of an ensemble", "", "{:.3f}", "higher", "AUROC by the spread of several seeds' bounds."),
     "active_units": (
         "Active units",
         "dimensions",
