@@ -174,7 +174,13 @@ METRICS = {
     "fgsm_bayes_accuracy": ("… FGSM", "%", "{:.2%}", "higher", "Against the posterior by Bayes' rule."),
     "pgd_bayes_accuracy": ("… PGD", "%", "{:.2%}", "higher", "Twenty steps, fresh draws in each."),
     "ood_images": ("Images asked for strangers", "", "{:,}", "", "Of the test set, an even stride apart."),
-    "ood_waic_auroc": ("… WAIC of an ensemble", "", "{:.3f}", "higher", "AUROC by the spread of several seeds' bounds."),
+    "ood_waic_auroc": (
+        "… WAIC of an ensemble",
+        "",
+        "{:.3f}",
+        "higher",
+        "AUROC by the spread of several seeds' bounds.",
+    ),
     "active_units": (
         "Active units",
         "dimensions",
