@@ -9,8 +9,8 @@ M2's data are samples of q(z1|x), under a Gaussian p(z1|y,z2); its nets have one
 z2 has 10 dimensions where the paper has 50: with less room beside it the label says more, and q(y|z1) learns sooner (in
 short runs of one seed, judged by the labels of all validation images).
 
-Three seeds of it, each on an M1 of 10,000 steps: m1m2.100 in results/study_mnist.json, 26 minutes each on one core
-of an AMD EPYC.
+Three seeds of it: results/study_m1m2.json (configs/study_m1m2.py); on an M1 of half the steps: m1m2.100 in
+results/study_mnist.json.
 """
 
 from configs import m1_mnist

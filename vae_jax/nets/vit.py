@@ -15,7 +15,7 @@ def implementation(name, dtype, size):
     """``name`` itself, where ``jax.nn.dot_product_attention`` has that kernel for heads of ``size`` numbers, here.
 
     'xla' is on every device. 'cudnn' is cuDNN's fused one, which holds no NxN scores: bfloat16 on an NVIDIA GPU, and a
-    run with it is evaluated on such a GPU too. It is not run here: this machine has none.
+    run with it is evaluated on such a GPU too. Not run yet.
     """
     if name not in ("xla", "cudnn"):
         raise UserError(f"attention={name}: want xla or cudnn")
