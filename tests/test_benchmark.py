@@ -218,7 +218,7 @@ GRID |= {"decoder.channels": "3", "encoder.depths": "(1,)", "decoder.depths": "(
     ("name", "given", "field", "plain", "looped"),
     [
         ("mnist_dynamic", {"batch": "128"}, "accumulate", "1", "4"),
-        ("mnist_vdvae", GRID, "decoder.scan", "False", "True"),
+        pytest.param("mnist_vdvae", GRID, "decoder.scan", "False", "True", marks=pytest.mark.slow),
     ],
     ids=["microbatches", "levels"],
 )
@@ -587,6 +587,7 @@ def test_help_waits_for_no_jax():
     assert done.returncode == 0 and "--workdir" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_compiles_each_program_once_and_the_next_takes_them_from_the_users_cache(tmp_path):
     """Three times the steps, with as many more logs, validations and saves, compile nothing more; and a process after
     the first compiles nothing of the same run: every program is in the cache folder of the home that it was given."""
