@@ -6,7 +6,8 @@ The CNN is that of configs/mnist_cnn.py; M1, joint and the dense net have one en
 The VAEs see binarised images, the CNN and the pixels grey ones.
 
 Figures: results/study_mnist.json; of the nets of each class in their final form results/study_apart.json
-(``--only=apart``).
+(``--only=apart``), of the dense net results/study_more.json. Not run yet: the autoencoder, the shifted CNN, CCVAE,
+M1+M2 with all labels, and Bayes' rule with fewer.
 """
 
 from configs import ccvae_mnist, m1_mnist, m1m2_mnist, m2_mnist, mnist_cnn
