@@ -279,7 +279,8 @@ def _draw_roofline(theme, rows, summaries, measured, published):
                     ax.annotate(name, (x[-1], roof[-1]), (0, above), textcoords="offset points", ha="right")
                     ax.texts[-1].set(fontsize=7.5, color=theme["muted"])
     for i, (r, s) in enumerate(good):
-        ax.plot(s["intensity"], s["flops_per_s"] / 1e9, "o", color=draw.CLASS_COLOURS[i % 10], label=r["key"])
+        colour, marker = draw.CLASS_COLOURS[i % 10], draw.MARKERS[i // 10 % len(draw.MARKERS)]
+        ax.plot(s["intensity"], s["flops_per_s"] / 1e9, marker, linestyle="", color=colour, label=r["key"])
     ax.set_xlabel("FLOP of dense and convolutional layers for each byte that XLA counts", fontsize=8)
     ax.set_ylabel("GFLOP/s", fontsize=8)
     _legend(figure, ax, theme)
@@ -287,6 +288,8 @@ def _draw_roofline(theme, rows, summaries, measured, published):
 
 
 def _draw_throughput(theme, rows, summaries):
+    from matplotlib import ticker
+
     figure = draw.new_figure(5.6, 4)
     ax = figure.subplots()
     draw.style_axes(ax, theme)
@@ -310,6 +313,8 @@ def _draw_throughput(theme, rows, summaries):
     batches = sorted({row["batch"] for row in rows if not row["error"]})
     ax.set_xticks(batches, [f"{b:,}" for b in batches])
     ax.minorticks_off()
+    ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     ax.set_xlabel("batch", fontsize=8)
     ax.set_ylabel("images/s, median; bars to the 10th and 90th percentile", fontsize=8)
     _legend(figure, ax, theme)
