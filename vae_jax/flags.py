@@ -1,5 +1,6 @@
 """The command line: absl flags, a config page and its overrides; errors are one line, exit code 2."""
 
+import contextlib
 import os
 import sys
 import traceback
@@ -102,23 +103,24 @@ def _huge_pages():
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if not own or HUGE_PAGES in os.environ or "hugetlb" in tunables:
         return
+    if "[madvise]" in _kernel():
+        os.environ |= {HUGE_PAGES: "begun", "GLIBC_TUNABLES": f"{tunables}:{TUNABLE}".lstrip(":")}
+        with contextlib.suppress(OSError):  # no way to begin anew: it goes on as it is
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _kernel():
+    """What the kernel says of huge pages; '' where it says nothing."""
     try:
         with open(KERNEL) as file:
-            if "[madvise]" in file.read():
-                os.environ |= {HUGE_PAGES: "begun", "GLIBC_TUNABLES": f"{tunables}:{TUNABLE}".lstrip(":")}
-                os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+            return file.read()
     except OSError:
-        pass  # no such kernel, or no way to begin anew: it goes on as it is
+        return ""
 
 
 def huge_pages():
     """Whether this process's large temporaries get huge pages, in words; :func:`main` asks for them."""
-    try:
-        with open(KERNEL) as file:
-            kernel = file.read()
-    except OSError:
-        kernel = ""
-    asked = "hugetlb" in os.environ.get("GLIBC_TUNABLES", "")
+    kernel, asked = _kernel(), TUNABLE in os.environ.get("GLIBC_TUNABLES", "")
     return "always" if "[always]" in kernel else "asked for" if asked and "[madvise]" in kernel else "no"
 
 

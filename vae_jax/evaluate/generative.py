@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import compile as compile_lib
-from vae_jax.evaluate import likelihood
+from vae_jax.evaluate import likelihood, recognition
+
+
+def label_bounds(model, params, x_BxHxWxC, keys_K):
+    """The importance-weighted bound on log p(x|y) of every label from K draws, BxY, in nats; labels share noise."""
+
+    def bound(y):
+        return jax.nn.logsumexp(model.draw(params, x_BxHxWxC, keys_K, y=y).log_w, axis=0) - np.log(len(keys_K))
+
+    return jax.vmap(bound, out_axes=1)(jnp.arange(model.classes))
 
 
 def class_evidence(c, model, params, split, levels, mesh, key, *, k):
@@ -19,12 +28,10 @@ def class_evidence(c, model, params, split, levels, mesh, key, *, k):
     the batch size nor the devices.
     """
     to_x = likelihood.inputs(c, levels)
-    labels = jnp.arange(model.classes)
 
     def one(params, x_HxWxC, i):
         keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(key, i), s))(jnp.arange(k))
-        log_w_YxK = jax.vmap(lambda y: model.draw(params, x_HxWxC[None], keys, y=y).log_w[:, 0])(labels)
-        return jax.nn.logsumexp(log_w_YxK, axis=1) - np.log(k)
+        return label_bounds(model, params, x_HxWxC[None], keys)[0]
 
     def program(params, batch):
         return {"log_pxy": jax.vmap(one, (None, 0, 0))(params, to_x(batch), batch["id"])}
@@ -37,6 +44,10 @@ def class_evidence(c, model, params, split, levels, mesh, key, *, k):
 
 def kept_accuracy(log_pxy_NxY, label_N, share=0.9):
     """Accuracy of Bayes' rule on the ``share`` of the images that the model finds most probable; p(y) is uniform."""
-    log_px = np.logaddexp.reduce(log_pxy_NxY, axis=1)
-    kept = np.argsort(-log_px, kind="stable")[: max(1, round(share * len(label_N)))]
-    return float((log_pxy_NxY.argmax(1) == label_N)[kept].mean())
+    _, accuracy_N = rejection(log_pxy_NxY, label_N)
+    return float(accuracy_N[max(1, round(share * len(label_N))) - 1])
+
+
+def rejection(log_pxy_NxY, label_N):
+    """``recognition.rejection`` of Bayes' rule, the least probable images rejected first; p(y) is uniform."""
+    return recognition.rejection(np.logaddexp.reduce(log_pxy_NxY, axis=1), log_pxy_NxY.argmax(1) == label_N)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import compile as compile_lib
+from vae_jax.evaluate import generative
 from vae_jax.model import Auxiliary
 from vae_jax.objectives.labels import cross_entropy
 
@@ -57,15 +58,14 @@ def log_probabilities(model, samples=0, bayes=False):
     .. math:: p(y|x) = \tfrac1S \sum_s p(y|z_s), \qquad z_s = \mu(x) + \sigma(x) \epsilon_s
 
     With ``bayes``, of a conditional model, Bayes' rule on the importance-weighted bound of S draws for each label
-    (``generative.class_evidence``). Gradients go through μ and σ (the reparameterisation), so an attack that averages
+    (``generative.label_bounds``). Gradients go through μ and σ (the reparameterisation), so an attack that averages
     over draws is expectation over transformation (Athalye et al. 2018, arXiv:1707.07397): noise hides no gradient.
     """
 
     def run(params, x, key):
         keys = jax.random.split(key, samples) if samples else None
         if bayes:
-            bound = lambda y: jax.nn.logsumexp(model.draw(params, x, keys, y=y).log_w, axis=0)  # noqa: E731
-            return jax.nn.log_softmax(jax.vmap(bound)(jnp.arange(model.classes)).T)
+            return jax.nn.log_softmax(generative.label_bounds(model, params, x, keys))
         if model.conditional:
             logits_SxBxY = model.classify(params, x, keys) if samples else model.classify(params, x)[None]
         else:

@@ -89,7 +89,7 @@ def bayes(s, params):
     log_p, hit = classification.log_softmax(log_pxy), log_pxy.argmax(1) == test.label
     found, _ = classification.figures(log_pxy, test.label)
     figures = {f"bayes_{name}": found[name] for name in ("accuracy", "cross_entropy_nats", "ece")}
-    _, kept = recognition.rejection(np.logaddexp.reduce(log_pxy, axis=1), hit)
+    _, kept = generative.rejection(log_pxy, test.label)
     return figures | {"bayes_rejection_accuracy": kept.mean()}, classification.reliability(np.exp(log_p.max(1)), hit)
 
 
