@@ -72,7 +72,7 @@ def apart(labels):
 
 
 def m1m2(labels):
-    c = sized(m1m2_mnist.get_config(), 60_000 if labels == 100 else 10_000, labels)
+    c = sized(m1m2_mnist.get_config(), {100: 60_000, 1000: 30_000}.get(labels, 10_000), labels)
     c.objective.labelled = labels / IMAGES or 1.0
     return c
 

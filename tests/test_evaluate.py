@@ -13,14 +13,15 @@ from vae_jax import compile as compile_lib
 from vae_jax import config, data, densities, sharding
 from vae_jax import model as model_lib
 from vae_jax.evaluate import classification, evaluate, latent, likelihood, recognition
+from vae_jax.evaluate.run import forward
 
 KEY = jax.random.key(1)
 
 
-def digits(images, **parts):
+def digits(images, binarize="none", **parts):
     """(config, dataset cut to so many test images, model, parameters) of a small MLP on digits."""
     c = config.default()
-    c.latent = 3
+    c.latent, c.data.binarize = 3, binarize
     c.encoder, c.decoder = (config.call(part, "mlp", widths=(8,)) for part in ("encoder", "decoder"))
     for part, (name, fields) in parts.items():
         c[part] = config.call(part, name, **fields)
@@ -210,8 +211,10 @@ def test_batches_are_every_example_once_with_its_place_and_no_label_of_its_own_m
     assert all((b["label"] == b["id"]).all() for b, _ in likelihood.batches(labelled, 4, mesh, 3))
 
 
-def test_the_rate_is_the_sum_of_its_dimensions_and_one_image_has_no_error():
-    c, dataset, model, params = digits(1)
+@pytest.mark.parametrize("binarize", ["none", "dynamic"])
+def test_the_rate_is_the_sum_of_its_dimensions_and_one_image_has_no_error(binarize):
+    likelihood = {"none": ("discretized_logistic", {}), "dynamic": ("bernoulli", {})}[binarize]
+    c, dataset, model, params = digits(1, binarize=binarize, likelihood=likelihood)
     mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
     dataset = dataset._replace(train=data.Split(dataset.train.image[:40], dataset.train.label[:40]))
     metrics, why, pictures = evaluate(c, model, params, dataset, mesh, iw_k=2)
@@ -219,3 +222,19 @@ def test_the_rate_is_the_sum_of_its_dimensions_and_one_image_has_no_error():
     assert kl_D.shape == (3,) and (np.diff(kl_D) <= 0).all()
     assert kl_D.sum() == pytest.approx(metrics["kl_nats"], rel=1e-5)
     assert metrics["iw_nats_se"] is None and "one image" in why["iw_nats_se"]
+
+
+def test_codes_and_classes_are_read_from_the_grey_image_of_which_training_draws():
+    c, dataset, model, params = digits(20, binarize="dynamic", likelihood=("bernoulli", {}))
+    mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
+    x = np.asarray(dataset.test.image, np.float32) / (dataset.levels - 1)
+    assert ((x > 0) & (x < 1)).any()
+    got = forward(c, model, params, dataset.test, dataset.levels, mesh)
+    mu = model.encode(params, jnp.asarray(x)).mu
+    np.testing.assert_allclose(got["mu"], mu, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got["logits"], model.classify(params, mu), rtol=1e-5, atol=1e-6)
+    shown = likelihood.inputs(c, dataset.levels)({"image": dataset.test.image, "id": np.arange(20)})
+    assert set(np.unique(shown)) == {0, 1}, "the bound is one on binary images"
+    c.data.binarize = "static"  # one draw is the data set: there is nothing else to be seen
+    fixed = forward(c, model, params, dataset.test, dataset.levels, mesh)["mu"]
+    np.testing.assert_allclose(fixed, model.encode(params, shown).mu, rtol=1e-5, atol=1e-6)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import logsumexp
 
 from configs import study_digits
 from tests.test_semi import KEY, LABEL, PIXELS, SHAPE, tiny
@@ -204,3 +205,37 @@ def test_bayes_rule_on_the_model_is_that_of_the_two_gaussians():
     kept = np.argsort(-np.logaddexp(*exact.T), kind="stable")[:27]
     assert generative.kept_accuracy(found, best, 0.9) == 1.0
     assert generative.kept_accuracy(found, label, 0.9) == pytest.approx((best == label)[kept].mean())
+
+
+def test_bayes_rule_on_a_grey_image_is_below_the_mean_evidence_of_its_binary_draws():
+    """E log p(x'|y) over x' ~ Bernoulli(x), exactly: all 2^6 images, each by quadrature over z."""
+    model, params = tiny()
+    params["posterior"] = jax.tree.map(jnp.zeros_like, params["posterior"])  # q = p: weights of small variance
+    grey = np.random.default_rng(3).integers(0, 256, (4, *SHAPE)).astype(np.uint8)
+    grey[:, 0, 0] = 255
+    c, z = config.default(), np.linspace(-9, 9, 3001)
+    c.data.binarize = "dynamic"
+    every = np.array(list(np.ndindex(*[2] * PIXELS)))
+    x = grey.reshape(4, 1, PIXELS) / 255
+    chance = np.where(every, x, 1 - x).prod(2)
+    np.testing.assert_allclose(chance.sum(1), 1)
+    exact, soft = [], []
+    for y in (0, 1):
+        out = model.decode(params, jnp.asarray(z, jnp.float32)[:, None], jnp.full(len(z), y))
+        logits = np.asarray(out, np.float64).reshape(len(z), 1, PIXELS)
+        log_p_z = stats.norm.logpdf(z) + np.log(z[1] - z[0])
+        log_p = [
+            logsumexp((x * logits - np.logaddexp(0, logits)).sum(-1) + log_p_z[:, None], axis=0)
+            for x in (every, grey.reshape(4, PIXELS) / 255)
+        ]
+        exact.append(chance @ log_p[0])
+        soft.append(log_p[1])
+    exact, soft = np.stack(exact, 1), np.stack(soft, 1)
+    assert (soft < exact - 0.05).all()
+    mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
+    split = data.Split(grey, np.zeros(4, np.int32))
+    found = generative.class_evidence(c, model, params, split, 256, mesh, KEY, k=40_000)
+    np.testing.assert_allclose(found, soft, atol=0.1)
+    c.data.binarize = "threshold"
+    other = generative.class_evidence(c, model, params, split, 256, mesh, KEY, k=40_000)
+    assert abs(other - soft).max() > 0.5, "of one binary image it is another figure"

@@ -38,11 +38,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def program(what, s, params, *, temperature=1.0, codes=None):
     """(function, [(shape without B, dtype) of each argument]), with the parameters inside it.
 
-    Images are raw, 0 .. levels − 1. Where training binarises by chance each image meets the same toss, so what is
-    said of one depends on nothing beside it. ``codes``: ``ood.Gaussians`` of the training images.
+    Images are raw, 0 .. levels − 1, and read as by ``likelihood.seen``; of a fixed binarisation each meets the same
+    toss, so what is said of one depends on nothing beside it. ``codes``: ``ood.Gaussians`` of the training images.
     """
     model, params = s.model, jax.tree.map(hosts.fetch, params)
-    to_x = likelihood.inputs(s.c, s.dataset.levels)
+    to_x = likelihood.seen(s.c, s.dataset.levels)
 
     def coded(image):
         x = to_x({"image": image, "id": jnp.zeros(image.shape[0], jnp.int32)})

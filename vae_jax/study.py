@@ -136,11 +136,16 @@ def cells(study, root):
     return found
 
 
-def train(cell, root, study, say):
-    """Train the run of a cell, after the one it begins with, where they are not trained; False where a signal came."""
+def needed(cell, root, study):
+    """(folder, config, config that trains it) of the run that a cell's begins with, if any, and of its own."""
     begin = study.runs[study.methods[cell.method].run].begin
     first = [_folder(root, study, begin, 0, cell.seed)] if begin else []
-    for folder, c, together in (*first, (cell.folder, cell.config, cell.together)):
+    return [*first, (cell.folder, cell.config, cell.together)]
+
+
+def train(cell, root, study, say):
+    """Train what a cell needs and is not trained; False where a signal came."""
+    for folder, c, together in needed(cell, root, study):
         saved = checkpoint.steps(folder)
         if together is None or (saved and saved[-1] >= c.steps):
             continue
@@ -151,14 +156,16 @@ def train(cell, root, study, say):
     return True
 
 
-def restore(cell):
-    """(Setup, parameters, training seconds of this run alone) of a cell."""
-    if cell.together is None:
-        s = workdir.setup(cell.config)
-        state, _ = compile_lib.init(cell.config, s.model, s.mesh, s.dataset)
-        return s, step.averaged(state), 0.0
-    s, state, meta = workdir.restore(cell.folder, "latest", say=lambda _: None)
-    return s, step.averaged(state), meta["latest"]["clock"]["seconds"] / max(1, config_lib.replica_count(cell.together))
+def restore(folder, c, together):
+    """(Setup, parameters, what its training took: seconds, images, floating-point operations) of one of ``needed``."""
+    if together is None:
+        s = workdir.setup(c)
+        state, _ = compile_lib.init(c, s.model, s.mesh, s.dataset)
+        return s, step.averaged(state), np.zeros(3)
+    s, state, meta = workdir.restore(folder, "latest", say=lambda _: None)
+    seconds = meta["latest"]["clock"]["seconds"] / max(1, config_lib.replica_count(together))
+    each = np.array([c.batch + c.data.labelled_batch, count.flops(count.traced(s.c, s.model, s.mesh, s.dataset))])
+    return s, step.averaged(state), np.array([seconds, *c.steps * each])
 
 
 def read(cell, method, s, params, dataset, k):
@@ -218,7 +225,8 @@ def perform(cell, root, study, say):
     if not train(cell, root, study, say):
         return None
     method = study.methods[cell.method]
-    s, params, seconds = restore(cell)
+    found = [restore(*run) for run in needed(cell, root, study)]
+    (s, params, _), (seconds, images, flops) = found[-1], sum(took for _, _, took in found)
     c = s.c.data.copy_and_resolve_references()
     c.labels, c.labels_seed = cell.labels, cell.seed if cell.labels else 0
     dataset = s.dataset if c.labels == s.c.data.labels else data.load(c)
@@ -226,9 +234,6 @@ def perform(cell, root, study, say):
     reading = time.perf_counter()
     logits, predicted, more = read(cell, method, s, params, dataset, study.iw_k)
     found, counts = figures(logits, predicted, dataset.test.label, len(dataset.classes))
-    made = cell.together is not None
-    images = cell.config.steps * (cell.config.batch + cell.config.data.labelled_batch)
-    flops = cell.config.steps * count.flops(count.traced(s.c, s.model, s.mesh, s.dataset)) if made else 0
     row = {
         "method": cell.method,
         "labels": cell.labels,
@@ -237,7 +242,7 @@ def perform(cell, root, study, say):
         "confusion": counts.tolist(),
         "training_seconds": round(seconds, 2),
         "images_per_s": round(images / seconds) if seconds else None,
-        "training_flops": flops,
+        "training_flops": int(flops),
         "reading_seconds": round(time.perf_counter() - reading, 2),
         "seconds": round(time.perf_counter() - began, 2),
         "device": results.device(),

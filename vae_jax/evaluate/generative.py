@@ -26,8 +26,11 @@ def class_evidence(c, model, params, split, levels, mesh, key, *, k):
     logsumexp over Y less log Y is log p(x), by which an image that no class explains can be rejected (Schott et al.
     2018, arXiv:1805.09190). Labels share their noise, which is keyed by example, so the figures depend on neither
     the batch size nor the devices.
+
+    Of pixels drawn anew at each step, x is their mean (``likelihood.seen``). Bernoulli log p(x|y,z) is linear in x, and
+    the logsumexp convex, so this bounds E log p(x'|y) over draws x' of the image: Bayes' rule on all of them at once.
     """
-    to_x = likelihood.inputs(c, levels)
+    to_x = (likelihood.seen if model.likelihood.data == "binary" else likelihood.inputs)(c, levels)
 
     def one(params, x_HxWxC, i):
         keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(key, i), s))(jnp.arange(k))

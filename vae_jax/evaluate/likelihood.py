@@ -21,9 +21,20 @@ VALUES = {"cpu": 2**20, "other": 2**26}
 
 
 def inputs(c, levels):
-    """to_x(batch) → x_BxHxWxC in [0, 1] as evaluation sees it."""
+    """to_x(batch) → x_BxHxWxC in [0, 1] as bounds are asked of it: binary where the model is one of binary images."""
     d = c.data
     return lambda batch: data.to_input(batch["image"], batch["id"], None, levels=levels, binarize=d.binarize)
+
+
+def seen(c, levels):
+    """to_x(batch) → x_BxHxWxC in [0, 1] as codes and classes are read from it.
+
+    Where training draws binary images anew at each step (``data.binarize=dynamic``), this is their mean, the grey image
+    itself: one more draw is noise that training taught the nets to see through, and it hides what the image says.
+    """
+    if c.data.binarize != "dynamic":
+        return inputs(c, levels)
+    return lambda batch: data.to_input(batch["image"], batch["id"], None, levels=levels, binarize="none")
 
 
 def draws(model, params, x_BxHxWxC, id_B, key, first, samples, y_B=None):

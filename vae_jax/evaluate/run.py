@@ -15,18 +15,19 @@ SURGERY = ("mutual_information_nats", "aggregate_kl_nats")
 FIGURES = (*CLASSIFIED, *BOUNDS, "knn_accuracy", "active_units", *SURGERY)
 
 
-def forward(c, model, params, split, levels, mesh, every=1):
+def forward(c, model, params, split, levels, mesh, every=1, to_x=likelihood.seen):
     """:func:`looker` for one look."""
-    return looker(c, model, levels, mesh)(params, split, every)
+    return looker(c, model, levels, mesh, to_x)(params, split, every)
 
 
-def looker(c, model, levels, mesh):
+def looker(c, model, levels, mesh, to_x=likelihood.seen):
     """look(params, split, every=1), compiled once: posterior means, their log-variances where q is a diagonal
     Gaussian, and logits at the means, of each ``every``-th example: {'mu': NxD, 'logvar': NxD, 'logits': NxY}.
 
-    Of a conditional model the logits are q(y|x)'s, and q(z|x,y) is that of the most probable y.
+    Of a conditional model the logits are q(y|x)'s, and q(z|x,y) is that of the most probable y. ``to_x``: what the
+    nets are shown, ``likelihood.seen`` or, for what belongs to the bounds, ``likelihood.inputs``.
     """
-    to_x = likelihood.inputs(c, levels)
+    to_x = to_x(c, levels)
 
     def program(params, batch):
         x = to_x(batch)
@@ -77,7 +78,6 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
     test, levels = dataset.test, dataset.levels
     metrics, why = {"n": len(test.image)} | dict.fromkeys(FIGURES), {}
     out = forward(c, model, params, test, levels, mesh)
-    metrics["active_units"] = recognition.active_units(out["mu"])
     confusion = None
     if test.label is None:
         why |= dict.fromkeys((*CLASSIFIED, "knn_accuracy"), "the data has no labels")
@@ -95,8 +95,12 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
 
     pictures = {"latents": out["mu"], "latent_labels": test.label, "confusion": confusion}
     if model.decode is None:
+        metrics["active_units"] = recognition.active_units(out["mu"])
         why |= dict.fromkeys((*BOUNDS, *SURGERY), "the model has no decoder")
         return metrics, why, pictures
+    if c.data.binarize == "dynamic":  # what follows is of the images that the bound is of
+        out = forward(c, model, params, test, levels, mesh, to_x=likelihood.inputs)
+    metrics["active_units"] = recognition.active_units(out["mu"])
     rows = likelihood.log_likelihood(c, model, params, test, levels, mesh, stream(c.seed, "test"), k=iw_k)
     iw = rows["iw"]
     if hosts.several():  # what follows is small: each process does it alone

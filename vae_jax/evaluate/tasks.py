@@ -182,7 +182,7 @@ def withstand(s, params, look):
         asked["_bayes"] = (DRAWS, True)
     log_p = {end: robustness.log_probabilities(model, *how) for end, how in asked.items()}
     judge = {end: compile_lib.simple(f) for end, f in log_p.items()}
-    to_x, curves = compile_lib.simple(likelihood.inputs(s.c, levels)), {}
+    to_x, curves = compile_lib.simple(likelihood.seen(s.c, levels)), {}
 
     def shown(split):
         """(what the nets see, labels), 200 images at a time."""
