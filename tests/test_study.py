@@ -210,7 +210,8 @@ def test_bayes_rule_on_the_model_is_that_of_the_two_gaussians():
 def test_bayes_rule_on_a_grey_image_is_below_the_mean_evidence_of_its_binary_draws():
     """E log p(x'|y) over x' ~ Bernoulli(x), exactly: all 2^6 images, each by quadrature over z."""
     model, params = tiny()
-    params["posterior"] = jax.tree.map(jnp.zeros_like, params["posterior"])  # q = p: weights of small variance
+    params["posterior"] = jax.tree.map(jnp.zeros_like, params["posterior"])  # q = p, and a decoder that sees little of
+    params["decoder"]["out"] = jax.tree.map(lambda a: 0.4 * a, params["decoder"]["out"])  # z: weights of small variance
     grey = np.random.default_rng(3).integers(0, 256, (4, *SHAPE)).astype(np.uint8)
     grey[:, 0, 0] = 255
     c, z = config.default(), np.linspace(-9, 9, 3001)
@@ -234,8 +235,8 @@ def test_bayes_rule_on_a_grey_image_is_below_the_mean_evidence_of_its_binary_dra
     assert (soft < exact - 0.05).all()
     mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
     split = data.Split(grey, np.zeros(4, np.int32))
-    found = generative.class_evidence(c, model, params, split, 256, mesh, KEY, k=40_000)
-    np.testing.assert_allclose(found, soft, atol=0.1)
+    found = generative.class_evidence(c, model, params, split, 256, mesh, KEY, k=4000)
+    np.testing.assert_allclose(found, soft, atol=0.03)
     c.data.binarize = "threshold"
-    other = generative.class_evidence(c, model, params, split, 256, mesh, KEY, k=40_000)
+    other = generative.class_evidence(c, model, params, split, 256, mesh, KEY, k=4000)
     assert abs(other - soft).max() > 0.5, "of one binary image it is another figure"
