@@ -1,8 +1,8 @@
-"""M2 on MNIST with 100 labels: what longer gives, each length under a cosine of its own, one seed.
+"""M2 on MNIST with 100 labels: what longer gives, each length under a cosine of its own, three seeds.
 
     python -m vae_jax.study --config=configs/study_m2.py --data_dir=~/data --workdir=runs/study_m2
 
-Figures, times and device, without the longest: results/study_m2.json.
+Figures, times and device: results/study_m2.json.
 """
 
 from configs import study_mnist
@@ -17,4 +17,4 @@ def m2(steps):
 
 def get_study():
     methods = {f"steps_{n}": Method(f"{n:,} steps", f"m2_{n}") for n in STEPS}
-    return Study("M2 with 100 labels", {f"m2_{n}": m2(n) for n in STEPS}, methods, (100,), (0,), (100,))
+    return Study("M2 with 100 labels", {f"m2_{n}": m2(n) for n in STEPS}, methods, (100,), (0, 1, 2), (100,))
