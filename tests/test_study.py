@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 from scipy.special import logsumexp
 
@@ -52,8 +53,13 @@ def test_a_study_does_every_cell_and_says_what_is_left(done):
     assert read(root, "m1_svm-20-1")["config"]["seed"] == 1 and os.path.isdir(f"{root}/runs/m1/replica_1")
 
 
-def test_the_page_and_the_tables_hold_the_cells(done):
+def test_the_page_and_the_tables_hold_the_cells(done, tmp_path):
     root, _ = done
+    assert study.run(small(), root, publish=str(tmp_path / "small.json"), say=lambda _: None)
+    figures = json.loads((tmp_path / "small.json").read_text())["figures"]
+    found = [read(root, f"m1_svm-20-{s}")["figures"]["accuracy"] for s in (0, 1)]
+    assert figures["m1_svm.20.accuracy"]["value"] == pytest.approx(np.mean(found))
+    assert Image.open(tmp_path / "small.png").size[0] > 500
     accuracy = [read(root, f"net-20-{s}")["figures"]["accuracy"] for s in (0, 1)]
     entry = f"{np.mean(accuracy):.2%} ± {np.std(accuracy, ddof=1):.2%}"
     names = ("index.html", "table.md", "table.tex", "table.csv")

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from vae_jax import assess, checkpoint, data, loop, results, step, store, tabulate, workdir
+from vae_jax import assess, checkpoint, data, log, loop, results, step, store, tabulate, workdir
 from vae_jax import compile as compile_lib
 from vae_jax import config as config_lib
 from vae_jax import flags as flags_lib
@@ -315,6 +315,7 @@ def run(study, root, *, only=(), data_dir="", publish="", say=print):
         results.write(
             publish, command=assess.command(), config=None, seed=list(study.seeds), seconds=seconds, figures=made
         )
+        log.replace(os.path.splitext(publish)[0] + ".png", tabulate.picture(study, finished))
     return True
 
 
@@ -338,7 +339,9 @@ def define(values):
     flags.DEFINE_string("config", "configs/study_digits.py", "a page with get_study()", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the study; one that holds it goes on", flag_values=values)
     flags.DEFINE_list("only", [], "names of methods; the others wait", flag_values=values)
-    flags.DEFINE_string("results", "", "also write the figures to this file, results/NAME.json", flag_values=values)
+    flags.DEFINE_string(
+        "results", "", "also write figures and picture: results/NAME.json, NAME.png", flag_values=values
+    )
     flags.DEFINE_string("data_dir", "", "where TFDS data is", flag_values=values)
 
 
