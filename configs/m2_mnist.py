@@ -12,8 +12,8 @@ here it is 10. Its learning rate is 3e-4, for 3,000 epochs. Here it begins 40 ti
 gradient's norm clipped: of 1e-3 to 25e-3, each for 3,000 steps with 1,000 labels and judged by the labels of all
 validation images, 12e-3 was best by far. The faster it goes, the less of the image has z by the time that y is used.
 
-Not run to its end yet. Three seeds of 10,000 steps, with 100, 1,000 and (20,000 at 3e-3) all labels: m2 in
-results/study_mnist.json; one seed by the number of steps: results/study_m2.json.
+Three seeds of 10,000 steps, with 100, 1,000 and (20,000 at 3e-3) all labels: m2 in results/study_mnist.json; with 100
+by the number of steps, this page's 50,000 too: results/study_m2.json.
 """
 
 from vae_jax import config

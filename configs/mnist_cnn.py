@@ -4,7 +4,7 @@
 
 Training images are shifted by up to two pixels; --config.data.shift=0 is the same without augmentation.
 
-Not run to its end yet: no file in results/.
+Figures, time and device: results/mnist_cnn.json.
 """
 
 from configs import mnist

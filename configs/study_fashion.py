@@ -2,8 +2,8 @@
 
     python -m vae_jax.study --config=configs/study_fashion.py --data_dir=~/data --workdir=runs/study_fashion
 
-The dense net has M1's encoder and sees its binarised images: beside the CNN's and the pixels' rows it shows what these
-lose. Figures, times and device: results/study_fashion.json.
+The dense net has M1's encoder and learns from its binarised images: beside the CNN's and the pixels' rows it shows what
+these lose. Figures, times and device: results/study_fashion.json.
 """
 
 from configs import study_mnist

@@ -1,13 +1,12 @@
-"""Methods x label budgets x seeds on MNIST; about five hours on two cores of an Intel Xeon at 2.5 GHz.
+"""Methods x label budgets x seeds on MNIST; what it took stands in its results file: hours of one CPU core, which
+--only=METHODS shares among processes of one workdir.
 
     python -m vae_jax.study --config=configs/study_mnist.py --data_dir=~/data --workdir=runs/study_mnist
 
-The CNN is that of configs/mnist_cnn.py; M1, joint and the dense net have one encoder, layers of 600-600, M2 its page's.
-The VAEs see binarised images, the CNN and the pixels grey ones.
+The CNN is that of configs/mnist_cnn.py; M1, joint, CCVAE and the dense net have one encoder, layers of 600-600, M2 its page's.
+The dense ones learn from binarised images and are asked about grey ones, which the CNN and the pixels' probes see.
 
-Figures: results/study_mnist.json; of the nets of each class in their final form results/study_apart.json
-(``--only=apart``), of the dense net results/study_more.json. Not run yet: the autoencoder, the shifted CNN, CCVAE,
-M1+M2 with all labels, and Bayes' rule with fewer.
+Figures, times and device: results/study_mnist.json.
 """
 
 from configs import ccvae_mnist, m1_mnist, m1m2_mnist, m2_mnist, mnist_cnn
