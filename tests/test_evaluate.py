@@ -225,7 +225,8 @@ def test_the_rate_is_the_sum_of_its_dimensions_and_one_image_has_no_error(binari
 
 
 def test_codes_and_classes_are_read_from_the_grey_image_of_which_training_draws():
-    c, dataset, model, params = digits(20, binarize="dynamic", likelihood=("bernoulli", {}))
+    parts = {"likelihood": ("bernoulli", {}), "classifier": ("mlp", {})}
+    c, dataset, model, params = digits(20, binarize="dynamic", **parts)
     mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
     x = np.asarray(dataset.test.image, np.float32) / (dataset.levels - 1)
     assert ((x > 0) & (x < 1)).any()
