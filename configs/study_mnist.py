@@ -4,8 +4,7 @@
     python -m vae_jax.study --config=configs/study_mnist.py --data_dir=~/data --workdir=runs/study_mnist
 
 The CNN is that of configs/mnist_cnn.py; M1, joint, CCVAE and the dense net have one encoder, layers of 600-600, M2 its
-page's.
-The dense ones learn from binarised images and are asked about grey ones, which the CNN and the pixels' probes see.
+page's. The dense ones learn from binarised images and are asked about grey ones, which CNN and pixels' probes see.
 
 Figures, times and device: results/study_mnist.json.
 """

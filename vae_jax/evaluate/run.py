@@ -132,13 +132,8 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
         metrics["bits_per_dim"] = densities.bits_per_dim(-metrics["iw_nats"], dataset.shape)
     else:
         why["bits_per_dim"] = f"{c.likelihood.name} is a density, not a likelihood of discrete data"
-    x = data.to_input(
-        jnp.asarray(test.image[:40]),
-        jnp.arange(min(40, len(test.image))),
-        None,
-        levels=levels,
-        binarize=c.data.binarize,
-    )
+    first = jnp.asarray(test.image[:40])
+    x = likelihood.inputs(c, levels)({"image": first, "id": jnp.arange(len(first))})
     pictures |= generation.pictures(model, params, x, stream(c.seed, "pictures"))
     drawn = pictures["samples"][: generation.SHOWN]
     pictures["neighbours"] = [drawn, generation.nearest(drawn, dataset.train.image, levels)]
