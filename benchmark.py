@@ -19,7 +19,7 @@ import time
 
 from absl import flags
 
-from vae_jax import flags as flags_lib
+from vae_jax import cli as flags_lib
 
 
 def define(values):
@@ -55,8 +55,10 @@ def run(argv):
     values, pairs = flags_lib.parse(argv, define)
     import jax
 
-    from vae_jax import assess, compile, config, results
-    from vae_jax.benchmark import cells, machine, present, startup, target, whole
+    from benchmarks import cells, machine, present, startup, target, whole
+    from vae_jax import config
+    from vae_jax.tools import assess, results
+    from vae_jax.train import program as compile
 
     began, command, load = time.perf_counter(), assess.command(), [os.getloadavg()[0]]
     written = {"command": command, "config": values.config, "seed": None}

@@ -7,8 +7,8 @@ python eval.py --workdir=runs/digits --iw_k=5000 --config.mesh.model=4   (import
 
 from absl import flags
 
-from vae_jax import flags as flags_lib
-from vae_jax import hosts
+from vae_jax import cli as flags_lib
+from vae_jax.mesh import hosts
 
 
 def define(values):
@@ -24,8 +24,10 @@ def define(values):
 
 def run(argv):
     values, pairs = flags_lib.parse(argv, define)
-    from vae_jax import assess, compile, config
+    from vae_jax import config
     from vae_jax.evaluate import tasks
+    from vae_jax.tools import assess
+    from vae_jax.train import program as compile
 
     for field, _ in pairs:
         if not field.startswith("mesh."):

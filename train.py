@@ -9,8 +9,8 @@ import re
 
 from absl import flags
 
-from vae_jax import flags as flags_lib
-from vae_jax import hosts
+from vae_jax import cli as flags_lib
+from vae_jax.mesh import hosts
 
 
 def define(values):
@@ -27,13 +27,15 @@ def define(values):
 
 def run(argv):
     values, pairs = flags_lib.parse(argv, define)
-    from vae_jax import compile, config, loop
+    from vae_jax import config
+    from vae_jax.train import loop
+    from vae_jax.train import program as compile
 
     if not values.workdir and not values.explain:
         raise config.UserError("workdir: want --workdir=FOLDER")
     c = flags_lib.apply(config.load(values.config), pairs)
     if values.explain:
-        from vae_jax import explain
+        from vae_jax.tools import explain
 
         print(explain.card(c))
         return 0
@@ -46,7 +48,7 @@ def run(argv):
     compile.use_cache()
     if not loop.train(c, values.workdir, profile=span and (int(span[1]), int(span[2]))):
         return loop.STOPPED
-    from vae_jax import assess
+    from vae_jax.tools import assess
 
     if config.replica_count(c):
         assess.sweep(c, values.workdir, publish=values.results)

@@ -3,7 +3,7 @@ which learns faster, where the paper has softplus.
 
     python train.py --config=configs/m1_mnist.py --data_dir=~/data --workdir=runs/m1_mnist
 
-Its codes are what probes (``vae_jax.study``: logistic regression, SVM, kNN) and configs/m1m2_mnist.py learn from.
+Its codes are what probes (``vae_jax.tools.study``: logistic regression, SVM, kNN) and configs/m1m2_mnist.py learn from.
 
 Figures, time and device: results/m1_mnist.json; three seeds of 10,000 steps: m1_knn, m1_svm and m1_logistic in
 results/study_mnist.json.

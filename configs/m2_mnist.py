@@ -5,7 +5,7 @@
 100 labels in all, of which 10 are validation's; --config.data.labels=1000 has ten times as many of both, and wants
 --config.objective.labelled=0.02. The checkpoint whose bound on the validation images, labels not looked at, is best
 is the one evaluated. With every label (--config.data.labels=0 --config.data.labelled_batch=0
---config.objective.labelled=1) it is a generative classifier, by Bayes' rule in ``vae_jax.study``.
+--config.objective.labelled=1) it is a generative classifier, by Bayes' rule in ``vae_jax.tools.study``.
 
 Nets, softplus and lambda = labels / images are the paper's. Its weight of the cross-entropy is 0.1 beside a mean of U;
 here it is 10. Its learning rate is 3e-4, for 3,000 epochs. Here it begins 40 times as high, under a cosine and with the

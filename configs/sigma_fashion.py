@@ -2,7 +2,7 @@
 
     python train.py --config=configs/sigma_fashion.py --data_dir=~/data --workdir=runs/sigma_fashion
     python train.py --config=configs/unit_fashion.py --data_dir=~/data --workdir=runs/unit_fashion
-    python -m tests.measure sigma --workdir=runs/sigma_fashion --twin=runs/unit_fashion --out=results/sigma.json
+    python -m benchmarks.measure sigma --workdir=runs/sigma_fashion --twin=runs/unit_fashion --out=results/sigma.json
 
 The twin has the variance 1 of a plain squared error. Figures, time and device: results/sigma.json.
 """

@@ -1,7 +1,7 @@
 """What a one-layer VAE's codes know of photographs: 20,000 of CIFAR-10's, 1,000 labels and all.
 
     python -m vae_jax.data prepare cifar10_20k --data_dir=~/data
-    python -m vae_jax.study --config=configs/study_cifar10_20k.py --data_dir=~/data --workdir=runs/study_cifar10_20k
+    python -m vae_jax.tools.study --config=configs/study_cifar10_20k.py --data_dir=~/data --workdir=runs/study
 
 CNN, M1 and joint have the convolutional encoder of configs/fashion_mnist.py, images shifted and mirrored.
 
@@ -10,7 +10,7 @@ Figures, times and device: results/study_cifar10_20k.json.
 
 from configs import fashion_mnist, study_mnist
 from vae_jax import config
-from vae_jax.study import Method, Run, Study
+from vae_jax.tools.study import Method, Run, Study
 
 
 def joint(labels, steps=4000):

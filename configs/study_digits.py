@@ -1,6 +1,6 @@
 """Methods x label budgets x seeds on scikit-learn's 8x8 digits: a few minutes on two CPU cores.
 
-    python -m vae_jax.study --config=configs/study_digits.py --workdir=runs/study_digits
+    python -m vae_jax.tools.study --config=configs/study_digits.py --workdir=runs/study_digits
 
 MLP nets of one hidden layer of 256, latent codes of 16 numbers. Images in grey levels, but of M2 and its kin, whose
 p(x|y,z) is a Bernoulli: these see pixels of 0 and 1.
@@ -10,7 +10,7 @@ Figures, times and device: results/study_digits.json.
 
 from configs import digits
 from vae_jax import config
-from vae_jax.study import Method, Run, Study
+from vae_jax.tools.study import Method, Run, Study
 
 STEPS = 3000
 

@@ -1,6 +1,6 @@
 """A smaller matrix than configs/study_mnist.py, on Fashion-MNIST: the same nets, M2 for half its steps, M1+M2 a third.
 
-    python -m vae_jax.study --config=configs/study_fashion.py --data_dir=~/data --workdir=runs/study_fashion
+    python -m vae_jax.tools.study --config=configs/study_fashion.py --data_dir=~/data --workdir=runs/study_fashion
 
 The dense net has M1's encoder and learns from its binarised images: beside the CNN's and the pixels' rows it shows what
 these lose. Figures, times and device: results/study_fashion.json.

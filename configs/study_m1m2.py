@@ -1,13 +1,13 @@
 """M1+M2 on MNIST with 100 labels, three seeds: configs/m1m2_mnist.py on the M1 of configs/m1_mnist.py, which has twice
 the steps of that in configs/study_mnist.py.
 
-    python -m vae_jax.study --config=configs/study_m1m2.py --data_dir=~/data --workdir=runs/study_m1m2
+    python -m vae_jax.tools.study --config=configs/study_m1m2.py --data_dir=~/data --workdir=runs/study_m1m2
 
 Figures, times and device: results/study_m1m2.json.
 """
 
 from configs import m1_mnist, study_mnist
-from vae_jax.study import Method, Run, Study
+from vae_jax.tools.study import Method, Run, Study
 
 
 def get_study():

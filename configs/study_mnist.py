@@ -1,7 +1,7 @@
 """Methods x label budgets x seeds on MNIST; what it took stands in its results file: hours of one CPU core, which
 --only=METHODS shares among processes of one workdir.
 
-    python -m vae_jax.study --config=configs/study_mnist.py --data_dir=~/data --workdir=runs/study_mnist
+    python -m vae_jax.tools.study --config=configs/study_mnist.py --data_dir=~/data --workdir=runs/study_mnist
 
 The CNN is that of configs/mnist_cnn.py; M1, joint, CCVAE and the dense net have one encoder, layers of 600-600, M2 its
 page's. The dense ones learn from binarised images and are asked about grey ones, which CNN and pixels' probes see.
@@ -11,7 +11,7 @@ Figures, times and device: results/study_mnist.json.
 
 from configs import ccvae_mnist, m1_mnist, m1m2_mnist, m2_mnist, mnist_cnn
 from vae_jax import config
-from vae_jax.study import Method, Run, Study
+from vae_jax.tools.study import Method, Run, Study
 
 IMAGES = 54_000
 

@@ -23,7 +23,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax  # noqa: E402
 
-from vae_jax import compile as compile_lib  # noqa: E402
+from vae_jax.train import program as compile_lib  # noqa: E402
 
 compile_lib.use_cache()
 

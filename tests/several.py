@@ -1,6 +1,6 @@
 """What tests/test_hosts.py has several processes do, in one start of them: each task's outcome as JSON.
 
-python -m vae_jax.launch --processes=2 --devices_per_process=2 -- -m tests.several --folder=DIR --tasks=fed,figures
+python -m vae_jax.tools.launch --processes=2 --devices_per_process=2 -- -m tests.several --folder=DIR --tasks=fed
 """
 
 import functools
@@ -15,9 +15,10 @@ import time
 import numpy as np
 from absl import flags
 
-from vae_jax import flags as flags_lib
-from vae_jax import hosts, watch
+from vae_jax import cli as flags_lib
 from vae_jax.config import UserError
+from vae_jax.mesh import hosts
+from vae_jax.train import clock as watch
 
 STEPS, EVERY = 12, 4
 IMAGES = 37  # of the evaluated split: no number of devices or batches divides it
@@ -42,8 +43,11 @@ def state(workdir, devices):
     """The latest state of a finished run as numpy, and its step, on the first devices of this process alone."""
     import jax
 
-    from vae_jax import checkpoint, data, model, sharding
-    from vae_jax import compile as compile_lib
+    from vae_jax import data
+    from vae_jax.mesh import rules as sharding
+    from vae_jax.models import model
+    from vae_jax.train import checkpoint
+    from vae_jax.train import program as compile_lib
 
     c = config(devices)
     dataset = data.load(c.data)
@@ -66,9 +70,11 @@ def cut(source, target, step):
 
 def figures(c, mesh, dataset):
     """log-likelihood figures of each of the images, and the validation figures, of a fresh state."""
-    from vae_jax import compile as compile_lib
-    from vae_jax import loop, model, step, workdir
     from vae_jax.evaluate import likelihood
+    from vae_jax.models import model
+    from vae_jax.train import loop, step
+    from vae_jax.train import program as compile_lib
+    from vae_jax.train import run as workdir
 
     test = type(dataset.test)(dataset.test.image[:IMAGES], dataset.test.label[:IMAGES])
     dataset = dataset._replace(test=test, validation=test)
@@ -90,7 +96,10 @@ def main(argv):
     hosts.join(values)
     import jax
 
-    from vae_jax import checkpoint, compile, data, loop, sharding
+    from vae_jax import data
+    from vae_jax.mesh import rules as sharding
+    from vae_jax.train import checkpoint, loop
+    from vae_jax.train import program as compile
 
     compile.use_cache()
     folder, n = pathlib.Path(values.folder), jax.device_count()

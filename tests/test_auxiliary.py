@@ -8,12 +8,14 @@ from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
 from tests.test_semi import KEY, LABEL, PIXELS, SHAPE, X, batch_of, semi_supervised, tiny
-from vae_jax import compile as compile_lib
-from vae_jax import config, loop, step, workdir
-from vae_jax import model as model_lib
+from vae_jax import config
 from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
+from vae_jax.models import model as model_lib
 from vae_jax.objectives import OBJECTIVES
+from vae_jax.train import loop, step
+from vae_jax.train import program as compile_lib
+from vae_jax.train import run as workdir
 
 KINDS = ("adgm", "sdgm", "m1m2")
 jit = compile_lib.simple

@@ -13,10 +13,17 @@ import numpy as np
 import pytest
 
 import benchmark
-from vae_jax import compile as compile_lib
-from vae_jax import config, data, flags, model, results, sharding, step, watch
-from vae_jax.benchmark import cells, count, machine, present, startup, whole
+from benchmarks import cells, machine, present, startup, whole
+from vae_jax import cli as flags
+from vae_jax import config, data
 from vae_jax.config import UserError
+from vae_jax.mesh import rules as sharding
+from vae_jax.models import model
+from vae_jax.tools import results
+from vae_jax.train import clock as watch
+from vae_jax.train import flops as count
+from vae_jax.train import program as compile_lib
+from vae_jax.train import step
 
 ROOT = pathlib.Path(__file__).parents[1]
 # FLOPs of dense and convolutional layers in a training step, for one image.

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import config, model, optim, step
+from vae_jax import config
+from vae_jax.data import evaluation
 from vae_jax.evaluate import likelihood
+from vae_jax.models import model
+from vae_jax.train import optim, step
 
 ROOT = pathlib.Path(__file__).parents[1]
 FAST = ("mnist_hier",)  # the others take ten seconds and more to compile
@@ -59,7 +62,7 @@ def test_a_page_steps_and_is_evaluated_on_two_images(page):
         found = step.eval_step(step.averaged(state), batch(2) | {"mask": jnp.ones(2, bool)}, key, terms=terms)
         if m.decode is None:
             return metrics, found, jnp.zeros(())
-        x = likelihood.inputs(c, levels)({k: jnp.asarray(v) for k, v in given.items() if k in ("image", "id")})
+        x = evaluation.inputs(c, levels)({k: jnp.asarray(v) for k, v in given.items() if k in ("image", "id")})
         return metrics, found, likelihood.draws(m, state.params, x, jnp.arange(2), key, 0, 2).log_w
 
     out = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(0))

@@ -8,7 +8,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy import special, stats
 
-from vae_jax import densities as de
+from vae_jax import distributions as de
 
 KEY = jax.random.key(0)
 EXTREMES = np.array([-30.0, -12.0, -1.0, 0.0, 1e-4, 2.0, 30.0])

@@ -188,7 +188,8 @@ def test_config_pages(tmp_path):
 
 
 def test_labels_where_there_are_none():
-    from vae_jax import config, model
+    from vae_jax import config
+    from vae_jax.models import model
 
     c = config.load("configs/digits.py")
     with pytest.raises(UserError, match=r"classifier\.name=mlp: data\.name=digits has no labels; want none"):
@@ -299,7 +300,7 @@ def test_a_program_begins_anew_once_with_huge_pages_and_with_its_own_words(tmp_p
     if not given.exists() or "[madvise]" not in given.read_text():
         pytest.skip("this kernel gives huge pages to all, or to none")
     text = (
-        "import os, sys\nfrom vae_jax import flags\nprint('begun', flush=True)\n"
+        "import os, sys\nfrom vae_jax import cli as flags\nprint('begun', flush=True)\n"
         "def run(argv):\n    print(os.environ.get('GLIBC_TUNABLES'), argv[1:])\n    return 3\nflags.main(run)\n"
     )
     (tmp_path / "script.py").write_text(text)

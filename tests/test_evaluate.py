@@ -9,11 +9,14 @@ import pytest
 from scipy.special import logsumexp
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
-from vae_jax import compile as compile_lib
-from vae_jax import config, data, densities, sharding
-from vae_jax import model as model_lib
+from vae_jax import config, data
+from vae_jax import distributions as densities
+from vae_jax.data import evaluation
 from vae_jax.evaluate import classification, evaluate, latent, likelihood, recognition
 from vae_jax.evaluate.run import forward
+from vae_jax.mesh import rules as sharding
+from vae_jax.models import model as model_lib
+from vae_jax.train import program as compile_lib
 
 KEY = jax.random.key(1)
 
@@ -203,12 +206,12 @@ def test_batches_are_every_example_once_with_its_place_and_no_label_of_its_own_m
     split = data.Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), None)
     mesh = sharding.make_mesh(config.default().mesh, jax.devices()[:2])
     for every, want in ((1, range(10)), (3, (0, 3, 6, 9))):
-        found = [(b["id"][:real], b["image"].ravel()[:real]) for b, real in likelihood.batches(split, 3, mesh, every)]
+        found = [(b["id"][:real], b["image"].ravel()[:real]) for b, real in evaluation.batches(split, 3, mesh, every)]
         for got in zip(*found, strict=True):
             assert np.concatenate(got).tolist() == list(want)
-    assert all("label" not in b and b["mask"].sum() == real for b, real in likelihood.batches(split, 3, mesh))
+    assert all("label" not in b and b["mask"].sum() == real for b, real in evaluation.batches(split, 3, mesh))
     labelled = split._replace(label=np.arange(10, dtype=np.int32))
-    assert all((b["label"] == b["id"]).all() for b, _ in likelihood.batches(labelled, 4, mesh, 3))
+    assert all((b["label"] == b["id"]).all() for b, _ in evaluation.batches(labelled, 4, mesh, 3))
 
 
 @pytest.mark.parametrize("binarize", ["none", "dynamic"])
@@ -234,7 +237,7 @@ def test_codes_and_classes_are_read_from_the_grey_image_of_which_training_draws(
     mu = model.encode(params, jnp.asarray(x)).mu
     np.testing.assert_allclose(got["mu"], mu, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(got["logits"], model.classify(params, mu), rtol=1e-5, atol=1e-6)
-    shown = likelihood.inputs(c, dataset.levels)({"image": dataset.test.image, "id": np.arange(20)})
+    shown = evaluation.inputs(c, dataset.levels)({"image": dataset.test.image, "id": np.arange(20)})
     assert set(np.unique(shown)) == {0, 1}, "the bound is one on binary images"
     c.data.binarize = "static"  # one draw is the data set: there is nothing else to be seen
     fixed = forward(c, model, params, dataset.test, dataset.levels, mesh)["mu"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from vae_jax import densities as de
+from vae_jax import distributions as de
 from vae_jax.nets.flows import MADE, CouplingNet
 
 KEY = jax.random.key(0)

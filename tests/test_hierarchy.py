@@ -10,13 +10,16 @@ import pytest
 from scipy import stats
 
 from tests import test_step
-from vae_jax import config, data, densities, sharding, step
-from vae_jax import model as model_lib
+from vae_jax import config, data
+from vae_jax import distributions as densities
 from vae_jax.config import UserError
 from vae_jax.evaluate import generation, likelihood
 from vae_jax.evaluate.run import level_rates
+from vae_jax.mesh import rules as sharding
+from vae_jax.models import model as model_lib
 from vae_jax.objectives import OBJECTIVES, many
 from vae_jax.objectives.terms import bound
+from vae_jax.train import step
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 dot = functools.partial(jnp.matmul, precision="highest")

@@ -17,10 +17,16 @@ import numpy as np
 import pytest
 import yaml
 
-from tests import kill_resume, several
-from vae_jax import compile as compile_lib
-from vae_jax import data, hosts, launch, loop, sharding, workdir
+from benchmarks import kill_resume
+from tests import several
+from vae_jax import data
 from vae_jax.config import UserError
+from vae_jax.mesh import hosts
+from vae_jax.mesh import rules as sharding
+from vae_jax.tools import launch
+from vae_jax.train import loop
+from vae_jax.train import program as compile_lib
+from vae_jax.train import run as workdir
 
 train = importlib.import_module("train")
 RECIPES = pathlib.Path(__file__).parents[1] / "launch"
@@ -31,7 +37,7 @@ TOLERANCE = 1e-6
 def start(folder, tasks, processes=2, devices=2):
     argv = [
         "-m",
-        "vae_jax.launch",
+        "vae_jax.tools.launch",
         f"--processes={processes}",
         f"--devices_per_process={devices}",
         "--restarts=0",
@@ -231,7 +237,7 @@ def test_only_a_launcher_of_several_processes_is_joined(variables, found, monkey
 def launched(tmp_path, body, *flags, **kwargs):
     script = tmp_path / "script.py"
     script.write_text("import os, pathlib, signal, sys, time\nhere = pathlib.Path(__file__).parent\n" + body)
-    argv = [sys.executable, "-m", "vae_jax.launch", "--processes=2", *flags, "--", str(script)]
+    argv = [sys.executable, "-m", "vae_jax.tools.launch", "--processes=2", *flags, "--", str(script)]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
 
 
@@ -287,7 +293,7 @@ def test_a_launcher_without_a_script_is_one_line():
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("stop", [False, True], ids=["kill", "stop"])
 def test_a_job_that_loses_or_stops_one_process_ends_in_the_same_state(stop, tmp_path):
-    """Once here; ``python -m tests.kill_resume --processes=2`` repeats it."""
+    """Once here; ``python -m benchmarks.kill_resume --processes=2`` repeats it."""
     kill_resume.finish(tmp_path / "reference", processes=2)
     rng = random.Random(time.time())
     for attempt in range(5):  # a job that was done before the signal came says nothing

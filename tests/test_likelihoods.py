@@ -12,9 +12,9 @@ import pytest
 from jax.test_util import check_grads
 from scipy import integrate, special, stats
 
-from vae_jax import densities as de
-from vae_jax.benchmark import count
+from vae_jax import distributions as de
 from vae_jax.config import UserError
+from vae_jax.train import flops as count
 
 KEY = jax.random.key(0)
 BINARY = ("bernoulli",)

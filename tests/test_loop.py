@@ -12,13 +12,14 @@ import time
 import numpy as np
 import pytest
 
-from tests import kill_resume
-from vae_jax import assess, checkpoint, log, loop
+from benchmarks import kill_resume
 from vae_jax import config as config_lib
-from vae_jax import step as step_lib
-from vae_jax import workdir as workdir_lib
 from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
+from vae_jax.tools import assess
+from vae_jax.train import checkpoint, log, loop
+from vae_jax.train import run as workdir_lib
+from vae_jax.train import step as step_lib
 
 TINY = kill_resume.COMMAND
 
@@ -138,7 +139,7 @@ def last_state(workdir):
 
 
 def test_kill_9_resumes_bit_for_bit(finished, tmp_path):
-    """One killed run in the suite; ``python -m tests.kill_resume`` repeats it twenty times."""
+    """One killed run in the suite; ``python -m benchmarks.kill_resume`` repeats it twenty times."""
     workdir = str(tmp_path / "run")
     assert kill_resume.kill_once(workdir, random.Random(time.time()))
     assert loop.train(alone(workdir), workdir, lambda line: None)

@@ -5,7 +5,8 @@ import pytest
 from flax import linen as nn
 from scipy.special import expit, softmax
 
-from vae_jax import config, model
+from vae_jax import config
+from vae_jax.models import model
 from vae_jax.nets import ResidualEncoder, ViTDecoder, ViTEncoder, conv, mlp, vit
 from vae_jax.nets.residual import Bottleneck, Residual, double, grids, halve, patches, unpatch
 

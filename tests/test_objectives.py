@@ -16,10 +16,12 @@ import optax
 import pytest
 from scipy import stats
 
-from vae_jax import config, data, densities, sharding
-from vae_jax import model as model_lib
+from vae_jax import config, data
+from vae_jax import distributions as densities
 from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
+from vae_jax.mesh import rules as sharding
+from vae_jax.models import model as model_lib
 from vae_jax.objectives import OBJECTIVES, cross_entropy, many
 from vae_jax.objectives.aggregate import mmd
 from vae_jax.objectives.evidence import kl_per_dimension

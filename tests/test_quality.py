@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from vae_jax import checkpoint, config, loop, step, workdir
+from vae_jax import config
 from vae_jax.config import UserError
 from vae_jax.evaluate import quality
+from vae_jax.train import checkpoint, loop, step
+from vae_jax.train import run as workdir
 
 RNG = np.random.default_rng(0)
 

@@ -9,8 +9,12 @@ import pytest
 
 import train
 from tests.test_step import TOLERANCE, small
-from vae_jax import checkpoint, config, flags, loop, watch, workdir
+from vae_jax import cli as flags
+from vae_jax import config
 from vae_jax.config import UserError
+from vae_jax.train import checkpoint, loop
+from vae_jax.train import clock as watch
+from vae_jax.train import run as workdir
 
 
 def several(**fields):

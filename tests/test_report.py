@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_jax import draw, report
 from vae_jax.config import UserError
-from vae_jax.log import MetricsLog, read_history, replace
+from vae_jax.report import page as report
+from vae_jax.report import pictures as draw
+from vae_jax.train.log import MetricsLog, read_history, replace
 
 METRICS = {
     "n": 10000,

@@ -8,14 +8,17 @@ from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
 from tests.test_step import TOLERANCE, largest_difference, trace
-from vae_jax import compile as compile_lib
-from vae_jax import config, data, loop, nets, sharding, step, workdir
-from vae_jax import model as model_lib
-from vae_jax.benchmark import count
+from vae_jax import config, data, nets
 from vae_jax.config import UserError
 from vae_jax.evaluate import evaluate, likelihood
+from vae_jax.mesh import rules as sharding
+from vae_jax.models import model as model_lib
 from vae_jax.objectives import OBJECTIVES, Terms, many
 from vae_jax.objectives.terms import bound
+from vae_jax.train import flops as count
+from vae_jax.train import loop, step
+from vae_jax.train import program as compile_lib
+from vae_jax.train import run as workdir
 
 KEY = jax.random.key(3)
 # Of 20 labels on digits.

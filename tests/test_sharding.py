@@ -9,11 +9,15 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks import target
 from tests.test_step import small
-from vae_jax import compile as compile_lib
-from vae_jax import config, data, model, parallel, results, sharding
-from vae_jax.benchmark import target
+from vae_jax import config, data
 from vae_jax.config import UserError
+from vae_jax.mesh import parallel
+from vae_jax.mesh import rules as sharding
+from vae_jax.models import model
+from vae_jax.tools import partition, results
+from vae_jax.train import program as compile_lib
 
 # Relative, in float32: sums in another order.
 TOLERANCE = 1e-5
@@ -284,7 +288,7 @@ def test_fsdp_takes_another_dimension_where_its_own_does_not_divide():
 
 def test_bytes_on_a_device_and_a_picture(capsys):
     argv = ["sharding", "--config=configs/digits.py", "--config.mesh.data=2", "--config.mesh.fsdp=4", "--devices=8"]
-    assert sharding.main(argv) == 0
+    assert partition.main(argv) == 0
     said = capsys.readouterr().out
     assert re.search(r"params/decoder/Layer_1/dense/kernel +256x256 +–, fsdp +65,536", said)
     assert "| 0 4 | 1 5 | 2 6 | 3 7 |" in said

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import compile as compile_lib
-from vae_jax import config, data, loop, model, optim, sharding, step
+from vae_jax import config, data
+from vae_jax.mesh import rules as sharding
+from vae_jax.models import model
+from vae_jax.train import loop, optim, step
+from vae_jax.train import program as compile_lib
 
 TOLERANCE = 2e-5  # relative, over 20 steps: float32 sums in another order
 

@@ -12,9 +12,12 @@ import time
 import pytest
 from etils import epath
 
-from tests import kill_resume
-from vae_jax import checkpoint, log, store, study, workdir
+from benchmarks import kill_resume
 from vae_jax.config import UserError
+from vae_jax.mesh import store
+from vae_jax.tools import study
+from vae_jax.train import checkpoint, log
+from vae_jax.train import run as workdir
 
 RUN = "gs://bucket/runs/one"
 

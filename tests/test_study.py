@@ -13,9 +13,13 @@ from scipy import stats
 
 from configs import study_digits
 from tests.test_semi import KEY, LABEL, PIXELS, SHAPE, log_evidence, tiny
-from vae_jax import checkpoint, config, data, sharding, step, study, workdir
+from vae_jax import config, data
 from vae_jax.config import UserError
 from vae_jax.evaluate import generative, probes
+from vae_jax.mesh import rules as sharding
+from vae_jax.tools import study
+from vae_jax.train import checkpoint, step
+from vae_jax.train import run as workdir
 
 
 def small(**changes):

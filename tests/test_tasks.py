@@ -18,11 +18,17 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from tests.test_semi import SHAPE, semi_supervised, tiny
-from vae_jax import compile as compile_lib
-from vae_jax import config, data, densities, export, loop, objectives, predict, sharding, step, workdir
-from vae_jax import model as model_lib
+from vae_jax import config, data, objectives
+from vae_jax import distributions as densities
 from vae_jax.config import UserError
+from vae_jax.data import predict
 from vae_jax.evaluate import classification, likelihood, ood, recognition, robustness, tasks
+from vae_jax.mesh import rules as sharding
+from vae_jax.models import model as model_lib
+from vae_jax.tools import export
+from vae_jax.train import loop, step
+from vae_jax.train import program as compile_lib
+from vae_jax.train import run as workdir
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng

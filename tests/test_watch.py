@@ -9,8 +9,9 @@ import time
 import pytest
 
 from tests.several import config
-from vae_jax import loop, watch
 from vae_jax.config import UserError
+from vae_jax.train import clock as watch
+from vae_jax.train import loop
 
 train = importlib.import_module("train")
 

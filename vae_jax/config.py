@@ -25,7 +25,7 @@ CALLS = {
     "classifier": ("vae_jax.nets", "CLASSIFIERS"),
     "posterior": ("vae_jax.nets", "POSTERIORS"),
     "prior": ("vae_jax.nets", "PRIORS"),
-    "likelihood": ("vae_jax.densities", "LIKELIHOODS"),
+    "likelihood": ("vae_jax.distributions", "LIKELIHOODS"),
     "objective": ("vae_jax.objectives", "OBJECTIVES"),
 }
 # Arguments that the model gives; never a field of the config.

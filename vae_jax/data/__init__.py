@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax import config, predict
+from vae_jax import config
 from vae_jax.config import UserError
-from vae_jax.data import cache, sources
+from vae_jax.data import cache, predict, sources
 from vae_jax.data.batches import batch_indices, eval_batches, host_batches, labelled_indices, shuffle, to_input
 
 __all__ = [

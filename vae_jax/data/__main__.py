@@ -7,7 +7,7 @@ for the preparing only.
 
 import argparse
 
-from vae_jax import flags
+from vae_jax import cli as flags
 from vae_jax.config import UserError
 from vae_jax.data.prepare import prepare
 

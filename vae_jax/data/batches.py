@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry2x32_p
 
-from vae_jax import parallel
 from vae_jax.config import UserError
+from vae_jax.mesh import parallel
 
 STATIC_SEED = 20160211  # of the static binarisation: part of the data set, so no config field
 

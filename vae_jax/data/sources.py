@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vae_jax import predict
 from vae_jax.config import UserError
-from vae_jax.data import cache, prepare
+from vae_jax.data import cache, predict, prepare
 
 
 class NotPrepared(UserError):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import compile as compile_lib
 from vae_jax.evaluate.recognition import NEIGHBOURS
+from vae_jax.train import program as compile_lib
 
 TEMPERATURES = (0.0, 0.5, 0.7, 0.85, 1.0)
 ROUNDS = 20  # of inpainting

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import compile as compile_lib
+from vae_jax.data import evaluation
 from vae_jax.evaluate import likelihood, recognition
+from vae_jax.train import program as compile_lib
 
 
 def label_bounds(model, params, x_BxHxWxC, keys_K):
@@ -27,10 +28,10 @@ def class_evidence(c, model, params, split, levels, mesh, key, *, k):
     2018, arXiv:1805.09190). Labels share their noise, which is keyed by example, so the figures depend on neither
     the batch size nor the devices.
 
-    Of pixels drawn anew at each step, x is their mean (``likelihood.seen``). Bernoulli log p(x|y,z) is linear in x, and
+    Of pixels drawn anew at each step, x is their mean (``evaluation.seen``). Bernoulli log p(x|y,z) is linear in x, and
     the logsumexp convex, so this bounds E log p(x'|y) over draws x' of the image: Bayes' rule on all of them at once.
     """
-    to_x = (likelihood.seen if model.likelihood.data == "binary" else likelihood.inputs)(c, levels)
+    to_x = (evaluation.seen if model.likelihood.data == "binary" else evaluation.inputs)(c, levels)
 
     def one(params, x_HxWxC, i):
         keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(key, i), s))(jnp.arange(k))
@@ -41,7 +42,7 @@ def class_evidence(c, model, params, split, levels, mesh, key, *, k):
 
     images, _ = likelihood.call_size(model, mesh, k)
     run = compile_lib.over_batches(program, mesh)
-    rows = [(run(params, batch), real) for batch, real in likelihood.batches(split, images, mesh)]
+    rows = [(run(params, batch), real) for batch, real in evaluation.batches(split, images, mesh)]
     return likelihood.gather(rows)["log_pxy"]
 
 

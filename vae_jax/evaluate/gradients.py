@@ -20,12 +20,13 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from vae_jax import checkpoint, step, workdir
-from vae_jax import compile as compile_lib
-from vae_jax import flags as flags_lib
+from vae_jax import cli as flags_lib
 from vae_jax.config import UserError
-from vae_jax.evaluate import likelihood
+from vae_jax.data import evaluation
 from vae_jax.objectives.multisample import INFERENCE, iwae
+from vae_jax.train import checkpoint, step
+from vae_jax.train import program as compile_lib
+from vae_jax.train import run as workdir
 
 ESTIMATORS = {"pathwise": "o-", "stl": "s--", "dreg": "^:"}  # and the line of each: all show where they coincide
 
@@ -106,7 +107,7 @@ def run(argv):
         raise UserError("decoder.name=none: there is no bound to differentiate; want a run with a decoder")
     n = min(values.batch, len(s.dataset.test.image))
     batch = {"image": jnp.asarray(s.dataset.test.image[:n]), "id": jnp.arange(n)}
-    x = likelihood.inputs(s.c, s.dataset.levels)(batch)
+    x = evaluation.inputs(s.c, s.dataset.levels)(batch)
     params, key, rows = step.averaged(state), step.stream(s.c.seed, "gradients"), []
     print(f"{'estimator':<10}{'K':>6}{'inference: variance':>22}{'SNR':>10}{'generative: variance':>24}{'SNR':>10}")
     for samples in map(int, values.samples):

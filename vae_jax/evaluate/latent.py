@@ -8,8 +8,8 @@ The average rate splits exactly (Hoffman & Johnson 2016, "ELBO surgery", eq. 4):
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import compile as compile_lib
-from vae_jax import densities
+from vae_jax import distributions as densities
+from vae_jax.train import program as compile_lib
 
 
 def kl_per_dimension(mu_NxD, logvar_NxD, prior):

@@ -12,29 +12,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vae_jax import compile as compile_lib
-from vae_jax import data, hosts, sharding
+from vae_jax.data import evaluation
+from vae_jax.mesh import hosts
+from vae_jax.mesh import rules as sharding
 from vae_jax.objectives import semi
+from vae_jax.train import program as compile_lib
 
 # Parameters of p(x|z) that one device makes in one call: on CPU, what stays in its caches.
 VALUES = {"cpu": 2**20, "other": 2**26}
-
-
-def inputs(c, levels):
-    """to_x(batch) → x_BxHxWxC in [0, 1] as bounds are asked of it: binary where the model is one of binary images."""
-    d = c.data
-    return lambda batch: data.to_input(batch["image"], batch["id"], None, levels=levels, binarize=d.binarize)
-
-
-def seen(c, levels):
-    """to_x(batch) → x_BxHxWxC in [0, 1] as codes and classes are read from it.
-
-    Where training draws binary images anew at each step (``data.binarize=dynamic``), this is their mean, the grey image
-    itself: one more draw is noise that training taught the nets to see through, and it hides what the image says.
-    """
-    if c.data.binarize != "dynamic":
-        return inputs(c, levels)
-    return lambda batch: data.to_input(batch["image"], batch["id"], None, levels=levels, binarize="none")
 
 
 def draws(model, params, x_BxHxWxC, id_B, key, first, samples, y_B=None):
@@ -87,7 +72,7 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
     Few images meet many samples, so that the encoder, the binarisation and the prior's own nets, which a
     call runs once, cost next to nothing. ``c.eval.batch`` is the most images in a call.
     """
-    to_x = inputs(c, levels)
+    to_x = evaluation.inputs(c, levels)
     images, fitting = call_size(model, mesh, k)
     chunk = chunk or fitting
 
@@ -97,7 +82,7 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
     sizes = [chunk] * (k // chunk) + ([k % chunk] if k % chunk else [])
     programs = {s: compile_lib.over_batches(functools.partial(program, samples=s), mesh) for s in set(sizes)}
     start, found = None, []
-    for batch, real in batches(split, min(c.eval.batch, images), mesh):
+    for batch, real in evaluation.batches(split, min(c.eval.batch, images), mesh):
         batch = hosts.place(batch, sharding.over_batch(mesh))
         if start is None:
             none, zero = np.full(len(batch["id"]), -np.inf, np.float32), np.zeros(len(batch["id"]), np.float32)
@@ -127,19 +112,6 @@ def call_size(model, mesh, k):
     calls = -(-k // (rows * mesh.shape["model"]))
     samples = -(-k // calls)
     return sharding.ways(mesh) * max(1, rows // -(-samples // mesh.shape["model"])), samples
-
-
-def batches(split, size, mesh, every=1):
-    """({'image', 'id', 'mask', 'label' where there are labels}, real count) of equal shapes.
-
-    Each ``every``-th example of the split exactly once, its id its place in the split; padding is masked.
-    """
-    n = -(-len(split.image) // every)
-    size = -(-min(size, n) // sharding.ways(mesh)) * sharding.ways(mesh)
-    for index, mask in data.eval_batches(n, size):
-        index = index * every
-        batch = {"image": np.asarray(split.image[index]), "id": index, "mask": mask}
-        yield batch if split.label is None else batch | {"label": split.label[index]}, int(mask.sum())
 
 
 def gather(rows):

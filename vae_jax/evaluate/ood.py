@@ -13,9 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vae_jax import compile as compile_lib
-from vae_jax import densities, hosts, sharding
+from vae_jax import distributions as densities
+from vae_jax.data import evaluation
 from vae_jax.evaluate import likelihood
+from vae_jax.mesh import hosts
+from vae_jax.mesh import rules as sharding
+from vae_jax.train import program as compile_lib
 
 BITS = 1 / math.log(2)  # a nat in bits
 SCORES = ("elbo", "iw", "typicality", "regret", "complexity", "waic", "latent")
@@ -132,7 +135,7 @@ def scores(c, model, params, split, levels, mesh, key, *, usual, ensemble, but):
         return found
     found["typicality"] = typicality(bits, usual)
     if "complexity" not in but:
-        to_x = compile_lib.simple(likelihood.inputs(c, levels))
+        to_x = compile_lib.simple(evaluation.inputs(c, levels))
         x = to_x({"image": jnp.asarray(split.image), "id": jnp.arange(len(split.image))})
         found["complexity"] = complexity(bits, np.rint(255 * np.asarray(x)).astype(np.uint8))
     if "regret" not in but:
@@ -153,7 +156,7 @@ def regret(c, model, params, split, levels, mesh, key, *, steps, rate=RATE, judg
     noise; both bounds are means over the same ``judges`` draws, which the optimisation has not seen. Wants q to be a
     ``densities.Normal``.
     """
-    to_x, adam = likelihood.inputs(c, levels), optax.adam(optax.cosine_decay_schedule(rate, steps))
+    to_x, adam = evaluation.inputs(c, levels), optax.adam(optax.cosine_decay_schedule(rate, steps))
 
     def bound(params, x, y, q, ids, number, samples):
         key_B = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), number))(ids)
@@ -181,7 +184,7 @@ def regret(c, model, params, split, levels, mesh, key, *, steps, rate=RATE, judg
 
     begin, update, judge = (compile_lib.over_batches(f, mesh) for f in (begin, update, judge))
     rows = []
-    for batch, real in likelihood.batches(split, min(c.eval.batch, 200), mesh):
+    for batch, real in evaluation.batches(split, min(c.eval.batch, 200), mesh):
         batch = hosts.place(batch, sharding.over_batch(mesh))
         x, y, first, state = begin(params, batch)
         q = first
@@ -193,7 +196,7 @@ def regret(c, model, params, split, levels, mesh, key, *, steps, rate=RATE, judg
 
 def ensemble_bound(c, model, params_R, split, levels, mesh, key, k=SAMPLES):
     """IW-K bounds in nats, RxN, of R models whose parameters are stacked, by ``vmap`` over them."""
-    to_x = likelihood.inputs(c, levels)
+    to_x = evaluation.inputs(c, levels)
 
     def program(params_R, batch):
         x = to_x(batch)
@@ -202,5 +205,5 @@ def ensemble_bound(c, model, params_R, split, levels, mesh, key, k=SAMPLES):
         return {"iw": (jax.nn.logsumexp(log_w_RxBxK, axis=-1) - math.log(k)).T}
 
     run = compile_lib.over_batches(program, mesh)
-    rows = [(run(params_R, batch), real) for batch, real in likelihood.batches(split, min(c.eval.batch, 100), mesh)]
+    rows = [(run(params_R, batch), real) for batch, real in evaluation.batches(split, min(c.eval.batch, 100), mesh)]
     return likelihood.gather(rows)["iw"].T

@@ -22,12 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from vae_jax import checkpoint, data, step, store, workdir
-from vae_jax import compile as compile_lib
+from vae_jax import cli as flags_lib
 from vae_jax import config as config_lib
-from vae_jax import flags as flags_lib
+from vae_jax import data
 from vae_jax.config import UserError
-from vae_jax.evaluate import likelihood
+from vae_jax.data import evaluation
+from vae_jax.mesh import store
+from vae_jax.train import checkpoint, step
+from vae_jax.train import program as compile_lib
+from vae_jax.train import run as workdir
 
 BATCH = 250  # images in a call
 
@@ -114,7 +117,7 @@ def figures(s, params, see, mark, n):
     """
     test, train, key = s.dataset.test.image, s.dataset.train.image, step.stream(s.c.seed, "quality")
     n = min(n, len(test), len(train) // 2)
-    to_x = compile_lib.simple(likelihood.inputs(s.c, s.dataset.levels))
+    to_x = compile_lib.simple(evaluation.inputs(s.c, s.dataset.levels))
     every = len(train) // n
     sets = {"reference": train[np.arange(n) * every], "other": train[np.arange(n) * every + every // 2], "test": test}
     given = {name: to_x({"image": jnp.asarray(x[:n]), "id": jnp.arange(n)}) for name, x in sets.items()}

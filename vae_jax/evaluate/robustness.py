@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import compile as compile_lib
 from vae_jax.evaluate import generative
-from vae_jax.model import Auxiliary
+from vae_jax.models.model import Auxiliary
 from vae_jax.objectives.labels import cross_entropy
+from vae_jax.train import program as compile_lib
 
 # Five strengths of each, in units of the grey scale (noise, attacks), of the image's side (blur, occlusion).
 NOISE = (0.1, 0.2, 0.3, 0.4, 0.5)

@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import compile as compile_lib
-from vae_jax import data, densities, hosts
+from vae_jax import data
+from vae_jax import distributions as densities
+from vae_jax.data import evaluation
 from vae_jax.evaluate import classification, generation, latent, likelihood, recognition
-from vae_jax.step import stream
+from vae_jax.mesh import hosts
+from vae_jax.train import program as compile_lib
+from vae_jax.train.step import stream
 
 CLASSIFIED = ("accuracy", "cross_entropy_nats", "ece", "brier", "macro_f1")
 BOUNDS = ("elbo_nats", "kl_nats", "reconstruction_nats", "iw_nats", "iw_nats_se", "iw_k", "bits_per_dim")
@@ -15,17 +18,17 @@ SURGERY = ("mutual_information_nats", "aggregate_kl_nats")
 FIGURES = (*CLASSIFIED, *BOUNDS, "knn_accuracy", "active_units", *SURGERY)
 
 
-def forward(c, model, params, split, levels, mesh, every=1, to_x=likelihood.seen):
+def forward(c, model, params, split, levels, mesh, every=1, to_x=evaluation.seen):
     """:func:`looker` for one look."""
     return looker(c, model, levels, mesh, to_x)(params, split, every)
 
 
-def looker(c, model, levels, mesh, to_x=likelihood.seen):
+def looker(c, model, levels, mesh, to_x=evaluation.seen):
     """look(params, split, every=1), compiled once: posterior means, their log-variances where q is a diagonal
     Gaussian, and logits at the means, of each ``every``-th example: {'mu': NxD, 'logvar': NxD, 'logits': NxY}.
 
     Of a conditional model the logits are q(y|x)'s, and q(z|x,y) is that of the most probable y. ``to_x``: what the
-    nets are shown, ``likelihood.seen`` or, for what belongs to the bounds, ``likelihood.inputs``.
+    nets are shown, ``evaluation.seen`` or, for what belongs to the bounds, ``evaluation.inputs``.
     """
     to_x = to_x(c, levels)
 
@@ -40,7 +43,7 @@ def looker(c, model, levels, mesh, to_x=likelihood.seen):
     run = compile_lib.over_batches(program, mesh)
 
     def look(params, split, every=1):
-        rows = [(run(params, batch), real) for batch, real in likelihood.batches(split, c.eval.batch, mesh, every)]
+        rows = [(run(params, batch), real) for batch, real in evaluation.batches(split, c.eval.batch, mesh, every)]
         return likelihood.gather(rows)
 
     return look
@@ -56,14 +59,14 @@ def level_rates(c, model, params, split, levels, mesh):
         split = data.labelled(split)
     if model.levels == 1 or (model.conditional and (split.label is None or not len(split.label))):
         return None
-    to_x, key = likelihood.inputs(c, levels), stream(c.seed, "levels")
+    to_x, key = evaluation.inputs(c, levels), stream(c.seed, "levels")
 
     def program(params, batch):
         y_B = batch["label"] if model.conditional else None
         return {"kl": likelihood.draws(model, params, to_x(batch), batch["id"], key, 0, 1, y_B).kl[:, 0]}
 
     run = compile_lib.over_batches(program, mesh)
-    rows = [(run(params, batch), real) for batch, real in likelihood.batches(split, c.eval.batch, mesh)]
+    rows = [(run(params, batch), real) for batch, real in evaluation.batches(split, c.eval.batch, mesh)]
     return likelihood.gather(rows)["kl"].mean(0)
 
 
@@ -99,7 +102,7 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
         why |= dict.fromkeys((*BOUNDS, *SURGERY), "the model has no decoder")
         return metrics, why, pictures
     if c.data.binarize == "dynamic":  # what follows is of the images that the bound is of
-        out = forward(c, model, params, test, levels, mesh, to_x=likelihood.inputs)
+        out = forward(c, model, params, test, levels, mesh, to_x=evaluation.inputs)
     metrics["active_units"] = recognition.active_units(out["mu"])
     rows = likelihood.log_likelihood(c, model, params, test, levels, mesh, stream(c.seed, "test"), k=iw_k)
     iw = rows["iw"]
@@ -133,7 +136,7 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
     else:
         why["bits_per_dim"] = f"{c.likelihood.name} is a density, not a likelihood of discrete data"
     first = jnp.asarray(test.image[:40])
-    x = likelihood.inputs(c, levels)({"image": first, "id": jnp.arange(len(first))})
+    x = evaluation.inputs(c, levels)({"image": first, "id": jnp.arange(len(first))})
     pictures |= generation.pictures(model, params, x, stream(c.seed, "pictures"))
     drawn = pictures["samples"][: generation.SHOWN]
     pictures["neighbours"] = [drawn, generation.nearest(drawn, dataset.train.image, levels)]

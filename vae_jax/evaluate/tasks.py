@@ -8,11 +8,13 @@ import functools
 import jax
 import numpy as np
 
-from vae_jax import compile as compile_lib
-from vae_jax import data, hosts
-from vae_jax.evaluate import classification, generative, likelihood, ood, recognition, robustness
+from vae_jax import data
+from vae_jax.data import evaluation
+from vae_jax.evaluate import classification, generative, ood, recognition, robustness
 from vae_jax.evaluate.run import looker
-from vae_jax.step import stream
+from vae_jax.mesh import hosts
+from vae_jax.train import program as compile_lib
+from vae_jax.train.step import stream
 
 IMAGES = 2_000  # of a set, an even stride apart, for what takes many passes an image
 ATTACKED = 1_000  # of these; a gradient for each step of each strength
@@ -182,7 +184,7 @@ def withstand(s, params, look):
         asked["_bayes"] = (DRAWS, True)
     log_p = {end: robustness.log_probabilities(model, *how) for end, how in asked.items()}
     judge = {end: compile_lib.simple(f) for end, f in log_p.items()}
-    to_x, curves = compile_lib.simple(likelihood.seen(s.c, levels)), {}
+    to_x, curves = compile_lib.simple(evaluation.seen(s.c, levels)), {}
 
     def shown(split):
         """(what the nets see, labels), 200 images at a time."""

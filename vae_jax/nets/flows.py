@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vae_jax.densities import made_masks
+from vae_jax.distributions import made_masks
 
 
 class MaskedDense(nn.Module):

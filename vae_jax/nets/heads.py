@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vae_jax import densities
+from vae_jax import distributions as densities
 from vae_jax.nets.flows import MADE, CouplingNet
 
 LOGVAR = (-20.0, 20.0)  # smooth bounds, so that exp never overflows

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from vae_jax import densities
+from vae_jax import distributions as densities
 from vae_jax.config import UserError, nearest
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "gelu": nn.gelu, "silu": nn.silu, "softplus": densities.softplus}

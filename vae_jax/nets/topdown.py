@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vae_jax import densities
+from vae_jax import distributions as densities
 from vae_jax.config import UserError
 from vae_jax.nets.mlp import Dense, act, add_label
 from vae_jax.nets.residual import Bottleneck, check, double, grids, out_layer, rematerialised, resized, scaled

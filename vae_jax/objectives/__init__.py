@@ -4,7 +4,7 @@
 set; step, None in evaluation; and there mask_B. With a label budget or a labelled stream
 (``config.data.labels``, ``labelled_batch``) it also holds ``labelled``, such a batch of examples that have labels:
 see ``labels.examples``. Everything is in nats, summed over pixels and latent dimensions, one
-number per example: the mean over the batch is :func:`vae_jax.step.masked_mean`'s, once. (Objectives on the
+number per example: the mean over the batch is :func:`vae_jax.train.step.masked_mean`'s, once. (Objectives on the
 *aggregate* posterior also need statistics over the batch inside their equation, and say so.)
 
 The loss and the bound are two things: ``loss`` is what is minimised; ``elbo`` is always the bound with

@@ -11,7 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vae_jax import densities, nets
+from vae_jax import distributions as densities
+from vae_jax import nets
 from vae_jax.config import UserError
 from vae_jax.objectives.terms import Terms, bound, many
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vae_jax import densities
+from vae_jax import distributions as densities
 from vae_jax.config import UserError
 from vae_jax.objectives.terms import Terms, bound, many, with_gradient_of
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vae_jax import parallel
+from vae_jax.mesh import parallel
 from vae_jax.objectives.labels import cross_entropy, examples
 from vae_jax.objectives.terms import Terms, bound, many
 

@@ -1,0 +1,36 @@
+"""What evaluation shows a model: every example of a split exactly once, in batches of equal shapes."""
+
+import numpy as np
+
+from vae_jax import data
+from vae_jax.mesh import rules as sharding
+
+
+def inputs(c, levels):
+    """to_x(batch) → x_BxHxWxC in [0, 1] as bounds are asked of it: binary where the model is one of binary images."""
+    d = c.data
+    return lambda batch: data.to_input(batch["image"], batch["id"], None, levels=levels, binarize=d.binarize)
+
+
+def seen(c, levels):
+    """to_x(batch) → x_BxHxWxC in [0, 1] as codes and classes are read from it.
+
+    Where training draws binary images anew at each step (``data.binarize=dynamic``), this is their mean, the grey image
+    itself: one more draw is noise that training taught the nets to see through, and it hides what the image says.
+    """
+    if c.data.binarize != "dynamic":
+        return inputs(c, levels)
+    return lambda batch: data.to_input(batch["image"], batch["id"], None, levels=levels, binarize="none")
+
+
+def batches(split, size, mesh, every=1):
+    """({'image', 'id', 'mask', 'label' where there are labels}, real count) of equal shapes.
+
+    Each ``every``-th example of the split exactly once, its id its place in the split; padding is masked.
+    """
+    n = -(-len(split.image) // every)
+    size = -(-min(size, n) // sharding.ways(mesh)) * sharding.ways(mesh)
+    for index, mask in data.eval_batches(n, size):
+        index = index * every
+        batch = {"image": np.asarray(split.image[index]), "id": index, "mask": mask}
+        yield batch if split.label is None else batch | {"label": split.label[index]}, int(mask.sum())

@@ -1,0 +1,171 @@
+"""Normalising flows: invertible steps, given conditioner *functions*, and their densities.
+
+A step is ``step(params, u_BxD, inverse=False) -> (z_BxD, log_det_B)`` with log_det = log|det dz/du|
+of the map that was applied (nats). Leading axes broadcast, as in ``z_KxBxD``.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax.distributions.normal import real, soft_clip
+
+LOG_SCALE = 3.0  # one step scales a dimension by e^-3 .. e^3 at most
+
+
+def _affine(z, shift, log_scale, inverse):
+    """z e^a + t, or its inverse (z - t) e^-a, and the log-scale that was applied."""
+    a = soft_clip(log_scale, -LOG_SCALE, LOG_SCALE)
+    return ((z - shift) * jnp.exp(-a), -a) if inverse else (z * jnp.exp(a) + shift, a)
+
+
+def coupling(z_BxD, mask_D, shift_and_log_scale, *, inverse=False):
+    r"""Affine coupling: what the mask keeps decides how the rest is moved and scaled.
+
+    .. math:: z'_d = z_d \text{ (kept)},\quad z'_d = z_d e^{a_d} + t_d \text{ (else)},
+              \quad (t, a) = f(\text{mask} \odot z), \quad \log\det = \textstyle\sum_{else} a_d
+
+    RealNVP, Dinh et al. 2017 (arXiv:1605.08803), eqs. 6-9; a is bounded by :func:`soft_clip`.
+    Returns (z'_BxD, log_det_B).
+    """
+    z, keep = real(z_BxD), jnp.asarray(mask_D, bool)
+    shift, log_scale = shift_and_log_scale(jnp.where(keep, z, 0.0))
+    moved, a = _affine(z, real(shift), log_scale, inverse)
+    return jnp.where(keep, z, moved), jnp.sum(jnp.where(keep, 0.0, a), axis=-1)
+
+
+def autoregressive(z_BxD, shift_and_log_scale, *, inverse=False, reverse=False):
+    r"""Affine autoregressive step: z'_d = z_d exp(a_d(z_<d)) + t_d(z_<d), log det = Σ_d a_d.
+
+    Inverse autoregressive flow, Kingma et al. 2016 (arXiv:1606.04934), Section 3. Forward is one
+    call of the conditioner; ``inverse`` needs D + 1 calls, one after the other: the price of
+    asking for the density of a point that was not sampled here. ``reverse`` turns the order of
+    the dimensions round, so that steps in alternating order mix all of them. The conditioner is
+    a pure function (a linen module's ``apply``): the inverse calls it inside a loop.
+    """
+    z = real(z_BxD)
+    d = z.shape[-1]
+
+    def f(x):
+        x = x[..., ::-1] if reverse else x
+        shift, log_scale = (real(v) for v in shift_and_log_scale(x))
+        return (shift[..., ::-1], log_scale[..., ::-1]) if reverse else (shift, log_scale)
+
+    if not inverse:
+        z, a = _affine(z, *f(z), False)
+        return z, jnp.sum(a, axis=-1)
+
+    def solve(i, x):  # dimension i depends on those before it, which are right by now
+        now = d - 1 - i if reverse else i
+        return jnp.where(jnp.arange(d) == now, _affine(z, *f(x), True)[0], x)
+
+    x = jax.lax.fori_loop(0, d, solve, jnp.zeros_like(z))
+    return x, jnp.sum(_affine(z, *f(x), True)[1], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coupling:
+    """:func:`coupling` as a step; ``net(params, z) -> (shift, log_scale)``."""
+
+    net: Callable
+    mask: tuple
+
+    def __call__(self, params, z, inverse=False):
+        return coupling(z, self.mask, functools.partial(self.net, params), inverse=inverse)
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoregressive:
+    """:func:`autoregressive` as a step; ``net(params, z, context) -> (shift, log_scale)``.
+
+    The step's own params are the pair (params, context_BxC).
+    """
+
+    net: Callable
+    reverse: bool
+
+    def __call__(self, params, z, inverse=False):
+        params, context = params
+
+        def net(x):
+            return self.net(params, x, context)
+
+        return autoregressive(z, net, inverse=inverse, reverse=self.reverse)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["base", "params"], meta_fields=["steps"])
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    r"""The distribution of z = step_n(… step_1(u)), u ~ base: log p(z) = log p(u) - Σ log det.
+
+    A pytree of the base's and the steps' parameters, so ``stop(flow)`` works; the steps are
+    static. A context has the base's batch, and z may have axes in front of it.
+    """
+
+    base: Any  # a distribution
+    params: tuple  # one entry per step
+    steps: tuple
+
+    @property
+    def mu(self):
+        """Where the base's mean goes: a point to stand for the distribution, not its mean."""
+        z = self.base.mu
+        for step, params in zip(self.steps, self.params, strict=True):
+            z, _ = step(params, z)
+        return z
+
+    def sample(self, key, shape=()):
+        return self.sample_and_log_prob(key, shape)[0]
+
+    def log_prob(self, z_BxD):
+        total = 0.0
+        for step, params in zip(reversed(self.steps), reversed(self.params), strict=True):
+            z_BxD, log_det = step(params, z_BxD, inverse=True)
+            total += log_det
+        return self.base.log_prob(z_BxD) + total
+
+    def sample_and_log_prob(self, key, shape=()):
+        """z and log p(z) by forward passes alone."""
+        z, log_prob = self.base.sample_and_log_prob(key, shape)
+        for step, params in zip(self.steps, self.params, strict=True):
+            z, log_det = step(params, z)
+            log_prob -= log_det
+        return z, log_prob
+
+
+def coupling_flow(base, net, params):
+    """RealNVP over the last axis of ``base``: one step per entry of ``params``, of which the even
+    ones keep the even dimensions and the odd ones the odd. D = 1 leaves nothing to condition on."""
+    d = base.mu.shape[-1]
+    steps = tuple(Coupling(net, tuple((i + step) % 2 == 0 for i in range(d))) for step in range(len(params)))
+    return Flow(base, tuple(params), steps)
+
+
+def autoregressive_flow(base, net, params, context_BxC):
+    """The IAF posterior q(z|x): ``base`` (a Normal from the encoder), then one autoregressive step
+    per entry of ``params``, in alternating order, all given the encoder's ``context``.
+
+    ``sample_and_log_prob`` is one forward pass; ``log_prob`` of another point is sequential in D.
+    """
+    steps = tuple(Autoregressive(net, reverse=i % 2 == 1) for i in range(len(params)))
+    return Flow(base, tuple((p, context_BxC) for p in params), steps)
+
+
+def made_masks(dim, hidden):
+    """Binary masks [in, out] of a masked MLP dim → hidden… → 2 x dim (shift, then log-scale).
+
+    Output d depends on the inputs before d alone. Degrees: inputs 1 … D, hidden units 0 … D - 1
+    spread evenly, outputs 1 … D; a connection must not lower the degree, and must raise it to an
+    output. Units of degree 0 see a context only, so the first dimension depends on it too.
+    MADE, Germain et al. 2015 (arXiv:1502.03509), Section 4.
+    """
+    degrees = [np.arange(1, dim + 1)] + [np.arange(width) * dim // width for width in hidden]
+    masks = [b[None, :] >= a[:, None] for a, b in itertools.pairwise(degrees)]
+    masks.append(np.tile(np.arange(1, dim + 1)[None, :] > degrees[-1][:, None], (1, 2)))
+    return [mask.astype(np.float32) for mask in masks]
