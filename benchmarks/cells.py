@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -255,32 +254,29 @@ def agreement(c, dataset, params, peer):
         label = np.zeros(len(x), np.int32) if dataset.train.label is None else dataset.train.label[index]
         return {"image": x, "label": label, "id": index, "n": len(dataset.train.image), "step": 0}
 
-    def noise(key, given):  # of `many`: a standard normal drawn with its keys, each level of a hierarchy with its own
-        def normal(key, size):
-            zeros = jnp.zeros((len(given["image"]), size))
-            return densities.Normal(zeros, zeros).sample(key)
+    def noise(keys_B):
+        """The standard normals that ``many`` draws with these keys, KxBxD; each level of a hierarchy has its own."""
+        keys_KxB = densities.split_keys(keys_B, c.objective.get("samples", 1))
+        if m.levels == 1:
+            return np.asarray(densities.standard_normal(keys_KxB, m.latent))
+        sizes = [size for n, size in m.groups for _ in range(n)]
+        level_keys = densities.split_keys(keys_KxB, m.levels)
+        levels = [densities.standard_normal(keys, size) for keys, size in zip(level_keys, sizes, strict=True)]
+        return np.concatenate(levels, axis=-1)
 
-        def one(key):
-            if m.levels == 1:
-                return normal(key, m.latent)
-            sizes = [size for n, size in m.groups for _ in range(n)]
-            return jnp.concatenate(list(map(normal, jax.random.split(key, m.levels), sizes)), axis=-1)
-
-        return np.stack([one(k) for k in jax.random.split(key, c.objective.get("samples", 1))])
-
-    given, labelled, key_given = batch(rows), None, key
+    given, labelled, keys = batch(rows), None, densities.example_keys(key, rows)
     if c.data.labelled_batch:
         given["labelled"] = batch(np.flatnonzero(dataset.train.label >= 0)[: len(rows)])
-        key_given, key_labelled = jax.random.split(key)
-        labelled = [given["labelled"][k] for k in ("image", "label")] + [noise(key_labelled, given["labelled"])]
+        given["labelled"]["keys"] = densities.example_keys(jax.random.fold_in(key, 1), given["labelled"]["id"])
+        labelled = [given["labelled"][k] for k in ("image", "label")] + [noise(given["labelled"]["keys"])]
 
     def loss(params):
-        terms = objective(m, params, given, key, **numbers)
+        terms = objective(m, params, given, keys, **numbers)
         return sum(step.masked_mean(t.loss, np.ones(len(t.loss), bool)) for t in (terms, terms.labelled) if t)
 
     with jax.default_matmul_precision("highest"):
         value, gradients = compile_lib.simple(jax.value_and_grad(loss))(params)
-    other, others = peer.loss_and_gradients(given["image"], given["label"], noise(key_given, given), labelled)
+    other, others = peer.loss_and_gradients(given["image"], given["label"], noise(keys), labelled)
     gap = abs(other - float(value)) / abs(float(value))
     pairs = zip(peer.layout(jax.tree.map(np.asarray, gradients)), others, strict=True)
     gaps = [float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30)) for a, b in pairs]

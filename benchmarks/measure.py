@@ -141,7 +141,7 @@ def sigma(args):
         @jax.jit
         def one(image, key, model=model, params=params):
             x = image.astype(np.float32) / 255
-            d = model.draw(params, x, key)
+            d = model.draw(params, x, jax.random.split(key, len(x)))
             return x, model.decode(params, d.z), d.kl.sum(-1)
 
         key = step_lib.stream(0, "sigma")
@@ -159,7 +159,7 @@ def sigma(args):
         figures[f"{name}_bits_per_dim"] = results.figure(bits.mean(), "bits / dim", n=n)
         figures[f"{name}_kl"] = results.figure(kl.mean(), "nats / image", n=n)
         figures[f"{name}_sigma"] = results.figure(scale, "of the grey scale")
-        z = model.prior(params).sample(jax.random.fold_in(key, 1), (1000,))
+        z = model.prior(params).sample(jax.random.split(jax.random.fold_in(key, 1), 1000))
         samples = np.clip(np.asarray(model.decode(params, z)), 0, 1)
         relative = quality_lib.sharpness(samples) / quality_lib.sharpness(x[:1000])
         figures[f"{name}_sharpness"] = results.figure(relative, "of the test images'", n=1000)

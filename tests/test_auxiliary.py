@@ -7,9 +7,10 @@ import pytest
 from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
-from tests.test_semi import KEY, LABEL, PIXELS, SHAPE, X, batch_of, semi_supervised, tiny
+from tests.test_semi import KEY, KEYS, LABEL, PIXELS, SHAPE, X, batch_of, semi_supervised, tiny
 from vae_jax import config
 from vae_jax.config import UserError
+from vae_jax.distributions import split_keys
 from vae_jax.evaluate import likelihood
 from vae_jax.models import model as model_lib
 from vae_jax.objectives import OBJECTIVES
@@ -57,14 +58,14 @@ def test_the_bound_is_below_the_exact_evidence_which_importance_weights_reach(ki
 @pytest.mark.parametrize(("kind", "auxiliary"), [*((kind, 0) for kind in KINDS), ("m1m2", 3)])
 def test_the_objective_is_the_sums_written_out(kind, auxiliary):
     model, params = small(kind, auxiliary=auxiliary)
-    assert jax.eval_shape(model.draw, params, X, KEY, y=LABEL).z.shape == (5, 1)
+    assert jax.eval_shape(model.draw, params, X, KEYS, y=LABEL).z.shape == (5, 1)
     assert model.first(params, X).mu.shape == (5, auxiliary or 1)
     batch = batch_of(X, jnp.full(5, -1), X[:3], LABEL[:3])
-    keys_u, keys_l = ([*map(jax.random.split(k, 2).__getitem__, range(2))] for k in jax.random.split(KEY))
+    keys_u, keys_l = (list(split_keys(keys, 2)) for keys in (KEYS, batch["labelled"]["keys"]))
 
     @jit
     def run(params):
-        terms = OBJECTIVES[kind](model, params, batch, KEY, alpha=7.0, labelled=0.5, samples=2)
+        terms = OBJECTIVES[kind](model, params, batch, KEYS, alpha=7.0, labelled=0.5, samples=2)
         every = [[model.draw(params, X, k, y=jnp.full(5, y)) for y in (0, 1)] for k in keys_u]
         given = [model.draw(params, X[:3], k, y=LABEL[:3]) for k in keys_l]
         logits = [model.classify(params, x, k) for x, keys in ((X, keys_u), (X[:3], keys_l)) for k in keys]
@@ -73,7 +74,7 @@ def test_the_objective_is_the_sums_written_out(kind, auxiliary):
             every,
             given,
             logits,
-            jax.grad(lambda p: OBJECTIVES[kind](model, p, batch, KEY).loss.sum())(params),
+            jax.grad(lambda p: OBJECTIVES[kind](model, p, batch, KEYS).loss.sum())(params),
         )
 
     terms, every, given, logits, gradient = run(params)
@@ -139,9 +140,9 @@ def test_models_side_by_side_are_one_of_each_label():
 
     @jit
     def run(params):
-        every = jax.vmap(lambda y: model.draw(params, X, KEY, y=y).log_w)(jnp.arange(2))
+        every = jax.vmap(lambda y: model.draw(params, X, KEYS, y=y).log_w)(jnp.arange(2))
         rows = jax.vmap(lambda x, y: model.encode(params, x[None], y).mu[0])(X, LABEL)
-        return every, model.draw(params, X, KEY, y=LABEL).log_w, model.encode(params, X, LABEL).mu, rows
+        return every, model.draw(params, X, KEYS, y=LABEL).log_w, model.encode(params, X, LABEL).mu, rows
 
     (every, given, mu, rows), (moved, _, _, _) = run(params), run(other)
     np.testing.assert_array_equal(every[1], moved[1])

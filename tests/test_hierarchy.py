@@ -82,8 +82,12 @@ OTHER = jax.tree.map(lambda a: a, TRUE)
 OTHER["encoder"] = {k: 1.3 * v if k in "lm" else 0.9 * v for k, v in TRUE["encoder"].items()}
 
 
+def batch_keys(seed, n=B):
+    return jax.random.split(jax.random.key(seed), n)
+
+
 def test_with_the_exact_posterior_every_draw_is_the_evidence():
-    d = jit(lambda p, k: many(LINEAR, p, IMAGE, k, 3))(TRUE, jax.random.key(0))
+    d = jit(lambda p, k: many(LINEAR, p, IMAGE, k, 3))(TRUE, batch_keys(0))
     assert d.log_pz.shape == d.log_qz.shape == d.kl.shape == (3, B, 2) and d.z.shape == (3, B, 5)
     np.testing.assert_allclose(d.log_w, np.broadcast_to(LOG_PX, (3, B)), rtol=1e-4, atol=2e-4)
     q, p = jit(lambda p, z: [f.log_prob(z) for f in (LINEAR.encode(p, IMAGE), LINEAR.prior(p))])(TRUE, d.z[0])
@@ -93,7 +97,7 @@ def test_with_the_exact_posterior_every_draw_is_the_evidence():
 
 def test_the_bound_rises_to_the_evidence_and_the_levels_kl_is_log_q_minus_log_p_in_expectation():
     """Each level's analytic KL, given the levels above, against log q − log p of the same draws: 4 standard errors."""
-    d = jit(lambda p, k: many(LINEAR, p, IMAGE, k, 4000))(OTHER, jax.random.key(1))
+    d = jit(lambda p, k: many(LINEAR, p, IMAGE, k, 4000))(OTHER, batch_keys(1))
     log_w = np.asarray(d.log_w, np.float64)
     bounds = [np.mean(np.log(np.exp(log_w.reshape(-1, k, B)).mean(1))) for k in (1, 10, 4000)]
     assert bounds[0] < bounds[1] - 0.05 < bounds[2] - 0.05
@@ -113,8 +117,8 @@ def test_at_the_exact_posterior_the_path_gradient_has_no_noise(name, kwargs):
         ).loss.mean()
         return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(jax.grad(loss)(params["encoder"]))])
 
-    quiet = jit(functools.partial(gradient, **kwargs))(TRUE, jax.random.key(0))
-    loud = jit(functools.partial(gradient, samples=3))(TRUE, jax.random.key(0))
+    quiet = jit(functools.partial(gradient, **kwargs))(TRUE, batch_keys(0))
+    loud = jit(functools.partial(gradient, samples=3))(TRUE, batch_keys(0))
     assert np.abs(quiet).max() < 2e-3 < 0.1 < np.abs(loud).max()
 
 
@@ -125,7 +129,7 @@ def test_dreg_and_the_pathwise_gradient_agree_in_expectation():
         ).loss.mean()
         return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(jax.grad(loss)(OTHER))])
 
-    keys = jax.random.split(jax.random.key(3), 2000)
+    keys = jax.random.split(jax.random.key(3), (2000, B))
     a, b = (np.asarray(jit(jax.vmap(functools.partial(gradient, estimator=e)))(keys)) for e in ("pathwise", "dreg"))
     difference = a - b
     assert (np.abs(difference.mean(0)) < 5 * difference.std(0) / math.sqrt(len(keys)) + 1e-5).all()
@@ -174,7 +178,7 @@ def test_a_levels_latent_moves_no_level_above_it(kind):
 @pytest.mark.parametrize("how", [{}, {"stop": True}, {"scale": 0.5}])
 def test_one_draw_is_the_first_of_several(kind, how):
     _, m, params = built(kind)
-    x, keys = jax.random.uniform(jax.random.key(0), (5, 8, 8, 1)), jax.random.split(jax.random.key(1), 2)
+    x, keys = jax.random.uniform(jax.random.key(0), (5, 8, 8, 1)), jax.random.split(jax.random.key(1), (2, 5))
     how = lambda n, how=how: {k: jnp.full((n, 5), v) if k == "scale" else v for k, v in how.items()}  # noqa: E731
     one = jit(lambda p: m.draw(p, x, keys[:1], **how(1)))(params)
     two = jit(lambda p: m.draw(p, x, keys, **how(2)))(params)
@@ -189,15 +193,15 @@ def test_a_level_whose_posterior_is_its_prior_costs_nothing(kind, second):
     params = jit(m.init)(jax.random.key(0))  # a fresh prior is N(0, I)
     last = params["decoder"][second]["posterior"]["Dense_1"]
     params["decoder"][second]["posterior"]["Dense_1"] = jax.tree.map(jnp.zeros_like, last)
-    d = jit(m.draw)(params, jax.random.uniform(jax.random.key(1), (5, 8, 8, 1)), jax.random.key(2))
+    d = jit(m.draw)(params, jax.random.uniform(jax.random.key(1), (5, 8, 8, 1)), batch_keys(2, 5))
     assert (d.kl[:, 1] == 0).all() and (d.kl[:, [0, 2]] > 0).all()
     np.testing.assert_array_equal(d.log_qz[:, 1], d.log_pz[:, 1])
 
 
 def test_first_levels_from_the_image_the_others_from_the_prior_with_a_temperature():
     _, m, params = built("vdvae")
-    x, key = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1)), jax.random.key(2)
-    complete = jit(lambda first, t: m.complete(params, x, key, 3, first=first, temperature=t))
+    x, keys = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1)), batch_keys(2, 3)
+    complete = jit(lambda first, t: m.complete(params, x, keys, first=first, temperature=t))
     sizes = [d for n, d in m.groups for _ in range(n)]
     mu, cold = jit(lambda p: (m.encode(p, x).mu, m.prior(p).mu))(params)
     half = complete(1, 0.0)
@@ -213,8 +217,8 @@ def test_first_levels_from_the_image_the_others_from_the_prior_with_a_temperatur
 @pytest.mark.slow
 def test_levels_in_a_loop_and_rematerialised_are_the_same_levels():
     _, m, params = built("vdvae")
-    x, key = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1)), jax.random.key(2)
-    run = lambda m: jit(jax.value_and_grad(lambda p: -m.draw(p, x, key).log_w.mean()))  # noqa: E731
+    x, keys = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1)), batch_keys(2, 2)
+    run = lambda m: jit(jax.value_and_grad(lambda p: -m.draw(p, x, keys).log_w.mean()))  # noqa: E731
     value, gradient = run(m)(params)
     for remat, scan in (("full", False), ("full", True)):
         c, theirs = small("vdvae", scan=scan), params
@@ -240,12 +244,12 @@ CONDITIONAL = {"objective": config.call("objective", "m2"), "classifier": config
 def test_labels_shape_the_prior_and_the_bound_of_a_conditional_hierarchy(kind):
     _, m, params = built(kind, classes=3, **CONDITIONAL)
     x = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
-    sample = jit(lambda y: m.sample(params, jax.random.key(0), 2, y))
+    sample = jit(lambda y: m.sample(params, batch_keys(0, 2), y))
     assert np.abs(sample(jnp.array([0, 0])) - sample(jnp.array([1, 1]))).max() > 1e-3
     z, image = sample(jnp.array([0, 0])), jit(lambda z, y: m.likelihood.mean(m.decode(params, z, y)))
     assert np.abs(image(z, jnp.array([0, 0])) - image(z, jnp.array([1, 0])))[0].max() > 1e-3  # p(x|y,z)
     batch = {"image": x, "label": jnp.array([0, 2])}
-    terms = jit(lambda p: OBJECTIVES["m2"](m, p, batch, jax.random.key(2)))(params)
+    terms = jit(lambda p: OBJECTIVES["m2"](m, p, batch, batch_keys(2, 2)))(params)
     assert np.isfinite(terms.loss).all() and terms.loss.shape == (2,)
     d = jit(lambda p: likelihood.draws(m, p, x, jnp.arange(2), jax.random.key(3), 0, 2))(params)
     assert d.log_w.shape == (2, 2) and np.isfinite(d.log_w).all()
@@ -262,7 +266,7 @@ def test_the_levels_of_a_labelled_bound_sum_to_its_kl():
 
     @jit
     def rate(x, i, y):  # of one image, with the noise that is its own
-        keys = jax.random.fold_in(jax.random.fold_in(key, i), 0)[None]
+        keys = jax.random.fold_in(jax.random.fold_in(key, i), 0)[None, None]
         return bound(m.draw(params, x[None] / 16, keys, y=y[None]))[2][0]
 
     kl = lambda label: np.mean([rate(x, i, y) for i, (x, y) in enumerate(zip(known.image, label, strict=True))])  # noqa: E731

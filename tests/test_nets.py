@@ -87,7 +87,7 @@ def test_any_image_size_goes_in_and_comes_out(net, shape, dtype):
     params = jax.eval_shape(m.init, jax.random.key(0))
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     x = jax.ShapeDtypeStruct((4, *shape), jnp.float32)
-    d = jax.eval_shape(lambda p, x: m.draw(p, x, jax.random.key(1)), params, x)
+    d = jax.eval_shape(lambda p, x: m.draw(p, x, jax.random.split(jax.random.key(1), 4)), params, x)
     assert (d.log_px.shape, d.kl.shape, d.z.shape) == ((4,), (4, 1), (4, 3))
     assert d.log_px.dtype == d.kl.dtype == jnp.float32
     out = jax.eval_shape(m.decode, params, d.z)

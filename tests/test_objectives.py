@@ -92,13 +92,22 @@ OTHER = float32({**GENERATIVE, "encoder": {"a": OTHER_A, "c": OTHER_C}, "posteri
 
 def loss(name, **kwargs):
     """(params, key) → mean loss over the batch."""
-    return lambda params, key: OBJECTIVES[name](MODEL, params, BATCH, key, **kwargs).loss.mean()
+    return lambda params, key: OBJECTIVES[name](MODEL, params, BATCH, batch_keys(key), **kwargs).loss.mean()
 
 
 def terms_of(name, params, key, batch=BATCH, **kwargs):
     return jit(lambda p, b, k: OBJECTIVES[name](MODEL, p, b | {"n": BATCH["n"]}, k, **kwargs))(
-        params, {k: v for k, v in batch.items() if k != "n"}, key
+        params, {k: v for k, v in batch.items() if k != "n"}, keys_of(batch, key)
     )
+
+
+def batch_keys(key, n=B):
+    """A key for each example of a batch."""
+    return jax.random.split(key, n)
+
+
+def keys_of(batch, key):
+    return batch_keys(key, len(batch["image"]))
 
 
 def keys(seed, n):
@@ -107,7 +116,7 @@ def keys(seed, n):
 
 def bounds(name, params, seed, n, **kwargs):
     """−loss of n independent keys: n×B."""
-    one = lambda key: -OBJECTIVES[name](MODEL, params, BATCH, key, **kwargs).loss  # noqa: E731
+    one = lambda key: -OBJECTIVES[name](MODEL, params, BATCH, batch_keys(key), **kwargs).loss  # noqa: E731
     return np.asarray(jit(jax.vmap(one))(keys(seed, n)), np.float64)
 
 
@@ -148,9 +157,11 @@ def test_with_the_true_posterior_every_bound_is_the_evidence_of_every_example():
     @jit
     def run(key):
         terms = {
-            (n, i): OBJECTIVES[n](MODEL, TRUE, BATCH, key, **k) for n, many_ in of.items() for i, k in enumerate(many_)
+            (n, i): OBJECTIVES[n](MODEL, TRUE, BATCH, batch_keys(key), **k)
+            for n, many_ in of.items()
+            for i, k in enumerate(many_)
         }
-        return terms, MODEL.draw(TRUE, BATCH["image"], key)
+        return terms, MODEL.draw(TRUE, BATCH["image"], batch_keys(key))
 
     terms, draw = run(jax.random.key(1))
     LN(draw.log_w, LOG_PX)
@@ -197,9 +208,9 @@ def test_renyi_bounds_are_ordered_in_alpha_draw_by_draw():
     alphas = jnp.array([1.0, 0.999, 0.9, 0.5, 0.0, -1.0, -5.0])
 
     def run(key):
-        value = lambda name, **kwargs: -OBJECTIVES[name](MODEL, OTHER, BATCH, key, samples=6, **kwargs).loss  # noqa: E731
+        value = lambda name, **kwargs: -OBJECTIVES[name](MODEL, OTHER, BATCH, batch_keys(key), samples=6, **kwargs).loss  # noqa: E731
         orders = jax.vmap(lambda alpha: value("renyi", alpha=alpha))(alphas)
-        return orders, value("vr_max"), many(MODEL, OTHER, BATCH["image"], key, 6).log_w
+        return orders, value("vr_max"), many(MODEL, OTHER, BATCH["image"], batch_keys(key), 6).log_w
 
     orders, largest, log_w = (np.asarray(a, np.float64) for a in jit(jax.vmap(run))(keys(0, 50)))
     rows = [*orders.swapaxes(0, 1), largest]
@@ -253,10 +264,12 @@ def test_identities():
 
     @jit
     def run(key):
-        f = lambda name, key=key, **kwargs: OBJECTIVES[name](MODEL, OTHER, BATCH, key, **kwargs)  # noqa: E731
-        first = jax.random.split(key, 1)[0]
+        def f(name, keys=batch_keys(key), **kwargs):  # noqa: B008
+            return OBJECTIVES[name](MODEL, OTHER, BATCH, keys, **kwargs)
+
+        first = densities.split_keys(batch_keys(key), 1)[0]
         return {
-            "log_w": many(MODEL, OTHER, x, key, k).log_w,
+            "log_w": many(MODEL, OTHER, x, batch_keys(key), k).log_w,
             "elbo": f("elbo", samples=k),
             "beta": f("elbo", samples=k, beta=1.0),
             "beta4": f("elbo", samples=k, beta=4.0),
@@ -268,7 +281,7 @@ def test_identities():
             "renyi0": f("renyi", samples=k, alpha=0.0),
             "renyi1": f("renyi", samples=k, alpha=1.0),
             "miwae": f("miwae", groups=1, samples=k),
-            "iwae_first": f("iwae", key=first, samples=k),
+            "iwae_first": f("iwae", keys=first, samples=k),
             "ciwae0": f("ciwae", samples=k, beta=0.0),
             "ciwae1": f("ciwae", samples=k, beta=1.0),
             "tvo1": f("tvo", samples=k, partitions=1),
@@ -326,9 +339,9 @@ def test_a_group_below_the_free_bits_gets_no_gradient_from_its_kl():
     masked = terms_of("free_bits", params, key, far, nats=0.5)
     LN(masked.loss[1:], terms.loss[1:])
     with pytest.raises(UserError, match=r"per=pixel"):
-        OBJECTIVES["free_bits"](MODEL, params, BATCH, key, per="pixel")
+        OBJECTIVES["free_bits"](MODEL, params, BATCH, batch_keys(key), per="pixel")
     with pytest.raises(UserError, match="per=level"):
-        OBJECTIVES["free_bits"](MODEL, TRUE, BATCH, key)
+        OBJECTIVES["free_bits"](MODEL, TRUE, BATCH, batch_keys(key))
 
 
 def test_capacity_and_geco():
@@ -347,7 +360,7 @@ def test_capacity_and_geco():
         assert np.sign(grad["objective"]["log_multiplier"]) == sign
 
         def nets(p):
-            t = OBJECTIVES["elbo"](MODEL, p, BATCH, key)
+            t = OBJECTIVES["elbo"](MODEL, p, BATCH, batch_keys(key))
             return t.kl.mean() - math.exp(0.3) * t.log_px.mean()
 
         close({k: grad[k] for k in OTHER}, jit(jax.grad(nets))(OTHER), atol=1e-4)
@@ -358,7 +371,7 @@ def test_capacity_and_geco():
 
 def test_the_parts_of_the_total_correlation_decomposition():
     key, n = jax.random.key(5), BATCH["n"]
-    d = jit(lambda: many(MODEL, OTHER, BATCH["image"], key, 1))()
+    d = jit(lambda: many(MODEL, OTHER, BATCH["image"], batch_keys(key), 1))()
     z = np.asarray(d.z[0], np.float64)
     terms = terms_of("beta_tcvae", OTHER, key, alpha=2.0, beta=3.0, gamma=5.0)
     mi, tc, dimension_kl = (np.asarray(terms.extra[k]) for k in ("mi", "tc", "dimension_kl"))
@@ -373,7 +386,7 @@ def test_the_parts_of_the_total_correlation_decomposition():
     neutral = terms_of("beta_tcvae", OTHER, key, alpha=1.0, beta=1.0, gamma=1.0)
     LN(-neutral.loss, d.log_w[0], atol=5e-5)
     with pytest.raises(UserError, match=r"posterior\.name=gaussian"):
-        OBJECTIVES["beta_tcvae"](MODEL, TRUE, BATCH, key)
+        OBJECTIVES["beta_tcvae"](MODEL, TRUE, BATCH, batch_keys(key))
 
 
 def test_factor_vae_keeps_its_two_games_apart():
@@ -382,7 +395,7 @@ def test_factor_vae_keeps_its_two_games_apart():
     params = {**OTHER, "objective": jit(lambda key: objective.init(key, MODEL))(jax.random.key(1))}
     terms = terms_of("factor_vae", params, key, gamma=7.0)
     LN(terms.loss, terms.kl - terms.log_px + 7 * terms.extra["tc"])
-    part = lambda name: lambda p: getattr(objective(MODEL, p, BATCH, key, gamma=7.0), name)  # noqa: E731
+    part = lambda name: lambda p: getattr(objective(MODEL, p, BATCH, batch_keys(key), gamma=7.0), name)  # noqa: E731
     whole = jit(jax.grad(lambda p: part("loss")(p).mean()))(params)
     own = jit(jax.grad(lambda p: part("extra")(p)["discriminator"].mean()))(params)
     close(whole["objective"], own["objective"])
@@ -391,7 +404,7 @@ def test_factor_vae_keeps_its_two_games_apart():
         assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(own[name]))
 
     def vae(p):  # the discriminator a constant
-        t = objective(MODEL, {**p, "objective": params["objective"]}, BATCH, key, gamma=7.0)
+        t = objective(MODEL, {**p, "objective": params["objective"]}, BATCH, batch_keys(key), gamma=7.0)
         return (t.kl - t.log_px + 7 * t.extra["tc"]).mean()
 
     close({k: whole[k] for k in OTHER}, jit(jax.grad(vae))(OTHER))
@@ -420,7 +433,7 @@ def test_the_discriminator_learns_the_sign_of_the_total_correlation():
         net, opt = carry
 
         def f(net):
-            t = objective(MODEL, {**params, "objective": net}, batch, key)
+            t = objective(MODEL, {**params, "objective": net}, batch, keys_of(batch, key))
             return t.loss.mean(), t.extra["tc"].mean()
 
         g, tc = jax.grad(f, has_aux=True)(net)
@@ -441,7 +454,7 @@ def test_dip_vae_is_numpys_covariance():
         LN(terms.extra["penalty"], want)
         LN(terms.loss, want - terms.elbo)
     with pytest.raises(UserError, match=r"kind=3"):
-        OBJECTIVES["dip_vae"](MODEL, OTHER, BATCH, jax.random.key(0), kind=3)
+        OBJECTIVES["dip_vae"](MODEL, OTHER, BATCH, batch_keys(jax.random.key(0)), kind=3)
 
 
 def test_mmd_is_the_double_loop_and_unbiased():
@@ -469,7 +482,11 @@ def test_rows_that_fill_a_batch_up_are_in_no_statistic(name):
 
     def figures(fill):
         image = jnp.where(mask[:, None, None, None], drawn, fill)
-        t = jit(lambda: objective(MODEL, params, {"image": image, "n": 50, "mask": mask}, jax.random.key(3)))()
+        t = jit(
+            lambda: objective(
+                MODEL, params, {"image": image, "n": 50, "mask": mask}, batch_keys(jax.random.key(3), len(image))
+            )
+        )()
         return jnp.stack([t.loss, *t.extra.values()])[:, :14]
 
     LN(figures(0.0), figures(1.0))
@@ -496,7 +513,7 @@ def test_draws_pass_the_gradients_that_they_say():
     x, key = BATCH["image"], jax.random.key(0)
 
     def g(part, **kwargs):
-        grad = jit(jax.grad(lambda p: jnp.sum(getattr(MODEL.draw(p, x, key, **kwargs), part))))(OTHER)
+        grad = jit(jax.grad(lambda p: jnp.sum(getattr(MODEL.draw(p, x, batch_keys(key), **kwargs), part))))(OTHER)
         return {name: jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(grad[name])]) for name in grad}
 
     zero = g("log_px", scale=jnp.zeros(B))
@@ -508,7 +525,9 @@ def test_draws_pass_the_gradients_that_they_say():
     # Through log q: its parameters and z (plain), z alone (stop), its parameters alone (scale 0: the score).
     total = jax.tree.map(lambda a, b: a + b, g("log_qz", stop=True), g("log_qz", scale=jnp.zeros(B)))
     close(total, g("log_qz"), atol=1e-4)
-    drawn = jit(lambda scale: [MODEL.draw(OTHER, x, key, **k) for k in ({}, {"stop": True}, {"scale": scale})])
+    drawn = jit(
+        lambda scale: [MODEL.draw(OTHER, x, batch_keys(key), **k) for k in ({}, {"stop": True}, {"scale": scale})]
+    )
     same = drawn(x[:, 0, 0, 0])
     for d in same[1:]:
         np.testing.assert_array_equal(d.z, same[0].z)
@@ -546,7 +565,7 @@ def test_piwae_has_the_gradients_of_iwae_and_of_miwae():
     m, k, key = 3, 4, jax.random.key(0)
 
     def miwae(params):  # of the same draws
-        log_w = many(MODEL, params, BATCH["image"], key, m * k).log_w.reshape(m, k, B)
+        log_w = many(MODEL, params, BATCH["image"], batch_keys(key), m * k).log_w.reshape(m, k, B)
         return -(jax.nn.logsumexp(log_w, axis=1) - math.log(k)).mean()
 
     grad = jit(jax.grad(loss("piwae", groups=m, samples=k)))(OTHER, key)
@@ -643,7 +662,7 @@ def test_a_trained_linear_vae_is_the_maximum_likelihood_pca():
 
     def step(carry, key):
         params, opt = carry
-        f = lambda p: OBJECTIVES["elbo"](model, p | fixed, batch, key).loss.mean()  # noqa: E731
+        f = lambda p: OBJECTIVES["elbo"](model, p | fixed, batch, keys_of(batch, key)).loss.mean()  # noqa: E731
         updates, opt = tx.update(jax.grad(f)(params), opt)
         return (optax.apply_updates(params, updates), opt), None
 
@@ -725,7 +744,9 @@ def test_every_objective_with_every_posterior_and_prior(posterior, prior):
     model, batch = built(posterior, prior), images()
 
     def run(key, name, kwargs):
-        return OBJECTIVES[name](model, with_own(model.init(key), name, key, model), batch, key, **kwargs)
+        return OBJECTIVES[name](
+            model, with_own(model.init(key), name, key, model), batch, keys_of(batch, key), **kwargs
+        )
 
     for title, (name, kwargs) in chosen(posterior, prior).items():
         t = jax.eval_shape(functools.partial(run, name=name, kwargs=kwargs), jax.random.key(0))
@@ -749,18 +770,18 @@ def test_every_objective_has_finite_gradients(posterior, prior, titles):
         keys = jax.random.split(key, len(leaves))
         noise = [0.3 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
         params = jax.tree.unflatten(tree, [a + e for a, e in zip(leaves, noise, strict=True)])
-        log_w = [model.draw(params, batch["image"], key, **k).log_w for k in ({}, {"stop": True})]
+        log_w = [model.draw(params, batch["image"], keys_of(batch, key), **k).log_w for k in ({}, {"stop": True})]
         out = {}
         for title, (name, kwargs) in calls.items():
 
             def f(p, name=name, kwargs=kwargs):
-                t = OBJECTIVES[name](model, p, batch, key, **kwargs)
+                t = OBJECTIVES[name](model, p, batch, keys_of(batch, key), **kwargs)
                 return t.loss.mean(), t
 
             out[title] = jax.grad(f, has_aux=True)(with_own(params, name, key, model))
         return out, log_w
 
-    out, log_w = run(jax.random.key(2))
+    out, log_w = run(jax.random.key(5))
     LN(log_w[1], log_w[0], atol=1e-4)  # log q of a flow by its inverse is that of the forward pass
     nets = {"encoder", "posterior", "decoder"} | ({"prior"} if prior != "normal" else set())
     learned = {"supervised": {"encoder", "posterior", "classifier"}, "joint": nets | {"classifier"}}
@@ -781,8 +802,11 @@ def test_joint_with_a_labelled_prior_is_the_bound_on_both():
     m = model_lib.build(c, shape=SHAPE, levels=17, classes=Y, binary=True)
     params, batch, key = jit(m.init)(jax.random.key(0)), images(), jax.random.key(1)
     params["prior"]["logvar"] = jnp.linspace(-1, 1, Y * LATENT).reshape(Y, LATENT)
-    terms = jit(lambda p: OBJECTIVES["joint"](m, p, batch, key, samples=3))(params)
-    d, prior = jit(lambda p: many(m, p, batch["image"], key, 3))(params), params["prior"]
+    terms = jit(lambda p: OBJECTIVES["joint"](m, p, batch, keys_of(batch, key), samples=3))(params)
+    d, prior = (
+        jit(lambda p: many(m, p, batch["image"], keys_of(batch, key), 3))(params),
+        params["prior"],
+    )
     at = [stats.norm(prior["mu"][y], np.exp(0.5 * prior["logvar"][y])) for y in batch["label"]]
     log_pz_KxB = np.stack([at[b].logpdf(d.z[:, b]).sum(-1) for b in range(B)], axis=1)
     want_B = (d.log_px + log_pz_KxB - math.log(Y) - d.log_qz[..., 0]).mean(0)
@@ -801,11 +825,11 @@ def test_joint_adds_the_cross_entropy():
     @jit
     def run(key):
         params = model.init(key)
-        run = lambda name, **kwargs: OBJECTIVES[name](model, params, batch, key, **kwargs)  # noqa: E731
+        run = lambda name, **kwargs: OBJECTIVES[name](model, params, batch, keys_of(batch, key), **kwargs)  # noqa: E731
         return run("elbo"), run("joint", gamma=4.0)
 
     elbo, t = run(key)
     LN(t.loss, elbo.loss + 4 * t.extra["cross_entropy"])
     LN(t.elbo, elbo.elbo)
     with pytest.raises(UserError, match=r"classifier\.name=mlp"):
-        OBJECTIVES["supervised"](MODEL, OTHER, BATCH, key)
+        OBJECTIVES["supervised"](MODEL, OTHER, BATCH, batch_keys(key))

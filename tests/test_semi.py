@@ -156,6 +156,7 @@ def test_the_labelled_stream_shows_the_budget_only_and_all_of_it():
 SHAPE, PIXELS = (2, 3, 1), 6
 X = jnp.asarray(np.random.default_rng(1).integers(0, 2, (5, *SHAPE)), jnp.float32)
 LABEL = jnp.array([0, 1, 1, 0, 1])
+KEYS = jax.random.split(KEY, 5)
 
 
 def tiny(objective="m2", labels=2, **changes):
@@ -181,19 +182,19 @@ def tiny(objective="m2", labels=2, **changes):
 
 
 def batch_of(x, label, labelled_x, labelled_y):
-    return {"image": x, "label": label, "labelled": {"image": labelled_x, "label": labelled_y}}
+    keys = jax.random.split(jax.random.fold_in(KEY, 1), len(labelled_y))
+    return {"image": x, "label": label, "labelled": {"image": labelled_x, "label": labelled_y, "keys": keys}}
 
 
 def test_the_unlabelled_bound_is_the_sum_over_labels_written_out():
     model, params = tiny()
     batch = batch_of(X, jnp.full(5, -1), X[:3], LABEL[:3])
-    key_u, key_l = jax.random.split(KEY)
 
     @jit
     def run(params):
-        terms = OBJECTIVES["m2"](model, params, batch, KEY, alpha=7.0, labelled=0.5, samples=2)
-        each = [bound(many(model, params, X, key_u, 2, y=jnp.full(5, y)))[0] for y in (0, 1)]
-        labelled = bound(many(model, params, X[:3], key_l, 2, y=LABEL[:3]))[0]
+        terms = OBJECTIVES["m2"](model, params, batch, KEYS, alpha=7.0, labelled=0.5, samples=2)
+        each = [bound(many(model, params, X, KEYS, 2, y=jnp.full(5, y)))[0] for y in (0, 1)]
+        labelled = bound(many(model, params, X[:3], batch["labelled"]["keys"], 2, y=LABEL[:3]))[0]
         return terms, each, labelled, model.classify(params, X)
 
     terms, each, labelled, logits = run(params)
@@ -214,12 +215,14 @@ def test_with_a_sure_classifier_the_unlabelled_bound_is_the_labelled_one():
     params["classifier"]["out"] = {"kernel": jnp.zeros((4, 2)), "bias": jnp.array([-200.0, 200.0])}  # q(y = 1|x) = 1
 
     def run(params):
-        terms = OBJECTIVES["m2"](model, params, batch_of(X, LABEL, X, LABEL), KEY)
-        same_noise = bound(many(model, params, X, jax.random.split(KEY)[0], 1, y=jnp.ones(5, int)))[0]
+        terms = OBJECTIVES["m2"](model, params, batch_of(X, LABEL, X, LABEL), KEYS)
+        same_noise = bound(many(model, params, X, KEYS, 1, y=jnp.ones(5, int)))[0]
         return terms.elbo, same_noise - jnp.log(2.0)
 
     np.testing.assert_allclose(*jit(run)(params), rtol=1e-6)
-    gradient = jit(jax.grad(lambda p: OBJECTIVES["m2"](model, p, batch_of(X, LABEL, X, LABEL), KEY).loss.sum()))(params)
+    gradient = jit(jax.grad(lambda p: OBJECTIVES["m2"](model, p, batch_of(X, LABEL, X, LABEL), KEYS).loss.sum()))(
+        params
+    )
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient)), "0 log 0"
 
 
@@ -340,10 +343,10 @@ ROWS = {
 def test_convolutional_nets_take_labels():
     conv = {part: config.call(part, "conv", widths=(4, 3)) for part in ("encoder", "decoder")}
     model, params = tiny(**conv)
-    a, b = (jit(lambda p, y: model.draw(p, X, KEY, y=y))(params, y) for y in (0, 1))
+    a, b = (jit(lambda p, y: model.draw(p, X, KEYS, y=y))(params, y) for y in (0, 1))
     assert (np.abs(a.log_px - b.log_px) > 1e-4).all() and (np.abs(a.kl - b.kl) > 1e-6).all()
     with pytest.raises(UserError, match="want a label"):
-        model.draw(params, X, KEY)
+        model.draw(params, X, KEYS)
 
 
 # ---- the labelled part ----------------------------------------------------------------------------
@@ -357,8 +360,8 @@ def test_other_objectives_learn_from_the_labelled_examples_only(name):
     @jit
     def run(label, labelled):
         batch = batch_of(X, label, X[:2], labelled)
-        split = OBJECTIVES[name](model, params, batch, KEY, **fields)
-        whole = OBJECTIVES[name](model, params, {"image": X, "label": jnp.abs(label)}, KEY, **fields)
+        split = OBJECTIVES[name](model, params, batch, KEYS, **fields)
+        whole = OBJECTIVES[name](model, params, {"image": X, "label": jnp.abs(label)}, KEYS, **fields)
         return split, whole, model.classify(params, model.encode(params, X[:2]).mu)
 
     split, whole, logits = run(jnp.array([-1, 1, -1, 0, 1]), LABEL[:2])

@@ -13,7 +13,8 @@ from benchmarks import target
 from tests.test_step import small
 from vae_jax import config, data
 from vae_jax.config import UserError
-from vae_jax.mesh import parallel
+from vae_jax.distributions import example_keys
+from vae_jax.mesh import layout
 from vae_jax.mesh import rules as sharding
 from vae_jax.models import model
 from vae_jax.tools import partition, results
@@ -130,22 +131,100 @@ def test_remat_and_microbatches_leave_the_update_of_a_deep_net(net):
         assert apart(config_with(**fields), plain, 1) <= TOLERANCE, fields
 
 
-def test_noise_is_that_of_the_global_batch():
-    """Blocks of shards, strides of microbatches: together every row of the global draw, each once, in its place."""
-    key, whole = jax.random.key(3), np.asarray(jax.random.normal(jax.random.key(3), (5, 12, 2)))
-
-    def shard(_):
-        found = []
-        for micro in range(3):
-            with parallel.part("data", micro, 3):
-                found.append((parallel.rows(2), parallel.normal(key, (5, 2, 2), jnp.float32)))
-        return found
-
-    for rows, noise in jax.vmap(shard, axis_name="data")(jnp.zeros(2)):
-        for at, eps in zip(rows, noise, strict=True):
-            np.testing.assert_array_equal(eps, whole[:, at])
+def test_every_row_has_its_place_in_the_global_batch():
+    """Blocks of shards, strides of microbatches: together every place once."""
+    shards = jax.vmap(lambda _: layout.places(6, "data"), axis_name="data")(jnp.zeros(2))
+    np.testing.assert_array_equal(np.concatenate(shards), layout.places(12))
     ids = jnp.arange(12)
-    np.testing.assert_array_equal(parallel.microbatches(ids, 3), [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]])
+    np.testing.assert_array_equal(layout.microbatches(ids, 3), [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]])
+
+
+# A loss and a posterior as a user writes them, with noise that is not ours.
+OWN = """
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vae_jax.objectives import Terms
+
+
+class Shifted(NamedTuple):
+    mu: Any
+
+    def sample_and_log_prob(self, keys):
+        flat = jax.vmap(lambda key: jax.random.gamma(key, 2.0, self.mu.shape[-1:]))(keys.reshape(-1))
+        noise = flat.reshape(*keys.shape, -1)
+        return self.mu + noise, jnp.sum(jnp.log(noise) - noise, -1)
+
+    def log_prob(self, z):
+        return jnp.sum(jnp.log(z - self.mu) - (z - self.mu), -1)
+
+
+class Head(nn.Module):
+    shape: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h):
+        return Shifted(nn.Dense(self.shape)(h))
+
+
+def loss(model, params, batch, keys):
+    d = model.draw(params, batch["image"], keys)
+    numbers = jnp.arange(20.0)
+    extra = {
+        "gamma": jax.vmap(lambda key: jax.random.gamma(key, 2.0))(keys),
+        "uniform": jax.vmap(jax.random.uniform)(keys),
+        "permuted": jax.vmap(lambda key: jax.random.permutation(key, numbers)[0])(keys),
+    }
+    return Terms(extra["gamma"] * d.kl.sum(-1) - d.log_px, extra=extra)
+"""
+OWN_MODES = {
+    **{mode: MODES[mode] for mode in ("jit 8", "jit data=2 fsdp=4", "shard_map 8", "pmap 8", "jit 4, accumulate 4")},
+    "bfloat16": ({"dtype": "bfloat16"}, 8),
+    "bfloat16, accumulate 2": ({"dtype": "bfloat16", "accumulate": 2}, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def with_own_noise(tmp_path_factory):
+    path = tmp_path_factory.mktemp("own") / "own.py"
+    path.write_text(OWN)
+
+    def make(**fields):
+        c = objective("joint", **fields)
+        c.classifier = config.call("classifier", "none")
+        c.objective = config.call("objective", f"{path}:loss")
+        c.posterior = config.call("posterior", f"{path}:Head")
+        return c
+
+    return make, {dtype: update(make(dtype=dtype), 1) for dtype in ("float32", "bfloat16")}
+
+
+@pytest.mark.parametrize("mode", OWN_MODES)
+def test_a_users_own_noise_is_the_same_in_every_mode_and_shared_by_no_two_examples(with_own_noise, mode):
+    make, one_device = with_own_noise
+    fields, devices = OWN_MODES[mode]
+    dtype = fields.get("dtype", "float32")
+    # Gradients of bfloat16 nets are sums of rounded numbers; the noise itself meets no net.
+    tolerance = TOLERANCE if dtype == "float32" else 2e-2
+    c = make(**fields)
+    state, run = built(c, devices)
+    state, values = run.run(state, run.source, run.key)
+    metrics, want = (dict(zip(run.names, row, strict=True)) for row in (np.asarray(values)[0], one_device[dtype][0]))
+    for name in ("gamma", "uniform", "permuted"):
+        np.testing.assert_allclose(metrics[name], want[name], rtol=1e-5)
+    assert apart(c, one_device[dtype], devices) <= tolerance
+
+
+def test_keys_of_one_example_draw_for_no_other():
+    keys_B = example_keys(jax.random.key(0), jnp.arange(8))
+    for draw in (jax.random.uniform, lambda key: jax.random.gamma(key, 2.0), lambda key: jax.random.normal(key)):
+        assert len(np.unique(jax.vmap(draw)(keys_B))) == 8
+    with pytest.raises(ValueError, match="vmap"):
+        jax.random.gamma(keys_B, 2.0)
 
 
 def lowered(c):

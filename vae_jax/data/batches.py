@@ -8,7 +8,6 @@ import numpy as np
 from jax.extend.random import threefry2x32_p
 
 from vae_jax.config import UserError
-from vae_jax.mesh import parallel
 
 STATIC_SEED = 20160211  # of the static binarisation: part of the data set, so no config field
 
@@ -111,7 +110,7 @@ def host_batches(split, *, start, steps, batch, seed, labelled=0, prefetch=4, sh
     return iter(grain.MapDataset.range(start, start + steps).map(gather).to_iter_dataset(options))
 
 
-def to_input(image, ids_B, key, *, levels, binarize, shift=0, flip=False):
+def to_input(image, ids_B, key, place_B=None, *, levels, binarize, shift=0, flip=False):
     """uint8 [B, H, W, C] -> float32 in [0, 1], binarised and augmented; runs inside jit.
 
     ``binarize``: 'none'; 'threshold', x > 1/2; 'static', x ~ Bernoulli(value), the same whenever
@@ -119,22 +118,24 @@ def to_input(image, ids_B, key, *, levels, binarize, shift=0, flip=False):
     arXiv:1509.00519). The probability is the value to 2^-16, and exact at 0 and 1. Training images
     are then moved by up to ``shift`` pixels each way, zeros coming in, and mirrored with probability
     1/2 if ``flip``. ``key=None`` is evaluation: no augmentation, and 'dynamic' draws as 'static', so
-    that no pass resamples the data. Every example has its own stream, so the values do not depend
-    on the number of devices.
+    that no pass resamples the data. Every example has its own stream, that of its place in the
+    global batch, ``place_B``, so the values do not depend on the number of devices.
     """
+    if place_B is None:
+        place_B = jnp.arange(len(image))
     x = image.astype(jnp.float32) / (levels - 1)
     if binarize == "threshold":
         x = (x > 0.5).astype(jnp.float32)
     elif binarize != "none" and levels > 2:
         if binarize == "dynamic" and key is not None:
-            x = _toss(jax.random.fold_in(key, 0), parallel.rows(len(x)), image, levels)
+            x = _toss(jax.random.fold_in(key, 0), place_B, image, levels)
         elif binarize in ("static", "dynamic"):
             x = _toss(jax.random.key(STATIC_SEED, impl="threefry2x32"), ids_B, image, levels)
         else:
             raise UserError(f"data.binarize={binarize}: want none, threshold, static or dynamic")
     if key is None or not (shift or flip):
         return x
-    keys_B = _keys(jax.random.fold_in(key, 1), parallel.rows(len(x)))
+    keys_B = _keys(jax.random.fold_in(key, 1), place_B)
     return jax.vmap(lambda k, x: _augment(k, x, shift, flip))(keys_B, x)
 
 

@@ -8,6 +8,13 @@ from vae_jax.distributions.flows import (
     coupling_flow,
     made_masks,
 )
+from vae_jax.distributions.keys import (
+    example_keys,
+    fold_keys,
+    sample_keys,
+    split_keys,
+    standard_normal,
+)
 from vae_jax.distributions.likelihoods import (
     LIKELIHOODS,
     Likelihood,
@@ -27,10 +34,13 @@ from vae_jax.distributions.normal import (
     kl_std_normal,
     log_normal,
     real,
+    register_kl,
     scale_tril,
     soft_clip,
     stop,
+    support,
 )
+from vae_jax.distributions.sphere import UniformSphere, VonMisesFisher
 
 __all__ = [
     "LIKELIHOODS",
@@ -39,6 +49,8 @@ __all__ = [
     "Likelihood",
     "MixtureOfNormals",
     "Normal",
+    "UniformSphere",
+    "VonMisesFisher",
     "autoregressive",
     "autoregressive_flow",
     "bits_per_dim",
@@ -46,6 +58,8 @@ __all__ = [
     "coupling",
     "coupling_flow",
     "entropy_normal",
+    "example_keys",
+    "fold_keys",
     "kl",
     "kl_full_normal",
     "kl_normal",
@@ -55,8 +69,13 @@ __all__ = [
     "log_normal",
     "made_masks",
     "real",
+    "register_kl",
+    "sample_keys",
     "scale_tril",
     "soft_clip",
     "softplus",
+    "split_keys",
+    "standard_normal",
     "stop",
+    "support",
 ]

@@ -120,8 +120,8 @@ class Flow:
             z, _ = step(params, z)
         return z
 
-    def sample(self, key, shape=()):
-        return self.sample_and_log_prob(key, shape)[0]
+    def sample(self, keys: jax.Array) -> jax.Array:
+        return self.sample_and_log_prob(keys)[0]
 
     def log_prob(self, z_BxD):
         total = 0.0
@@ -130,9 +130,9 @@ class Flow:
             total += log_det
         return self.base.log_prob(z_BxD) + total
 
-    def sample_and_log_prob(self, key, shape=()):
+    def sample_and_log_prob(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         """z and log p(z) by forward passes alone."""
-        z, log_prob = self.base.sample_and_log_prob(key, shape)
+        z, log_prob = self.base.sample_and_log_prob(keys)
         for step, params in zip(self.steps, self.params, strict=True):
             z, log_det = step(params, z)
             log_prob -= log_det

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vae_jax.distributions.keys import split_keys
 from vae_jax.distributions.normal import LOG_2PI, Normal, real
 
 
@@ -42,14 +43,16 @@ class MixtureOfNormals(NamedTuple):
         log_pi_M = jax.nn.log_softmax(real(self.logits))
         return jax.nn.logsumexp(log_pi_M - 0.5 * (log_scale_M + total), axis=-1)
 
-    def sample(self, key, shape=()):
-        """z of shape (*shape, D): a component, then a point of it."""
-        which, point = jax.random.split(key)
-        m = jax.random.categorical(which, real(self.logits), shape=shape)
-        return Normal(self.mu[m], self.logvar[m]).sample(point)
+    def sample(self, keys: jax.Array) -> jax.Array:
+        """z of shape (*keys.shape, D): a component for each key, then a point of it."""
+        component_keys, point_keys = split_keys(keys, 2)
+        logits_M = real(self.logits)
+        choose = jax.vmap(lambda key: jax.random.categorical(key, logits_M))
+        m = choose(component_keys.reshape(-1)).reshape(keys.shape)
+        return Normal(self.mu[m], self.logvar[m]).sample(point_keys)
 
-    def sample_and_log_prob(self, key, shape=()):
-        z = self.sample(key, shape)
+    def sample_and_log_prob(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z = self.sample(keys)
         return z, self.log_prob(z)
 
 

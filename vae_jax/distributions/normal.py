@@ -5,19 +5,20 @@ in float32 whatever the inputs are (float64 inputs stay float64).
 
 A distribution is a pytree of arrays with
 
-- ``sample(key, shape=()) -> z_BxD``; ``shape`` goes in front, so ``(K,)`` gives ``z_KxBxD``,
+- ``sample(keys) -> z``, a draw for each key: ``keys_B`` gives ``z_BxD``, ``keys_KxB`` gives ``z_KxBxD``,
 - ``log_prob(z_BxD) -> B``, or ``z_KxBxD -> KxB``,
-- ``sample_and_log_prob(key, shape=())``, both at once.
+- ``sample_and_log_prob(keys)``, both at once.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.mesh import parallel
+from vae_jax.distributions.keys import standard_normal
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -120,21 +121,21 @@ def _diagonal(l_BxDxD):
 
 
 class Normal(NamedTuple):
-    """N(μ, diag σ²). A prior is ``Normal(zeros_D, zeros_D)`` and ``sample(key, (B,))``."""
+    """N(μ, diag σ²). A prior is ``Normal(zeros_D, zeros_D)``, and ``sample(keys_B)`` gives z_BxD."""
 
     mu: jax.Array  # BxD
     logvar: jax.Array  # BxD
 
-    def sample(self, key, shape=()):
-        return self.sample_and_log_prob(key, shape)[0]
+    def sample(self, keys: jax.Array) -> jax.Array:
+        return self.sample_and_log_prob(keys)[0]
 
     def log_prob(self, z_BxD):
         return log_normal(z_BxD, self.mu, self.logvar)
 
-    def sample_and_log_prob(self, key, shape=()):
+    def sample_and_log_prob(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         """z = μ + σ ε and log N(z) from ε itself, which z - μ would give back only rounded."""
         mu, logvar = jnp.broadcast_arrays(real(self.mu), real(self.logvar))
-        eps = parallel.normal(key, (*shape, *mu.shape), mu.dtype)
+        eps = standard_normal(keys, mu.shape[-1], mu.dtype)
         log_prob = -0.5 * jnp.sum(LOG_2PI + logvar + eps**2, axis=-1)
         return mu + jnp.exp(0.5 * logvar) * eps, log_prob
 
@@ -145,8 +146,8 @@ class FullNormal(NamedTuple):
     mu: jax.Array  # BxD
     scale_tril: jax.Array  # BxDxD
 
-    def sample(self, key, shape=()):
-        return self.sample_and_log_prob(key, shape)[0]
+    def sample(self, keys: jax.Array) -> jax.Array:
+        return self.sample_and_log_prob(keys)[0]
 
     def log_prob(self, z_BxD):
         r"""-½ ‖L⁻¹(z - μ)‖² - Σ_d log L_dd - ½ D log 2π."""
@@ -159,23 +160,48 @@ class FullNormal(NamedTuple):
         squares = jnp.moveaxis(jnp.sum(eps**2, axis=-2), -1, 0).reshape(difference.shape[:-1])
         return -0.5 * (squares + d * LOG_2PI) - jnp.sum(jnp.log(_diagonal(l_BxDxD)), axis=-1)
 
-    def sample_and_log_prob(self, key, shape=()):
+    def sample_and_log_prob(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         """z = μ + L ε and log N(z) from ε itself."""
         mu, l_BxDxD = real(self.mu), real(self.scale_tril)
-        eps = parallel.normal(key, (*shape, *mu.shape), mu.dtype)
+        eps = standard_normal(keys, mu.shape[-1], mu.dtype)
         z = mu + jnp.einsum("...ij,...j->...i", l_BxDxD, eps, precision="highest")
         log_det = jnp.sum(jnp.log(_diagonal(l_BxDxD)), axis=-1)
         return z, -0.5 * jnp.sum(LOG_2PI + eps**2, axis=-1) - log_det
 
 
-def kl(q, p):
+_KLS: dict[tuple[type, type], Callable[[Any, Any], jax.Array]] = {}
+
+
+def register_kl(q_type: type, p_type: type) -> Callable[[Callable], Callable]:
+    """Decorator: the function is KL(q ‖ p) of distributions of these two types, in nats, shape B."""
+
+    def register(function: Callable) -> Callable:
+        _KLS[q_type, p_type] = function
+        return function
+
+    return register
+
+
+def kl(q: Any, p: Any) -> jax.Array | None:
     """KL(q ‖ p) in nats, shape B, where a closed form is known; None where not, and then the
     caller estimates it as the mean of ``q.log_prob(z) - p.log_prob(z)`` over z ~ q."""
-    if isinstance(q, Normal) and isinstance(p, Normal):
-        return kl_normal(*q, *p)
-    if isinstance(q, FullNormal) and isinstance(p, Normal):
-        return kl_full_normal(*q, *p)
-    return None
+    function = _KLS.get((type(q), type(p)))
+    return None if function is None else function(q, p)
+
+
+def support(distribution: Any) -> str:
+    """The set that a distribution lives on: "real" (R^D), or what the distribution itself says."""
+    return getattr(distribution, "support", "real")
+
+
+@register_kl(Normal, Normal)
+def _kl_normals(q: Normal, p: Normal) -> jax.Array:
+    return kl_normal(*q, *p)
+
+
+@register_kl(FullNormal, Normal)
+def _kl_full_to_diagonal(q: FullNormal, p: Normal) -> jax.Array:
+    return kl_full_normal(*q, *p)
 
 
 def stop(dist):

@@ -27,7 +27,7 @@ def pictures(model, params, x_NxHxWxC, key, *, samples=64, rows=6, columns=10):
         y = model.guess(params, x)
         turns, first = [jnp.arange(samples) % model.classes for _ in y], [jnp.repeat(a[:rows], columns) for a in y]
         mu = model.encode(params, x, *y).mu
-        z = model.sample(params, key, samples, *turns)
+        z = model.sample(params, jax.random.split(key, samples), *turns)
         t = jnp.linspace(0, 1, columns)[None, :, None]
         line = (1 - t) * mu[:rows, None] + t * mu[-rows:, None]
         return {
@@ -50,7 +50,7 @@ def hierarchy(model, params, x_NxHxWxC, key):
     n, counts = len(x_NxHxWxC), np.unique(np.linspace(0, model.levels, 7).round().astype(int))
 
     def program(params, x, y, first, temperature):
-        z = model.complete(params, x, key, n, *y, first=first, temperature=temperature)
+        z = model.complete(params, x, jax.random.split(key, n), *y, first=first, temperature=temperature)
         return model.likelihood.mean(model.decode(params, z, *y))
 
     run, y = compile_lib.simple(program), compile_lib.simple(model.guess)(params, x_NxHxWxC)
@@ -75,9 +75,9 @@ def inpainted(model, params, x_NxHxWxC, key, rounds=ROUNDS):
     def program(params, x, guess, key, first):
         y = model.guess(params, guess)
         if model.levels > 1:
-            z = model.complete(params, guess, key, len(x), *y, first=first)
+            z = model.complete(params, guess, jax.random.split(key, len(x)), *y, first=first)
         else:
-            z = model.draw(params, guess, key, **({"y": y[0]} if y else {})).z
+            z = model.draw(params, guess, jax.random.split(key, len(x)), **({"y": y[0]} if y else {})).z
         out = model.decode(params, z, *y)
         drawn = jnp.clip(model.likelihood.sample(jax.random.fold_in(key, 1), out), 0, 1)
         return jnp.where(known, x, drawn), jnp.where(known, x, model.likelihood.mean(out))

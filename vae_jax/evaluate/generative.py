@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax.data import evaluation
+from vae_jax.distributions import example_keys, sample_keys
 from vae_jax.evaluate import likelihood, recognition
 from vae_jax.train import program as compile_lib
 
 
-def label_bounds(model, params, x_BxHxWxC, keys_K):
+def label_bounds(model, params, x_BxHxWxC, keys_KxB):
     """The importance-weighted bound on log p(x|y) of every label from K draws, BxY, in nats; labels share noise."""
 
     def bound(y):
-        return jax.nn.logsumexp(model.draw(params, x_BxHxWxC, keys_K, y=y).log_w, axis=0) - np.log(len(keys_K))
+        return jax.nn.logsumexp(model.draw(params, x_BxHxWxC, keys_KxB, y=y).log_w, axis=0) - np.log(len(keys_KxB))
 
     return jax.vmap(bound, out_axes=1)(jnp.arange(model.classes))
 
@@ -33,12 +34,9 @@ def class_evidence(c, model, params, split, levels, mesh, key, *, k):
     """
     to_x = (evaluation.seen if model.likelihood.data == "binary" else evaluation.inputs)(c, levels)
 
-    def one(params, x_HxWxC, i):
-        keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(key, i), s))(jnp.arange(k))
-        return label_bounds(model, params, x_HxWxC[None], keys)[0]
-
     def program(params, batch):
-        return {"log_pxy": jax.vmap(one, (None, 0, 0))(params, to_x(batch), batch["id"])}
+        keys_KxB = sample_keys(example_keys(key, batch["id"]), jnp.arange(k))
+        return {"log_pxy": label_bounds(model, params, to_x(batch), keys_KxB)}
 
     images, _ = likelihood.call_size(model, mesh, k)
     run = compile_lib.over_batches(program, mesh)

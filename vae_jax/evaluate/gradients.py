@@ -35,7 +35,12 @@ def probe(model, params, x_BxHxWxC, key, *, estimator, samples, repeats):
     """{'inference': {'variance', 'snr'}, 'generative': {...}} of the mean gradient over one batch."""
 
     def gradient(params, x, key):
-        loss = lambda p: iwae(model, p, {"image": x}, key, samples=samples, estimator=estimator).loss.mean()  # noqa: E731
+        keys = jax.random.split(key, len(x))
+
+        def loss(params):
+            terms = iwae(model, params, {"image": x}, keys, samples=samples, estimator=estimator)
+            return terms.loss.mean()
+
         return jax.grad(loss)(params)
 
     def add(sums, squares, first, params, x, key):

@@ -28,7 +28,7 @@ def surgery(q, prior, key, chunk=500):
     One z per example; log q(z) is the log of the exact mixture over the same N posteriors, so the mutual
     information is at most log N, and that of a small N is an underestimate for the population.
     """
-    z_NxD, log_qzx_N = q.sample_and_log_prob(key)
+    z_NxD, log_qzx_N = q.sample_and_log_prob(densities.example_keys(key, jnp.arange(len(q.mu))))
     n = len(z_NxD)
     mixture = densities.MixtureOfNormals(jnp.zeros(n), q.mu, q.logvar)
     log_prob = compile_lib.simple(mixture.log_prob)

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vae_jax.data import evaluation
+from vae_jax.distributions import example_keys, sample_keys
 from vae_jax.mesh import hosts
 from vae_jax.mesh import rules as sharding
 from vae_jax.objectives import semi
@@ -27,15 +28,14 @@ def draws(model, params, x_BxHxWxC, id_B, key, first, samples, y_B=None):
 
     Of a conditional model each is a pass over all labels, ``semi.enumerated``, or given ``y_B`` one of that label.
     """
-    every = jax.vmap(functools.partial(semi.enumerated, model), (None, None, 0))
-    draw = every if model.conditional and y_B is None else model.draw
-
-    def one(x, i, y):
-        keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(key, i), s))(first + jnp.arange(samples))
-        given = {} if y is None else {"y": y[None]}
-        return jax.tree.map(lambda a: a[:, 0], draw(params, x[None], keys, **given))
-
-    return jax.vmap(one)(x_BxHxWxC, id_B, y_B)
+    keys_KxB = sample_keys(example_keys(key, id_B), first + jnp.arange(samples))
+    if model.conditional and y_B is None:
+        over_samples = jax.vmap(functools.partial(semi.enumerated, model), (None, None, 0))
+        draws_KxB = over_samples(params, x_BxHxWxC, keys_KxB)
+    else:
+        labels = {} if y_B is None else {"y": y_B}
+        draws_KxB = model.draw(params, x_BxHxWxC, keys_KxB, **labels)
+    return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), draws_KxB)
 
 
 def add_log_weights(carry, log_w_BxK):

@@ -123,7 +123,9 @@ def figures(s, params, see, mark, n):
     given = {name: to_x({"image": jnp.asarray(x[:n]), "id": jnp.arange(n)}) for name, x in sets.items()}
 
     def drawn(params, key, y):
-        return s.model.likelihood.mean(s.model.decode(params, s.model.sample(params, key, BATCH, *y), *y))
+        return s.model.likelihood.mean(
+            s.model.decode(params, s.model.sample(params, jax.random.split(key, BATCH), *y), *y)
+        )
 
     def again(params, x):
         y = s.model.guess(params, x)

@@ -63,14 +63,14 @@ def log_probabilities(model, samples=0, bayes=False):
     """
 
     def run(params, x, key):
-        keys = jax.random.split(key, samples) if samples else None
+        keys = jax.random.split(key, (samples, len(x))) if samples else None
         if bayes:
             return jax.nn.log_softmax(generative.label_bounds(model, params, x, keys))
         if model.conditional:
             logits_SxBxY = model.classify(params, x, keys) if samples else model.classify(params, x)[None]
         else:
             q = model.encode(params, x)
-            z_SxBxD = q.sample(key, (samples,)) if samples else q.mu[None]
+            z_SxBxD = q.sample(keys) if samples else q.mu[None]
             logits_SxBxY = jax.vmap(lambda z: model.classify(params, z))(z_SxBxD)
         return jax.nn.logsumexp(jax.nn.log_softmax(logits_SxBxY), axis=0) - np.log(max(1, samples))
 

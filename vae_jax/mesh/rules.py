@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vae_jax.config import UserError
-from vae_jax.mesh.parallel import BATCH
+from vae_jax.mesh.layout import BATCH
 
 AXES = ("data", "fsdp", "model", "samples")
 

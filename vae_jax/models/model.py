@@ -13,7 +13,7 @@ from vae_jax import config as config_lib
 from vae_jax import distributions as densities
 from vae_jax import nets
 from vae_jax.config import UserError
-from vae_jax.mesh import parallel
+from vae_jax.mesh import layout
 
 
 class Draw(NamedTuple):
@@ -68,19 +68,20 @@ class Model:
             return self.likelihood.log_prob(self.decode(params, z, *_given(y)), x_BxHxWxC)
         # One batch of B·K rows, those of an example side by side, as the devices hold them; the outermost axis is
         # the devices' that share the samples, W of them (1 without a mesh axis for samples).
-        (k, b, d), w = z.shape, parallel.ways(len(z))
+        (k, b, d), w = z.shape, layout.num_shards(len(z))
         if y is not None and jnp.ndim(y):
             y = jnp.tile(jnp.repeat(y, k // w), w)
         rows = jnp.swapaxes(z.reshape(w, k // w, b, d), 1, 2).reshape(w * b * (k // w), d)
-        out = self.decode(params, parallel.spread(rows, k, batch=True), *_given(y))
+        out = self.decode(params, layout.constrain(rows, k, batch=True), *_given(y))
         out = out.reshape(w, b, k // w, *out.shape[1:])
         log_px_WxBxK = self.likelihood.log_prob(out, x_BxHxWxC[:, None])
         return jnp.swapaxes(log_px_WxBxK, 1, 2).reshape(k, b)
 
-    def draw(self, params, x_BxHxWxC, key, *, y=None, stop=False, scale=None):
+    def draw(self, params, x_BxHxWxC, keys, *, y=None, stop=False, scale=None):
         """One :class:`Draw` with z ~ q(z|x); or, given labels y of a conditional model, z ~ q(z|x,y).
 
-        ``key``: one, or an array of K keys for K draws, each leaf of shape K x B x …; the encoder runs once.
+        ``keys``: a key for each example, keys_B; or keys_KxB for K draws, each leaf of shape K x B x …; the encoder
+        runs once.
         ``stop``: the *parameters* inside log q are constants, the path through z is not (sticking the
         landing; Roeder et al. 2017, arXiv:1703.09194, eq. 7), and the KL is the sampled one.
         ``scale``, B or KxB: gradients through z are multiplied by this, values are not: the weights of a
@@ -88,8 +89,8 @@ class Model:
         """
         q, p = self.encode(params, x_BxHxWxC, *_given(y)), self.prior(params)
 
-        def latent(key, scale_B):
-            z, log_qz = q.sample_and_log_prob(key)
+        def latent(keys_B, scale_B):
+            z, log_qz = q.sample_and_log_prob(keys_B)
             if scale_B is not None:
                 z = scale_gradient(z, scale_B[:, None])
             if stop or scale_B is not None:
@@ -99,14 +100,15 @@ class Model:
             kl = log_qz - log_pz if kl is None else kl
             return z, log_pz[:, None], log_qz[:, None], kl[:, None]
 
-        z, log_pz, log_qz, kl = (jax.vmap(latent) if key.ndim else latent)(key, scale)
-        if key.ndim:
-            z, log_pz, log_qz = parallel.spread((z, log_pz, log_qz), len(key))
+        several = keys.ndim == 2
+        z, log_pz, log_qz, kl = (jax.vmap(latent) if several else latent)(keys, scale)
+        if several:
+            z, log_pz, log_qz = layout.constrain((z, log_pz, log_qz), len(keys))
         return Draw(self.log_px(params, x_BxHxWxC, z, y), log_pz, log_qz, kl, z)
 
-    def sample(self, params, key, n, y=None):
-        """z_NxD from the prior."""
-        return self.prior(params).sample(key, (n,))
+    def sample(self, params, keys_N, y=None):
+        """z_NxD from the prior, a draw for each key."""
+        return self.prior(params).sample(keys_N)
 
     def guess(self, params, x_BxHxWxC):
         """What stands for the label of an image that has none, as arguments of ``encode`` and ``decode``: the most
@@ -119,16 +121,16 @@ class Joint:
     """q(z|x) or p(z) of a hierarchy as one distribution of z_BxD, its levels side by side, the top one first."""
 
     mu: jax.Array  # BxD: each level at its mean, given the means above it
-    sample_and_log_prob: Callable  # key, shape=() → z, log_prob
+    sample_and_log_prob: Callable  # keys → z, log_prob
     log_prob: Callable  # z_BxD → B
 
-    def sample(self, key, shape=()):
-        return self.sample_and_log_prob(key, shape)[0]
+    def sample(self, keys):
+        return self.sample_and_log_prob(keys)[0]
 
 
-def _drawn(q, p, key):
+def _drawn(q, p, keys_B):
     """A level's z ~ q, or ~ p where there is no x; with log p, log q and KL(q ‖ p), shape B."""
-    z, log_prob = (p if q is None else q).sample_and_log_prob(key)
+    z, log_prob = (p if q is None else q).sample_and_log_prob(keys_B)
     return z, (z, log_prob if q is None else p.log_prob(z), log_prob, None if q is None else densities.kl(q, p))
 
 
@@ -144,8 +146,8 @@ def _mean(q, p, _):
 
 def _mixed(q, p, given):
     """q's mean where ``from_q``; else p's mean + temperature · σ · ε."""
-    from_q, temperature, key = given
-    z = p.mu + temperature * (p.sample(key) - p.mu)
+    from_q, temperature, keys_B = given
+    z = p.mu + temperature * (p.sample(keys_B) - p.mu)
     z = z if q is None else jnp.where(from_q, q.mu, z)
     return z, (z, None, None, None)
 
@@ -192,7 +194,7 @@ class Hierarchy(Model):
         out, _, log_pz, log_qz, _ = self.run(params, features, _at, self.latents(z_BxD), len(z_BxD), y)
         return out, log_pz, log_qz
 
-    def draw(self, params, x_BxHxWxC, key, *, y=None, stop=False, scale=None):
+    def draw(self, params, x_BxHxWxC, keys, *, y=None, stop=False, scale=None):
         """As :meth:`Model.draw`. With ``stop`` or ``scale`` the levels are drawn first, and log p and log q are then
         those of z as a whole: of a level's path through the levels below it nothing is lost, nothing counted twice.
         """
@@ -200,8 +202,8 @@ class Hierarchy(Model):
         held = jax.lax.stop_gradient(params) if stop else params
         held_features = self.features(held, x_BxHxWxC) if stop else features
 
-        def one(key, scale_B):
-            given = self.split(jax.random.split(key, self.levels))
+        def one(keys_B, scale_B):
+            given = self.split(densities.split_keys(keys_B, self.levels))
             out, z, log_pz, log_qz, kl = self.run(params, features, _drawn, given, rows, y)
             if stop or scale_B is not None:
                 z = z if scale_B is None else scale_gradient(z, scale_B[:, None])
@@ -210,35 +212,34 @@ class Hierarchy(Model):
                 kl = log_qz - log_pz
             return Draw(self.likelihood.log_prob(out, x_BxHxWxC), log_pz, log_qz, kl, z)
 
-        if not key.ndim:
-            return one(key, scale)
-        if len(key) == 1:  # vmap's axis would come between the rows that mlp.Dense puts in one matrix
-            return jax.tree.map(lambda a: a[None], one(key[0], None if scale is None else scale[0]))
-        return parallel.spread(jax.vmap(one)(key, scale), len(key))
+        if keys.ndim == 1:
+            return one(keys, scale)
+        if len(keys) == 1:  # vmap's axis would come between the rows that mlp.Dense puts in one matrix
+            return jax.tree.map(lambda a: a[None], one(keys[0], None if scale is None else scale[0]))
+        return layout.constrain(jax.vmap(one)(keys, scale), len(keys))
 
-    def sample(self, params, key, n, y=None, temperature=1.0):
+    def sample(self, params, keys_N, y=None, temperature=1.0):
         """z_NxD from the prior, each level's deviation times ``temperature``: a number, or L of them."""
-        return self.complete(params, None, key, n, y, 0, temperature)
+        return self.complete(params, None, keys_N, y, 0, temperature)
 
-    def complete(self, params, x_BxHxWxC, key, rows, y=None, first=0, temperature=1.0):
+    def complete(self, params, x_BxHxWxC, keys_B, y=None, first=0, temperature=1.0):
         """z_BxD whose ``first`` levels are q's means and whose others are from the prior, as in :meth:`sample`."""
         features = None if x_BxHxWxC is None else self.features(params, x_BxHxWxC)
         heat = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), self.levels)
-        given = self.split((jnp.arange(self.levels) < first, heat, jax.random.split(key, self.levels)))
-        return self.run(params, features, _mixed, given, rows, y)[1]
+        level_keys = densities.split_keys(keys_B, self.levels)
+        given = self.split((jnp.arange(self.levels) < first, heat, level_keys))
+        return self.run(params, features, _mixed, given, len(keys_B), y)[1]
 
     def joint(self, params, features, rows, y=None):
         """q(z|x), or p(z) where ``features`` is None, as a :class:`Joint`."""
 
-        def sample_and_log_prob(key, shape=()):
-            def one(key, n):
-                given = self.split(jax.random.split(key, self.levels))
-                _, z, log_pz, log_qz, _ = self.run(params, features, _drawn, given, n, y)
+        def sample_and_log_prob(keys):
+            def one(keys_B):
+                given = self.split(densities.split_keys(keys_B, self.levels))
+                _, z, log_pz, log_qz, _ = self.run(params, features, _drawn, given, len(keys_B), y)
                 return z, (log_pz if features is None else log_qz).sum(-1)
 
-            if features is None:
-                return one(key, *shape)
-            return jax.vmap(one, (0, None))(jax.random.split(key, *shape), rows) if shape else one(key, rows)
+            return jax.vmap(one)(keys) if keys.ndim == 2 else one(keys)
 
         def log_prob(z_BxD):
             _, log_pz, log_qz = self.at(params, features, z_BxD, y)
@@ -310,6 +311,7 @@ def build(c, *, shape, levels, classes, binary):
     else:
         modules["posterior"] = config_lib.build("posterior", c.posterior, shape=c.latent, dtype=dtype)
         modules["prior"] = config_lib.build("prior", c.prior, shape=c.latent, image=shape, outputs=classes, dtype=dtype)
+        _check_support(c, modules["posterior"], modules["prior"])
     if c.decoder.name != "none":
         out = (height, width, likelihood.outputs(channels))
         modules["decoder"] = config_lib.build("decoder", c.decoder, shape=out, **given)
@@ -371,7 +373,7 @@ def build(c, *, shape, levels, classes, binary):
         inputs = {"posterior": (features,), "prior": (), "decoder": (z, *y), "trunk": (x,)}
         inputs["classifier"] = (top(features),) if conditional else (z[:, :code],)
         if hierarchical:
-            level_keys = [jax.random.split(key, n) for n, _ in groups]
+            level_keys = [jax.random.split(key, (n, 1)) for n, _ in groups]
             inputs["decoder"] = (features, _drawn, level_keys, 1, *y)
         variables = {"encoder": encoder}
         for part in modules:
@@ -415,6 +417,15 @@ def build(c, *, shape, levels, classes, binary):
         **common,
     )
     return made
+
+
+def _check_support(c, posterior, prior):
+    q_support, p_support = densities.support(posterior), densities.support(prior)
+    if q_support != p_support:
+        raise UserError(
+            f"prior.name={c.prior.name}: lives on {p_support} z, posterior.name={c.posterior.name} on {q_support} z; "
+            "want both on one, such as gaussian with normal or von_mises_fisher with sphere"
+        )
 
 
 def _check_hierarchy(c, encoder):
@@ -468,21 +479,21 @@ class Auxiliary(Model):
     first_given: Callable | None = None  # params, x, y, z → p(a|·)
     image_given: Callable | None = None  # params, a, y, z → out_BxHxWxO
 
-    def draw(self, params, x_BxHxWxC, key, *, y):
-        """One :class:`Draw` with a ~ q(a|x), z ~ q(z|·), or K for an array of keys. Under one key all y meet one a."""
+    def draw(self, params, x_BxHxWxC, keys, *, y):
+        """One :class:`Draw` with a ~ q(a|x), z ~ q(z|·), or K for keys_KxB. Under the same keys all y meet one a."""
         q, p = self.first(params, x_BxHxWxC), self.prior(params)
 
-        def one(key):
-            a, log_qa = q.sample_and_log_prob(jax.random.fold_in(key, 0))
+        def one(keys_B):
+            a, log_qa = q.sample_and_log_prob(densities.fold_keys(keys_B, 0))
             qz = self.latent_given(params, x_BxHxWxC, a, y)
-            z, log_qz = qz.sample_and_log_prob(jax.random.fold_in(key, 1))
+            z, log_qz = qz.sample_and_log_prob(densities.fold_keys(keys_B, 1))
             log_pa, log_pz = self.first_given(params, x_BxHxWxC, y, z).log_prob(a), p.log_prob(z)
             kl = densities.kl(qz, p)
             log_px = self.likelihood.log_prob(self.image_given(params, a, y, z), x_BxHxWxC)
             levels = ((log_pa, log_pz), (log_qa, log_qz), (log_qa - log_pa, log_qz - log_pz if kl is None else kl))
             return Draw(log_px, *(jnp.stack(pair, -1) for pair in levels), z)
 
-        return (jax.vmap(one) if key.ndim else one)(key)
+        return (jax.vmap(one) if keys.ndim == 2 else one)(keys)
 
 
 def _auxiliary(c, kind, *, shape, classes, likelihood):
@@ -540,13 +551,16 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
     def decode(params, z, y):
         return image_given(params, first_given(params, None, y, z).mu if "a" in to_x else None, y, z)
 
-    def classify(params, x, key=None):
+    def classify(params, x, keys=None):
         q = first(params, x)
         judge = lambda a: apply("label", params, apply("label_trunk", params, *seen(to_y, x=x, a=a)))  # noqa: E731
-        if key is None:
+        if keys is None:
             return judge(q.mu).astype(jnp.float32)
-        one = lambda key: judge(q.sample(jax.random.fold_in(key, 0))).astype(jnp.float32)  # noqa: E731
-        return (jax.vmap(one) if key.ndim else one)(key)
+
+        def one(keys_B):
+            return judge(q.sample(densities.fold_keys(keys_B, 0))).astype(jnp.float32)
+
+        return (jax.vmap(one) if keys.ndim == 2 else one)(keys)
 
     def init(key, mean_HxWxC=None):
         x, y = jnp.zeros((1, *shape)), jnp.zeros(1, int)

@@ -25,6 +25,7 @@ from vae_jax.nets.heads import (
 )
 from vae_jax.nets.mlp import MLPClassifier, MLPDecoder, MLPEncoder
 from vae_jax.nets.residual import ResidualDecoder, ResidualEncoder
+from vae_jax.nets.sphere import UniformSphere, VonMisesFisher
 from vae_jax.nets.topdown import VDVAE, Ladder
 from vae_jax.nets.vit import ViTDecoder, ViTEncoder
 
@@ -37,4 +38,6 @@ CLASSIFIERS = {"none": None, "mlp": MLPClassifier, "bayes": None}  # bayes: by t
 PARTS = ("classifier", "decoder", "encoder", "posterior", "prior", "trunk")
 
 POSTERIORS = {"gaussian": Gaussian, "full": FullGaussian, "iaf": InverseAutoregressive}
+POSTERIORS |= {"von_mises_fisher": VonMisesFisher}
 PRIORS = {"normal": FixedNormal, "mixture": Mixture, "labelled": Labelled, "vamp": Vamp, "realnvp": RealNVP}
+PRIORS |= {"sphere": UniformSphere}

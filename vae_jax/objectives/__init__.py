@@ -1,4 +1,7 @@
-"""Objectives: (model, params, batch, key, *, its own numbers) → Terms, one number per example.
+"""Objectives: (model, params, batch, keys, *, its own numbers) → Terms, one number per example.
+
+``keys`` has a key for each example, shape B. Noise of your own is drawn with them, example by example, such as
+``jax.vmap(lambda key: jax.random.gamma(key, 2.0))(keys)``; then no two examples share it, on any number of devices.
 
 ``batch`` holds image_BxHxWxC in [0, 1]; label_B where the data has labels; n, the size of the training
 set; step, None in evaluation; and there mask_B. With a label budget or a labelled stream

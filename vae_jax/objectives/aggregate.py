@@ -17,7 +17,7 @@ from vae_jax.config import UserError
 from vae_jax.objectives.terms import Terms, bound, many
 
 
-def beta_tcvae(model, params, batch, key, *, alpha=1.0, beta=6.0, gamma=1.0):
+def beta_tcvae(model, params, batch, keys, *, alpha=1.0, beta=6.0, gamma=1.0):
     r"""The KL in three parts, each with its weight.
 
     .. math:: E\,KL = \underbrace{I(x; z)}_{\alpha} + \underbrace{KL(q(z) ‖ \textstyle\prod_d q(z_d))}_{\beta}
@@ -29,7 +29,7 @@ def beta_tcvae(model, params, batch, key, *, alpha=1.0, beta=6.0, gamma=1.0):
     Chen et al. 2018 (arXiv:1802.04942), eq. 2, 4 and appendix C.1.
     """
     q, p = _diagonal(model, params, batch)
-    d = many(model, params, batch["image"], key, 1)
+    d = many(model, params, batch["image"], keys, 1)
     value, log_px, kl = bound(d)
     z_BxD, real_B = d.z[0], _real(batch, kl)
     log_nb = jnp.log(batch["n"] * real_B.sum())
@@ -57,7 +57,7 @@ def _diagonal(model, params, batch):
     return q, p
 
 
-def factor_vae(model, params, batch, key, *, gamma=10.0):
+def factor_vae(model, params, batch, keys, *, gamma=10.0):
     r"""Total correlation by a discriminator between z ~ q(z) and z with each dimension permuted.
 
     .. math:: -\mathrm{loss} = \mathrm{ELBO} - \gamma\, E_{q(z)} [\log D(z) - \log (1 - D(z))]
@@ -67,11 +67,12 @@ def factor_vae(model, params, batch, key, *, gamma=10.0):
 
     Kim & Mnih 2018 (arXiv:1802.05983), eq. 3 and algorithm 1, 2.
     """
-    draw_key, permute_key = jax.random.split(key)
-    d = many(model, params, batch["image"], draw_key, 1)
+    draw_keys, permute_keys = densities.split_keys(keys, 2)
+    d = many(model, params, batch["image"], draw_keys, 1)
     value, log_px, kl = bound(d)
     z_BxD, real_B = d.z[0], _real(batch, kl)
-    order_BxD = jnp.argsort(jnp.where(real_B[:, None] > 0, jax.random.uniform(permute_key, z_BxD.shape), 2), axis=0)
+    noise_BxD = jax.vmap(lambda key: jax.random.uniform(key, z_BxD.shape[1:]))(permute_keys)
+    order_BxD = jnp.argsort(jnp.where(real_B[:, None] > 0, noise_BxD, 2), axis=0)
     permuted_BxD = jnp.take_along_axis(z_BxD, order_BxD[jnp.cumsum(real_B).astype(int) - 1], axis=0)
     discriminate = lambda p, z: _discriminator().apply({"params": p}, z)  # noqa: E731
     stop, net = jax.lax.stop_gradient, params["objective"]
@@ -92,7 +93,7 @@ def _discriminator():
 factor_vae.init = lambda key, model: _discriminator().init(key, jnp.zeros((1, model.latent)))["params"]
 
 
-def dip_vae(model, params, batch, key, *, kind=1, off_diagonal=10.0, diagonal=10.0):
+def dip_vae(model, params, batch, keys, *, kind=1, off_diagonal=10.0, diagonal=10.0):
     r"""The covariance of q(z) is pulled to the identity.
 
     .. math:: \mathrm{loss} = -\mathrm{ELBO} + \lambda_{od} \sum_{i \ne j} C_{ij}^2 + \lambda_d \sum_i (C_{ii} - 1)^2
@@ -103,7 +104,7 @@ def dip_vae(model, params, batch, key, *, kind=1, off_diagonal=10.0, diagonal=10
     if kind not in (1, 2):
         raise UserError(f"objective.kind={kind}: want 1 or 2")
     q, _ = _diagonal(model, params, batch)
-    value, log_px, kl = bound(many(model, params, batch["image"], key, 1))
+    value, log_px, kl = bound(many(model, params, batch["image"], keys, 1))
     share_B = _real(batch, kl) / _real(batch, kl).sum()
     centred = q.mu - share_B @ q.mu
     covariance_DxD = (share_B[:, None] * centred).T @ centred
@@ -115,7 +116,7 @@ def dip_vae(model, params, batch, key, *, kind=1, off_diagonal=10.0, diagonal=10
     return Terms(kl - log_px + penalty, value, log_px, kl, {"penalty": jnp.broadcast_to(penalty, kl.shape)})
 
 
-def info_vae(model, params, batch, key, *, alpha=0.0, weight=100.0):
+def info_vae(model, params, batch, keys, *, alpha=0.0, weight=100.0):
     r"""q(z) is matched to p(z) by the maximum mean discrepancy instead of, or beside, the KL.
 
     .. math:: \mathrm{loss} = -E_q \log p(x|z) + (1 - \alpha)\,KL + (\alpha + \lambda - 1)\,\mathrm{MMD}(q(z), p(z))
@@ -123,10 +124,10 @@ def info_vae(model, params, batch, key, *, alpha=0.0, weight=100.0):
     λ = ``weight``. MMD is the unbiased estimate over the batch with the Gaussian kernel of width D;
     alpha = 1 leaves out the KL. Zhao et al. 2019 (arXiv:1706.02262), eq. 6 and section 3.2.
     """
-    draw_key, prior_key = jax.random.split(key)
-    d = many(model, params, batch["image"], draw_key, 1)
+    draw_keys, prior_keys = densities.split_keys(keys, 2)
+    d = many(model, params, batch["image"], draw_keys, 1)
     value, log_px, kl = bound(d)
-    discrepancy = mmd(d.z[0], model.prior(params).sample(prior_key, (len(kl),)), _real(batch, kl))
+    discrepancy = mmd(d.z[0], model.prior(params).sample(prior_keys), _real(batch, kl))
     loss = (1 - alpha) * kl - log_px + (alpha + weight - 1) * discrepancy
     return Terms(loss, value, log_px, kl, {"mmd": jnp.broadcast_to(discrepancy, kl.shape)})
 

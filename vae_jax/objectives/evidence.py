@@ -8,7 +8,7 @@ from vae_jax.config import UserError
 from vae_jax.objectives.terms import Terms, bound, many, with_gradient_of
 
 
-def elbo(model, params, batch, key, *, beta=1.0, samples=1, stl=False):
+def elbo(model, params, batch, keys, *, beta=1.0, samples=1, stl=False):
     r"""The evidence lower bound; with ``beta`` ≠ 1 the beta-VAE.
 
     .. math:: -\mathrm{loss} = \tfrac1K \sum_k \log p(x|z_k) - \beta\, KL(q(z|x) ‖ p(z)), z_k \sim q(z|x)
@@ -18,11 +18,11 @@ def elbo(model, params, batch, key, *, beta=1.0, samples=1, stl=False):
 
     Kingma & Welling 2014 (arXiv:1312.6114), eq. 3 and 10; beta: Higgins et al. 2017, eq. 4.
     """
-    value, log_px, kl = bound(many(model, params, batch["image"], key, samples, stop=stl))
+    value, log_px, kl = bound(many(model, params, batch["image"], keys, samples, stop=stl))
     return Terms(beta * kl - log_px, value, log_px, kl)
 
 
-def free_bits(model, params, batch, key, *, nats=0.5, per="dimension", samples=1):
+def free_bits(model, params, batch, keys, *, nats=0.5, per="dimension", samples=1):
     r"""No pressure on a group j of latents until its rate, averaged over the batch, exceeds λ = ``nats``.
 
     .. math:: -\mathrm{loss} = E_q \log p(x|z) - \sum_j \max(\lambda, \tfrac1B \sum_b KL_{bj})
@@ -33,7 +33,7 @@ def free_bits(model, params, batch, key, *, nats=0.5, per="dimension", samples=1
 
     Kingma et al. 2016 (arXiv:1606.04934), eq. 15. λ = 0 is the ELBO.
     """
-    d = many(model, params, batch["image"], key, samples)
+    d = many(model, params, batch["image"], keys, samples)
     value, log_px, kl = bound(d)
     if per == "dimension":
         kl_BxJ = kl_per_dimension(model.encode(params, batch["image"]), model.prior(params))
@@ -55,18 +55,18 @@ def kl_per_dimension(q, p):
     return densities.kl_normal(split(q.mu), split(q.logvar), split(p.mu), split(p.logvar))
 
 
-def capacity(model, params, batch, key, *, capacity=25.0, gamma=30.0, samples=1):
+def capacity(model, params, batch, keys, *, capacity=25.0, gamma=30.0, samples=1):
     r"""The rate is held at a capacity C, which ``warmup.of=capacity`` raises from 0.
 
     .. math:: -\mathrm{loss} = E_q \log p(x|z) - \gamma\, |KL(q(z|x) ‖ p(z)) - C(t)|
 
     Burgess et al. 2018 (arXiv:1804.03599), eq. 8; |·| is taken for each example.
     """
-    value, log_px, kl = bound(many(model, params, batch["image"], key, samples))
+    value, log_px, kl = bound(many(model, params, batch["image"], keys, samples))
     return Terms(gamma * jnp.abs(kl - capacity) - log_px, value, log_px, kl)
 
 
-def geco(model, params, batch, key, *, target=100.0, samples=1):
+def geco(model, params, batch, keys, *, target=100.0, samples=1):
     r"""The smallest rate under a constraint on the distortion: −E log p(x|z) ≤ ``target`` nats.
 
     .. math:: \min_{\theta,\phi} \max_\lambda\; KL + e^{\lambda}\,C, \quad C = -E_q\log p(x|z) - \mathrm{target}
@@ -77,7 +77,7 @@ def geco(model, params, batch, key, *, target=100.0, samples=1):
 
     Rezende & Viola 2018 (arXiv:1810.00597), section 2.1 and algorithm 1.
     """
-    value, log_px, kl = bound(many(model, params, batch["image"], key, samples))
+    value, log_px, kl = bound(many(model, params, batch["image"], keys, samples))
     log_multiplier = params["objective"]["log_multiplier"]
     constraint = -log_px - target
     multiplier = jnp.exp(log_multiplier)

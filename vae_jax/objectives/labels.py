@@ -7,7 +7,7 @@ from vae_jax.config import UserError
 from vae_jax.objectives.terms import Terms, bound, many
 
 
-def joint(model, params, batch, key, *, beta=1.0, gamma=1.0, samples=1):
+def joint(model, params, batch, keys, *, beta=1.0, gamma=1.0, samples=1):
     r"""A VAE that also classifies: ELBO + gamma · log p(y|z), one z for both.
 
     .. math:: -\mathrm{loss} = E_q[\log p(x|z)] - \beta\,KL + \gamma\, E_q[\log p(y|z)]
@@ -19,11 +19,11 @@ def joint(model, params, batch, key, *, beta=1.0, gamma=1.0, samples=1):
     With a label budget the loss is the mean of beta · KL − log p(x|z) over the batch, whose labels are not
     looked at, + gamma times the mean cross-entropy over the labelled examples.
     """
-    d = many(model, params, batch["image"], key, samples)
+    d = many(model, params, batch["image"], keys, samples)
     value, log_px, kl = bound(d)
-    rows = examples(batch)
+    rows, row_keys = examples(batch, keys)
     apart = rows is not batch
-    z_KxBxD = many(model, params, rows["image"], jax.random.fold_in(key, 1), samples).z if apart else d.z
+    z_KxBxD = many(model, params, rows["image"], row_keys, samples).z if apart else d.z
     logits_KxBxY = jax.vmap(lambda z: _classify(model, params, z))(z_KxBxD)
     ce, hit = (a.mean(0) for a in jax.vmap(lambda s: cross_entropy(s, rows["label"]))(logits_KxBxY))
     extra = {"cross_entropy": ce, "accuracy": hit}
@@ -32,22 +32,23 @@ def joint(model, params, batch, key, *, beta=1.0, gamma=1.0, samples=1):
     return Terms(beta * kl - log_px + gamma * ce, value, log_px, kl, extra)
 
 
-def supervised(model, params, batch, key):
+def supervised(model, params, batch, keys):
     r"""The baseline: the same encoder and classifier, cross-entropy only, nothing sampled.
 
     .. math:: \mathrm{loss} = -\log p(y | z = \mu(x))
 
     With a label budget it sees the labelled examples only.
     """
-    rows = examples(batch)
+    rows, _ = examples(batch, keys)
     logits_BxY = _classify(model, params, model.encode(params, rows["image"]).mu)
     ce, hit = cross_entropy(logits_BxY, rows["label"])
     terms = Terms(loss=ce, extra={"cross_entropy": ce, "accuracy": hit})
     return terms if rows is batch else Terms(loss=jnp.zeros(len(batch["image"])), labelled=terms)
 
 
-def examples(batch):
-    """The examples to learn labels from: ``batch["labelled"]``, or all of a batch where every example has a label.
+def examples(batch, keys):
+    """(examples to learn labels from, their keys): ``batch["labelled"]``, a stream with keys of its own, or all of a
+    batch where every example has a label.
 
     In evaluation these are the batch again, a label −1 where there is none; what is said of those is not counted.
     """
@@ -57,7 +58,7 @@ def examples(batch):
             "data.labelled_batch=0: with data.labels this objective learns from a stream of labelled "
             "examples; want their number per step, such as 100"
         )
-    return rows
+    return rows, keys if rows is batch else rows["keys"]
 
 
 def cross_entropy(logits_BxY, label_B):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.config import UserError
+from vae_jax.distributions import split_keys
 from vae_jax.objectives.terms import Terms, bound, many, with_gradient_of
 
 INFERENCE = ("encoder", "posterior")  # the parts of params that are q(z|x)
@@ -23,7 +24,7 @@ def log_mean_exp(log_w, axis=0):
     return jax.nn.logsumexp(log_w, axis=axis) - jnp.log(log_w.shape[axis])
 
 
-def iw_bound(model, params, x, key, samples, estimator):
+def iw_bound(model, params, x, keys, samples, estimator):
     r"""(log (1/K) Σ_k w_k with the estimator's gradient, the K draws).
 
     With w̃ the normalised weights, taken as constants, and ∂z the gradient through the sample alone:
@@ -31,31 +32,31 @@ def iw_bound(model, params, x, key, samples, estimator):
     net gets Σ w̃² ∂log w/∂z · ∂z/∂φ and the generative net Σ w̃ ∂log p(x, z)/∂θ.
     """
     if estimator == "pathwise":
-        d = many(model, params, x, key, samples)
+        d = many(model, params, x, keys, samples)
         return log_mean_exp(d.log_w), d
     if estimator not in ("stl", "dreg"):
         raise UserError(f"objective.estimator={estimator}: want pathwise, stl or dreg")
-    d = many(model, params, x, key, samples, stop=True)
+    d = many(model, params, x, keys, samples, stop=True)
     weight_KxB = jax.lax.stop_gradient(jax.nn.softmax(d.log_w, axis=0))
     scored = d
     if estimator == "dreg":
-        keys = jax.random.split(key, samples)  # the same draws again: XLA computes them once
-        scored = model.draw(params, x, keys, stop=True, scale=weight_KxB)
+        # The same draws again: XLA computes them once.
+        scored = many(model, params, x, keys, samples, stop=True, scale=weight_KxB)
     return with_gradient_of(log_mean_exp(d.log_w), jnp.sum(weight_KxB * scored.log_w, axis=0)), d
 
 
-def iwae(model, params, batch, key, *, samples=5, estimator="pathwise"):
+def iwae(model, params, batch, keys, *, samples=5, estimator="pathwise"):
     r"""The importance-weighted bound.
 
     .. math:: -\mathrm{loss} = \log \tfrac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
 
     Burda et al. 2016 (arXiv:1509.00519), eq. 8. K = 1 is the ELBO with a sampled KL.
     """
-    iw, d = iw_bound(model, params, batch["image"], key, samples, estimator)
+    iw, d = iw_bound(model, params, batch["image"], keys, samples, estimator)
     return Terms(-iw, *bound(d), {"iw": iw})
 
 
-def miwae(model, params, batch, key, *, groups=8, samples=8, estimator="pathwise"):
+def miwae(model, params, batch, keys, *, groups=8, samples=8, estimator="pathwise"):
     r"""The mean of M independent K-sample bounds: a better signal for q than one of M·K samples.
 
     .. math:: -\mathrm{loss} = \tfrac1M \sum_{m=1}^M \log \tfrac1K \sum_{k=1}^K w_{mk}
@@ -63,23 +64,23 @@ def miwae(model, params, batch, key, *, groups=8, samples=8, estimator="pathwise
     Rainforth et al. 2018 (arXiv:1802.04537), eq. 7 (MIWAE).
     """
     one = lambda k: iw_bound(model, params, batch["image"], k, samples, estimator)  # noqa: E731
-    iw_MxB, d = jax.vmap(one)(jax.random.split(key, groups))
+    iw_MxB, d = jax.vmap(one)(split_keys(keys, groups))
     d = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), d)  # M·K draws
     return Terms(-iw_MxB.mean(0), *bound(d), {"iw": log_mean_exp(d.log_w)})
 
 
-def ciwae(model, params, batch, key, *, beta=0.5, samples=8, estimator="pathwise"):
+def ciwae(model, params, batch, keys, *, beta=0.5, samples=8, estimator="pathwise"):
     r"""A convex combination of the ELBO and the IWAE bound of the same draws.
 
     .. math:: -\mathrm{loss} = \beta\, \tfrac1K\sum_k \log w_k + (1 - \beta) \log \tfrac1K \sum_k w_k
 
     Rainforth et al. 2018 (arXiv:1802.04537), eq. 8 (CIWAE); their β.
     """
-    iw, d = iw_bound(model, params, batch["image"], key, samples, estimator)
+    iw, d = iw_bound(model, params, batch["image"], keys, samples, estimator)
     return Terms(-(beta * d.log_w.mean(0) + (1 - beta) * iw), *bound(d), {"iw": iw})
 
 
-def piwae(model, params, batch, key, *, groups=8, samples=8):
+def piwae(model, params, batch, keys, *, groups=8, samples=8):
     r"""Partial IWAE: the generative net learns from IWAE with M·K samples, q from MIWAE(M, K).
 
     .. math:: \partial_\theta \log \tfrac{1}{MK} \sum_{mk} w_{mk}, \qquad
@@ -90,14 +91,14 @@ def piwae(model, params, batch, key, *, groups=8, samples=8):
     freeze = lambda parts: {k: jax.lax.stop_gradient(v) if k in parts else v for k, v in params.items()}  # noqa: E731
     generative = [k for k in params if k not in INFERENCE]
     shape = (groups, samples, -1)
-    theta = many(model, freeze(INFERENCE), batch["image"], key, groups * samples)
-    phi = many(model, freeze(generative), batch["image"], key, groups * samples)
+    theta = many(model, freeze(INFERENCE), batch["image"], keys, groups * samples)
+    phi = many(model, freeze(generative), batch["image"], keys, groups * samples)
     iw = log_mean_exp(theta.log_w)
     grouped = log_mean_exp(phi.log_w.reshape(shape), axis=1).mean(0)
     return Terms(-with_gradient_of(iw, iw + grouped), *bound(theta), {"iw": iw})
 
 
-def renyi(model, params, batch, key, *, alpha=0.5, samples=8):
+def renyi(model, params, batch, keys, *, alpha=0.5, samples=8):
     r"""The variational Rényi bound.
 
     .. math:: -\mathrm{loss} = \tfrac{1}{1-\alpha} \log \tfrac1K \sum_k w_k^{1-\alpha}
@@ -105,7 +106,7 @@ def renyi(model, params, batch, key, *, alpha=0.5, samples=8):
     alpha = 0 is IWAE; alpha → 1 the ELBO, which is used within 1e-3 of it, where the quotient would lose
     its digits. Li & Turner 2016 (arXiv:1602.02311), eq. 6 and 13.
     """
-    d = many(model, params, batch["image"], key, samples)
+    d = many(model, params, batch["image"], keys, samples)
     value, log_px, kl = bound(d)
     order = 1 - jnp.asarray(alpha, jnp.float32)
     near = jnp.abs(order) < 1e-3
@@ -114,16 +115,16 @@ def renyi(model, params, batch, key, *, alpha=0.5, samples=8):
     return Terms(-vr, value, log_px, kl, {"iw": log_mean_exp(d.log_w)})
 
 
-def vr_max(model, params, batch, key, *, samples=8):
+def vr_max(model, params, batch, keys, *, samples=8):
     r"""The Rényi bound at alpha → −∞: only the largest weight counts; −loss = max_k log w_k.
 
     Li & Turner 2016 (arXiv:1602.02311), section 4.2. Not a lower bound on log p(x).
     """
-    d = many(model, params, batch["image"], key, samples)
+    d = many(model, params, batch["image"], keys, samples)
     return Terms(-d.log_w.max(0), *bound(d), {"iw": log_mean_exp(d.log_w)})
 
 
-def tvo(model, params, batch, key, *, samples=10, partitions=5, beta1=0.025):
+def tvo(model, params, batch, keys, *, samples=10, partitions=5, beta1=0.025):
     r"""The thermodynamic variational objective, a left Riemann sum (a lower bound on log p(x)).
 
     .. math:: -\mathrm{loss} = \sum_{j} (\beta_{j+1} - \beta_j)\, E_{\pi_{\beta_j}}[\log w], \quad
@@ -140,7 +141,7 @@ def tvo(model, params, batch, key, *, samples=10, partitions=5, beta1=0.025):
         raise UserError(f"objective.samples={samples}: want at least 2, the gradient is a covariance over samples")
     x = batch["image"]
     zero = jnp.zeros((samples, len(x)))
-    d = many(model, params, x, key, samples, scale=zero)  # z is a constant
+    d = many(model, params, x, keys, samples, scale=zero)  # z is a constant
     inner = jnp.geomspace(beta1, 1.0, partitions)[:-1] if partitions > 1 else jnp.zeros(0)
     edges_J1 = jnp.concatenate([jnp.zeros(1), inner, jnp.ones(1)])
     log_w_1xKxB, beta_Jx1x1 = d.log_w[None], edges_J1[:-1, None, None]

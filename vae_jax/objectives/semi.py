@@ -6,12 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vae_jax.mesh import parallel
+from vae_jax.distributions import split_keys
+from vae_jax.mesh import layout
 from vae_jax.objectives.labels import cross_entropy, examples
 from vae_jax.objectives.terms import Terms, bound, many
 
 
-def m2(model, params, batch, key, *, alpha=1.0, labelled=1.0, samples=1):
+def m2(model, params, batch, keys, *, alpha=1.0, labelled=1.0, samples=1):
     r"""M2: p(x|y,z) p(y) p(z) with q(y|x) and q(z|x,y), learnt from examples with and without a label.
 
     .. math:: L(x, y) = E_{q(z|x,y)}[\log p(x|y,z)] - KL(q(z|x,y) \| p(z)) + \log p(y)
@@ -30,11 +31,10 @@ def m2(model, params, batch, key, *, alpha=1.0, labelled=1.0, samples=1):
     that is ``alpha`` = 0.1 beside a mean of U over nearly all examples, and ``labelled`` (λ) = N_labelled / N. With few
     labels, λ = 1 makes half of what p(x|y,z) learns from a few images, and it learns these by heart.
     """
-    rows = examples(batch)
-    key_u, key_l = jax.random.split(key)
+    rows, row_keys = examples(batch, keys)
     log_q_BxY = jax.nn.log_softmax(model.classify(params, rows["image"]))
     ce, hit = cross_entropy(log_q_BxY, rows["label"])
-    given, log_px, kl = bound(many(model, params, rows["image"], key_l, samples, y=rows["label"]))
+    given, log_px, kl = bound(many(model, params, rows["image"], row_keys, samples, y=rows["label"]))
     value = given - math.log(model.classes)
     extra = {"cross_entropy": ce, "accuracy": hit}
     terms = Terms(alpha * ce - labelled * value, value, log_px, kl, extra)
@@ -42,10 +42,13 @@ def m2(model, params, batch, key, *, alpha=1.0, labelled=1.0, samples=1):
         return terms
 
     log_q_BxY = jax.nn.log_softmax(model.classify(params, batch["image"]))
-    draws = lambda y: many(model, params, batch["image"], key_u, samples, y=y)  # noqa: E731
+    draws = lambda y: many(model, params, batch["image"], keys, samples, y=y)  # noqa: E731
     labels = jnp.arange(model.classes)
-    spread = lambda a: a if parallel.ways(samples) > 1 else parallel.spread(a, model.classes)  # noqa: E731
-    _, log_px_YxB, kl_YxB = spread(jax.vmap(lambda y: bound(draws(y)))(spread(labels)))
+
+    def constrain(tree):  # the labels lie over the mesh axis where the samples do not
+        return tree if layout.num_shards(samples) > 1 else layout.constrain(tree, model.classes)
+
+    _, log_px_YxB, kl_YxB = constrain(jax.vmap(lambda y: bound(draws(y)))(constrain(labels)))
     log_px, kl = over_labels(log_q_BxY, log_px_YxB, kl_YxB)
     return Terms(kl - log_px, log_px - kl, log_px, kl, labelled=terms)
 
@@ -67,7 +70,7 @@ def over_labels(log_q_BxY, log_px_YxB, kl_YxB):
     return jnp.sum(q_YxB * log_px_YxB, 0), jnp.sum(q_YxB * rate_YxB, 0)
 
 
-def adgm(model, params, batch, key, *, alpha=1.0, labelled=1.0, samples=1):
+def adgm(model, params, batch, keys, *, alpha=1.0, labelled=1.0, samples=1):
     r"""The auxiliary deep generative model: p(x|y,z) p(a|x,y,z) p(y) p(z) with q(a|x) q(y|x,a) q(z|x,a,y).
 
     .. math:: L(x, y) = E_{q(a|x)\, q(z|x,a,y)}\Big[\log \frac{p(x|y,z)\, p(a|x,y,z)\, p(z)}{q(a|x)\, q(z|x,a,y)}\Big]
@@ -80,53 +83,52 @@ def adgm(model, params, batch, key, *, alpha=1.0, labelled=1.0, samples=1):
     p(x, y, z) as it is. The sum over y is exact, all y meet one a and one noise. Weights, the three means and what is
     reported are those of :func:`m2`; L and U are bounds on log p(x, y) and log p(x) for any nets.
     """
-    rows = examples(batch)
-    key_u, key_l = jax.random.split(key)
+    rows, row_keys = examples(batch, keys)
 
-    def judged(x, keys_K):
-        return jax.nn.log_softmax(model.classify(params, x, keys_K))
+    def judged(x, keys_KxB):
+        return jax.nn.log_softmax(model.classify(params, x, keys_KxB))
 
-    keys_K = jax.random.split(key_l, samples)
-    log_q_KxBxY = judged(rows["image"], keys_K)
+    keys_KxB = split_keys(row_keys, samples)
+    log_q_KxBxY = judged(rows["image"], keys_KxB)
     ce, hit = (a.mean(0) for a in jax.vmap(lambda s: cross_entropy(s, rows["label"]))(log_q_KxBxY))
-    given, log_px, kl = bound(model.draw(params, rows["image"], keys_K, y=rows["label"]))
+    given, log_px, kl = bound(model.draw(params, rows["image"], keys_KxB, y=rows["label"]))
     value = given - math.log(model.classes)
     terms = Terms(alpha * ce - labelled * value, value, log_px, kl, {"cross_entropy": ce, "accuracy": hit})
     if rows is batch:
         return terms
 
-    keys_K = jax.random.split(key_u, samples)
-    d = jax.vmap(lambda y: model.draw(params, batch["image"], keys_K, y=y))(jnp.arange(model.classes))
-    pairs = jax.vmap(over_labels, (0, 1, 1))(judged(batch["image"], keys_K), d.log_px, d.kl.sum(-1))
+    keys_KxB = split_keys(keys, samples)
+    d = jax.vmap(lambda y: model.draw(params, batch["image"], keys_KxB, y=y))(jnp.arange(model.classes))
+    pairs = jax.vmap(over_labels, (0, 1, 1))(judged(batch["image"], keys_KxB), d.log_px, d.kl.sum(-1))
     log_px, kl = (a.mean(0) for a in pairs)
     return Terms(kl - log_px, log_px - kl, log_px, kl, labelled=terms)
 
 
-def sdgm(model, params, batch, key, *, alpha=1.0, labelled=1.0, samples=1):
+def sdgm(model, params, batch, keys, *, alpha=1.0, labelled=1.0, samples=1):
     """The skip deep generative model: :func:`adgm` with p(x|a,y,z) p(a|y,z), so a is a layer of the generative model.
 
     Maaløe et al. 2016 (arXiv:1602.05473), section 2.4.
     """
-    return adgm(model, params, batch, key, alpha=alpha, labelled=labelled, samples=samples)
+    return adgm(model, params, batch, keys, alpha=alpha, labelled=labelled, samples=samples)
 
 
-def m1m2(model, params, batch, key, *, alpha=1.0, labelled=1.0, samples=1):
+def m1m2(model, params, batch, keys, *, alpha=1.0, labelled=1.0, samples=1):
     """M2 on the latent variable a of an M1 that is trained already: p(x|a) p(a|y,z) p(y) p(z), q(a|x) q(y|a) q(z|a,y).
 
     Kingma et al. 2014 (arXiv:1406.5298), section 3.1.3: M1's encoder and decoder, from ``config.init_from``, are
     constants; M2's data are samples of q(a|x), new at every step, under a Gaussian p(a|y,z). The equation is
     :func:`adgm`'s, so the bounds reported are on log p(x) of the images, not of the codes.
     """
-    return adgm(model, params, batch, key, alpha=alpha, labelled=labelled, samples=samples)
+    return adgm(model, params, batch, keys, alpha=alpha, labelled=labelled, samples=samples)
 
 
-def apart(model, params, batch, key, *, alpha=1.0, labelled=1.0, samples=1):
+def apart(model, params, batch, keys, *, alpha=1.0, labelled=1.0, samples=1):
     """:func:`m2` of a model in which each label has nets of its own: p_y(x|z) and q_y(z|x).
 
     With every label given this trains a VAE for each class side by side, a generative classifier by Bayes' rule (Schott
     et al. 2018, arXiv:1805.09190); q(y|x) is learnt beside it and is in no bound.
     """
-    return m2(model, params, batch, key, alpha=alpha, labelled=labelled, samples=samples)
+    return m2(model, params, batch, keys, alpha=alpha, labelled=labelled, samples=samples)
 
 
 for _objective in (adgm, sdgm, m1m2, apart):
@@ -141,7 +143,7 @@ class Enumerated(NamedTuple):
     kl: jax.Array  # Bx1     of over_labels
 
 
-def enumerated(model, params, x_BxHxWxC, key):
+def enumerated(model, params, x_BxHxWxC, keys_B):
     r"""One :class:`Enumerated` pass: the bound U(x) = log_px − kl of :func:`m2`, and the weight
 
     .. math:: w = \sum_y p(y)\, \frac{p(x|y,z_y)\, p(z_y)}{q(z_y|x,y)}, \qquad z_y \sim q(z|x,y)
@@ -150,7 +152,7 @@ def enumerated(model, params, x_BxHxWxC, key):
     log p(x) that rises to it with K (Burda et al. 2016, arXiv:1509.00519, eq. 8). q(y|x) is not in it: a classifier
     that is sure and wrong costs U, not this bound.
     """
-    d = jax.vmap(lambda y: model.draw(params, x_BxHxWxC, key, y=y))(jnp.arange(model.classes))
+    d = jax.vmap(lambda y: model.draw(params, x_BxHxWxC, keys_B, y=y))(jnp.arange(model.classes))
     log_q_BxY = jax.nn.log_softmax(model.classify(params, x_BxHxWxC))
     log_px, kl = over_labels(log_q_BxY, d.log_px, d.kl.sum(-1))
     log_w = jax.nn.logsumexp(d.log_w, axis=0) - math.log(model.classes)

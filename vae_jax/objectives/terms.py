@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from vae_jax.distributions import split_keys
+
 
 class Terms(NamedTuple):
     """What an objective says of each example, shape B each; None where a figure has no meaning.
@@ -20,9 +22,9 @@ class Terms(NamedTuple):
     labelled: Any = None  # Terms
 
 
-def many(model, params, x_BxHxWxC, key, samples, **kwargs):
-    """K independent draws, each leaf with a leading axis K."""
-    return model.draw(params, x_BxHxWxC, jax.random.split(key, samples), **kwargs)
+def many(model, params, x_BxHxWxC, keys_B, samples, **kwargs):
+    """K independent draws of each example, each leaf with a leading axis K."""
+    return model.draw(params, x_BxHxWxC, split_keys(keys_B, samples), **kwargs)
 
 
 def bound(draws):

@@ -64,7 +64,7 @@ def program(what, s, params, *, temperature=1.0, codes=None):
         return {"mu": q.mu} | ({"logvar": q.logvar} if isinstance(q, densities.Normal) else {})
 
     def sampler(seed, *label):
-        one = lambda i, *y: model.sample(params, jax.random.key(i), 1, *(a[None] for a in y))[0]  # noqa: E731
+        one = lambda i, *y: model.sample(params, jax.random.key(i)[None], *(a[None] for a in y))[0]  # noqa: E731
         z = jax.vmap(one)(seed, *label)
         return {"image": model.likelihood.mean(model.decode(params, z, *label))}
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
-from vae_jax.mesh import hosts, parallel
+from vae_jax.mesh import hosts, layout
 from vae_jax.mesh import rules as sharding
 from vae_jax.train import optim, step
 
@@ -248,7 +248,7 @@ def program(c, model, mesh, dataset, state, places, source):
                 if labelled:
                     batch["labelled"] = take(source, given["labelled"])
             terms, tx = step.make_terms(c, model, dataset), optim.optimizer(c.optim, c.steps)
-            with parallel.over(mesh) if mesh.shape["samples"] > 1 else contextlib.nullcontext():
+            with layout.over(mesh) if mesh.shape["samples"] > 1 else contextlib.nullcontext():
                 state, metrics = step.train_step(
                     state, batch, key, terms=terms, tx=tx, decay=c.optim.ema, micros=c.accumulate, **skip, **how
                 )

@@ -12,7 +12,8 @@ import optax
 from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
-from vae_jax.mesh import parallel
+from vae_jax.distributions import example_keys
+from vae_jax.mesh import layout
 from vae_jax.train import optim
 
 
@@ -62,32 +63,44 @@ def weight_at(c, step):
 def make_terms(c, model, dataset):
     """terms(params, batch, key, step=None) → Terms for a batch of raw uint8 images.
 
-    step=None is evaluation: no augmentation, binarisation by example id, weights at their final values.
+    step=None is evaluation: no augmentation, binarisation and noise by example id, weights at their final values.
+    In training the noise of an example depends on its place in the global batch, ``batch["place"]``, alone: one device,
+    eight, ``shard_map``, ``pmap`` and microbatches make the same update.
     """
     objective = config_lib.resolve("objective", c.objective.name)
     numbers = {k: v for k, v in c.objective.items() if k != "name"}
     d, n = c.data, len(dataset.train.image)
     budget = bool(d.labels or d.labelled_batch)
 
+    augment = {"levels": dataset.levels, "binarize": d.binarize, "shift": d.shift, "flip": d.flip}
+
     def to_input(batch, key):
-        image = data.to_input(
-            batch["image"], batch["id"], key, levels=dataset.levels, binarize=d.binarize, shift=d.shift, flip=d.flip
-        )
+        image = data.to_input(batch["image"], batch["id"], key, batch.get("place"), **augment)
         return {**batch, "image": image}
 
     def terms(params, batch, key, step=None):
         kwargs = dict(numbers)
         if step is not None and c.warmup.steps:
             kwargs[c.warmup.of] = numbers[c.warmup.of] * weight_at(c.warmup, step)
-        inputs, draws = (None, key) if step is None else jax.random.split(key)
-        given = {**to_input(batch, inputs), "n": n, "step": step}
-        if budget and step is None:
-            given["labelled"] = dict(given)  # eval_step counts those that have a label
+        if "place" not in batch:  # a batch that was not split is the global batch
+            batch = with_places(batch)
+        if step is None:
+            input_key = labelled_input_key = None
+            draw_key, labelled_key = jax.random.split(key)
+            keys_B = example_keys(draw_key, batch["id"])
+        else:
+            input_key, labelled_input_key, draw_key, labelled_key = jax.random.split(key, 4)
+            keys_B = example_keys(draw_key, batch["place"])
+        inputs = {**to_input(batch, input_key), "n": n, "step": step}
+        if budget and step is None:  # eval_step counts those that have a label
+            inputs["labelled"] = inputs | {"keys": example_keys(labelled_key, batch["id"])}
         elif "labelled" in batch:
-            given["labelled"] = to_input(batch["labelled"], jax.random.fold_in(inputs, 2))
+            labelled = batch["labelled"]
+            inputs["labelled"] = to_input(labelled, labelled_input_key)
+            inputs["labelled"]["keys"] = example_keys(labelled_key, labelled["place"])
         elif d.labels:
-            given["labelled"] = None
-        return objective(model, params, given, draws, **kwargs)
+            inputs["labelled"] = None
+        return objective(model, params, inputs, keys_B, **kwargs)
 
     return terms
 
@@ -123,6 +136,12 @@ def check(c, model, dataset, params):
                     )
     judged = dataset.validation.label is not None and (dataset.validation.label >= 0).any()
     return tuple(merged(*(dict.fromkeys(values, 0) for values in (found if judged else found[:1]))))
+
+
+def with_places(batch, axis=None):
+    """The batch with ``place``, each example's place in the global batch: of this shard where ``axis`` names one."""
+    labelled = {"labelled": with_places(batch["labelled"], axis)} if "labelled" in batch else {}
+    return batch | labelled | {"place": layout.places(len(batch["id"]), axis)}
 
 
 def figures(terms):
@@ -163,21 +182,20 @@ def gradients(params, batch, key, step, *, terms, axis=None, micros=1):
     of the whole batch. An objective with a statistic over the batch in its equation takes it over what it sees.
     """
 
-    def objective(params, batch, micro):
-        with parallel.part(axis, micro, micros):
-            found = parts(terms(params, batch, key, step))
+    def objective(params, batch):
+        found = parts(terms(params, batch, key, step))
         masks = [jnp.ones(values["loss"].shape, bool) for values in found]
         metrics = merged(*({n: masked_mean(v, m) for n, v in p.items()} for p, m in zip(found, masks, strict=True)))
         return all_mean(metrics["loss"], axis), metrics
 
     one = jax.grad(objective, has_aux=True)
     if micros == 1:
-        return one(params, batch, 0)
-    batches = parallel.microbatches(batch, micros)
-    add = lambda total, given: (jax.tree.map(jnp.add, total, one(params, *given)), None)  # noqa: E731
-    shapes = jax.eval_shape(one, params, jax.tree.map(lambda a: a[0], batches), 0)
+        return one(params, batch)
+    batches = layout.microbatches(batch, micros)
+    add = lambda total, micro: (jax.tree.map(jnp.add, total, one(params, micro)), None)  # noqa: E731
+    shapes = jax.eval_shape(one, params, jax.tree.map(lambda a: a[0], batches))
     zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    total, _ = jax.lax.scan(add, zero, (batches, jnp.arange(micros)))
+    total, _ = jax.lax.scan(add, zero, batches)
     return jax.tree.map(lambda a: a / micros, total)
 
 
@@ -193,6 +211,7 @@ def train_step(state, batch, key, *, terms, tx, decay=0.0, axis=None, micros=1, 
     """
     key = jax.random.fold_in(key, state.step)
     compute = functools.partial(gradients, terms=terms, axis=axis, micros=micros)
+    batch = with_places(batch, axis if over is None else None)
     if over is None:
         grads, metrics = all_mean(compute(state.params, batch, key, state.step), axis)
     else:
