@@ -87,7 +87,7 @@ def test_the_checksum_is_that_of_the_standard():
     masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
     assert tfrecord.masked_crc32c(bytes(32)) == masked
     rng = np.random.default_rng(0)
-    for size in (1, 255, 256, 257, 1000, 5001):
+    for size in (1, 1000, 17_001, 20_480):
         value = rng.bytes(size)
         assert tfrecord.masked_crc32c(value) == slow_masked_crc32c(value)
 

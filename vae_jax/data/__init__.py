@@ -183,7 +183,7 @@ def _of_sources(c: ConfigDict, s: sources.Sources) -> tuple[_Data, dict[str, Spl
     notes = s.notes
     if new and entry.exists():
         mebibytes = cache.size(entry.parent) / 2**20
-        notes += (f"decoded images are kept in {entry.parent}, {mebibytes:.0f} MiB in all",)
+        notes += (f"decoded images are kept in {entry.parent}, {mebibytes:.1f} MiB in all",)
     draws = s.splits["train"].draws
     return _Data(s.shape, s.classes, draws=draws, release=s.release, notes=notes), splits
 
