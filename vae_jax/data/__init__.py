@@ -1,5 +1,7 @@
 """Images, labels and splits of a data set by its name; batches are a function of (seed, step)."""
 
+import gzip
+import importlib.util
 import math
 import zlib
 from pathlib import Path
@@ -16,9 +18,11 @@ from vae_jax.data.batches import (
     eval_batches,
     host_batches,
     labelled_indices,
+    shuffle,
     to_input,
 )
 from vae_jax.data.splits import (
+    LABELS_SEED,
     TEST_SEED,
     TEST_SHARE,
     VALIDATION_SEED,
@@ -35,6 +39,7 @@ from vae_jax.data.splits import (
 )
 
 __all__ = [
+    "LABELS_SEED",
     "VALIDATION_SEED",
     "Dataset",
     "Split",
@@ -53,6 +58,7 @@ __all__ = [
     "labelled_indices",
     "load",
     "pick",
+    "shuffle",
     "some",
     "to_input",
 ]
@@ -153,7 +159,8 @@ class _Data(NamedTuple):
 def _read(c: ConfigDict) -> tuple[_Data, dict[str, Split]]:
     """A data set and the splits that it has, before any is carved."""
     if c.name == "digits":
-        return _of_arrays(arrays.digits())
+        shape, classes, splits = _digits()
+        return _Data(shape, classes, levels=17), splits
     if c.name == "synthetic":
         return _of_arrays(arrays.synthetic(c.size, c.channels or 3))
     if c.name.startswith("npz:"):
@@ -166,6 +173,19 @@ def _read(c: ConfigDict) -> tuple[_Data, dict[str, Split]]:
     if c.name == "binarized_mnist":
         data = data._replace(levels=2)
     return data, splits
+
+
+def _digits() -> tuple[tuple[int, int, int], tuple[str, ...], dict[str, Split]]:
+    """(shape, classes, splits) of the file that ``sklearn.datasets.load_digits`` reads.
+
+    Importing scikit-learn for it takes more than a second.
+    """
+    (folder,) = importlib.util.find_spec("sklearn").submodule_search_locations
+    with gzip.open(Path(folder, "datasets", "data", "digits.csv.gz")) as file:
+        rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 64 pixels, 0 .. 16, and the label
+    image = rows[:, :-1].reshape(-1, 8, 8, 1)
+    split = Split(image, rows[:, -1].astype(np.int32))
+    return (8, 8, 1), tuple("0123456789"), {"train": split}
 
 
 def _of_arrays(a: arrays.Arrays) -> tuple[_Data, dict[str, Split]]:

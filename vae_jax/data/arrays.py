@@ -1,4 +1,4 @@
-"""Data sets that are arrays: ``digits``, ``synthetic``, ``npz:PATH`` and ``file:function``.
+"""Data sets that are arrays: ``synthetic``, ``npz:PATH`` and ``file:function``.
 
 The arrays of a data set of one's own, in an .npz file or in the dict that a function returns:
 
@@ -11,10 +11,7 @@ The arrays of a data set of one's own, in an .npz file or in the dict that a fun
 A function may also return ``(images, labels)`` or ``(images, labels, splits)``.
 """
 
-import gzip
 import hashlib
-import importlib.util
-import os
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -40,16 +37,6 @@ class Arrays(NamedTuple):
     splits: dict[str, Split]
     levels: int = 256
     draws: np.ndarray | None = None  # [N] in [0, 1), of train: where an example is carved into
-
-
-def digits() -> Arrays:
-    """The file that ``sklearn.datasets.load_digits`` reads: importing scikit-learn takes 1 s."""
-    (folder,) = importlib.util.find_spec("sklearn").submodule_search_locations
-    with gzip.open(os.path.join(folder, "datasets", "data", "digits.csv.gz")) as file:
-        rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 64 pixels, 0 .. 16, and the label
-    image = rows[:, :-1].reshape(-1, 8, 8, 1)
-    split = Split(image, rows[:, -1].astype(np.int32))
-    return Arrays((8, 8, 1), tuple("0123456789"), {"train": split}, levels=17)
 
 
 def synthetic(size: int, channels: int, n: int = 4096) -> Arrays:
