@@ -29,20 +29,12 @@ def _mix(h: Array) -> Array:
     return h ^ (h >> 16)
 
 
-def _swap_or_not(x: Array, key: Array, n: np.uint32) -> Array:
+def _swap_or_not(x: Array, key: Array, n: np.uint32, xp: ModuleType) -> Array:
     """One round: x and K - x (mod n) change places where a coin, the same for both, says so."""
     s = key % n + (n - x)  # in 1 .. 2n - 1
-    partner = _min(s, s - n)  # s mod n: below n the difference wraps round to a huge number
-    coin = _mix(_max(x, partner) ^ key) >> 31
+    partner = xp.minimum(s, s - n)  # s mod n: below n the difference wraps round to a huge number
+    coin = _mix(xp.maximum(x, partner) ^ key) >> 31
     return x ^ ((x ^ partner) * coin)
-
-
-def _min(a: Array, b: Array) -> Array:
-    return np.minimum(a, b) if isinstance(a, np.ndarray) else jnp.minimum(a, b)
-
-
-def _max(a: Array, b: Array) -> Array:
-    return np.maximum(a, b) if isinstance(a, np.ndarray) else jnp.maximum(a, b)
 
 
 def shuffle(x: Array, epoch: Array, *, n: int, seed: int | Array, xp: ModuleType = np) -> Array:
@@ -59,9 +51,13 @@ def shuffle(x: Array, epoch: Array, *, n: int, seed: int | Array, xp: ModuleType
     keys_RxB = _mix(stream[None] + golden.reshape(-1, *[1] * x.ndim))
     if xp is np:
         for key in keys_RxB:
-            x = _swap_or_not(x, key, n)
+            x = _swap_or_not(x, key, n, np)
         return x
-    return jax.lax.scan(lambda x, key: (_swap_or_not(x, key, n), None), x, keys_RxB)[0]
+
+    def round_(x: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+        return _swap_or_not(x, key, n, jnp), None
+
+    return jax.lax.scan(round_, x, keys_RxB)[0]
 
 
 def batch_indices(
@@ -123,7 +119,8 @@ def host_batches(
     import grain
 
     n = len(split.image)
-    index_L = np.flatnonzero(split.label >= 0).astype(np.int32) if labelled else None
+    if labelled:
+        index_L = np.flatnonzero(split.label >= 0).astype(np.int32)
 
     def rows(ids: np.ndarray) -> dict:
         label = np.zeros(len(ids), np.int32) if split.label is None else split.label[ids]

@@ -40,7 +40,8 @@ def size(root: pathlib.Path) -> int:
     """Bytes of all cache folders below ``root``."""
     total = 0
     for entry in _entries(root):
-        total += sum(file.stat().st_size for file in entry.glob("*.npy"))
+        for file in entry.glob("*.npy"):
+            total += file.stat().st_size
     return total
 
 
@@ -49,7 +50,8 @@ def fingerprint(path: str | os.PathLike) -> str:
     root = pathlib.Path(path)
     files = []
     for parent, _, names in os.walk(root, followlinks=True):
-        files += [pathlib.Path(parent, name) for name in names]
+        for name in names:
+            files.append(pathlib.Path(parent, name))
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(os.fsencode(file.relative_to(root)) + b"\n" + stamp(file))
@@ -58,7 +60,9 @@ def fingerprint(path: str | os.PathLike) -> str:
 
 def stamp(file: pathlib.Path) -> bytes:
     """Size and time of a file, and where it leads if it is a link, so that a new target shows."""
-    target = os.fsencode(os.readlink(file)) if file.is_symlink() else b""
+    target = b""
+    if file.is_symlink():
+        target = os.fsencode(os.readlink(file))
     try:
         status = file.stat()
     except OSError:  # a link that leads nowhere
@@ -94,9 +98,11 @@ def _read(path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype | type) ->
             crc = int.from_bytes(file.read(), "little")
     except (OSError, ValueError, EOFError):
         return None
-    whole = array.shape == tuple(shape) and array.dtype == dtype
-    whole = whole and path.stat().st_size == array.offset + array.nbytes + 4
-    return array if whole and zlib.crc32(array) == crc else None
+    if array.shape != tuple(shape) or array.dtype != dtype:
+        return None
+    if path.stat().st_size != array.offset + array.nbytes + 4 or zlib.crc32(array) != crc:
+        return None
+    return array
 
 
 def _write(

@@ -3,6 +3,7 @@
 import collections
 import functools
 import hashlib
+import itertools
 import pathlib
 from typing import NamedTuple
 
@@ -73,8 +74,7 @@ def folder(name: str, size: int, channels: int) -> Sources:
 
 
 def _folders(place: pathlib.Path) -> list[pathlib.Path]:
-    folders = [p for p in place.iterdir() if not predict.is_hidden(p.name)]
-    return sorted(p for p in folders if p.is_dir())
+    return sorted(p for p in place.iterdir() if p.is_dir() and not predict.is_hidden(p.name))
 
 
 def _split_folders(name: str, root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -97,7 +97,7 @@ def _split_folders(name: str, root: pathlib.Path) -> dict[str, pathlib.Path]:
             there = " and ".join(f"{place.name}/" for place in parts.values())
             raise UserError(f"data.name={name}: has {there}, but no train/")
         return {"train": root}
-    images = any(predict.is_image(p) for p in parts["train"].iterdir())
+    images = any(map(predict.is_image, parts["train"].iterdir()))
     alone = len(parts) == 1 and len(folders) > 1
     if images or alone or not _folders(parts["train"]):
         return {"train": root}
@@ -135,11 +135,14 @@ def _check_counts(
     name: str, rows: dict[str, list[Row]], classes: list[str], skipped: collections.Counter
 ) -> None:
     least = 4 - len(rows)  # one for each split that is carved from train, and one that stays
-    counts = np.bincount([row.label for row in rows["train"]], minlength=len(classes))
-    for class_name, count in zip(classes, counts, strict=True):
+    counts = collections.Counter(row.label for row in rows["train"])
+    for label, class_name in enumerate(classes):
+        count = counts[label]
         if count < least:
             images = "1 image" if count == 1 else f"{count} images"
-            other = f" (files that are no images: {_kinds(skipped)})" if skipped else ""
+            other = ""
+            if skipped:
+                other = f" (files that are no images: {_kinds(skipped)})"
             raise UserError(
                 f"data.name={name}: class {printable(class_name)} has {images}{other}; "
                 f"want at least {least}"
@@ -211,8 +214,9 @@ def _source(
 
 def _unreadable(root: pathlib.Path, rows: dict[str, list[Row]], shape: tuple[int, int, int]) -> str:
     """One line that names all images that cannot be read, of all splits."""
-    files = [row.file for there in rows.values() for row in there]
-    failures = [why for why in parallel(functools.partial(_failure, shape=shape), files) if why]
+    files = [row.file for row in itertools.chain(*rows.values())]
+    outcomes = parallel(functools.partial(_failure, shape=shape), files)
+    failures = list(filter(None, outcomes))
     if len(failures) < 2:
         return "".join(failures)
     names = [why.partition(": not a readable image")[0] for why in failures[:NAMED]]

@@ -52,7 +52,9 @@ def tfds(name: str, data_dir: str) -> Sources:
     image = features.get("image")
     label = features.get("label")
     if image is None or None in image.shape or image.np_dtype != np.uint8:
-        what = "no images" if image is None else f"{image.np_dtype} images of shape {image.shape}"
+        what = "no images"
+        if image is not None:
+            what = f"{image.np_dtype} images of shape {image.shape}"
         raise UserError(f"data.name={name}: has {what}; want uint8 of one size, or use folder:PATH")
     has_labels = isinstance(label, tfds.features.ClassLabel)
     if "train" not in builder.info.splits:
@@ -79,10 +81,6 @@ def _source(name: str, path: pathlib.Path, builder, split: str, has_labels: bool
     with _Damage(name, path):
         read = _reader(name, path, builder, split)
 
-    def rows(index: list[int]) -> Sequence[dict]:
-        with _Damage(name, path):
-            return read(index)
-
     def decode(data: bytes) -> np.ndarray:
         import PIL.Image
 
@@ -95,7 +93,8 @@ def _source(name: str, path: pathlib.Path, builder, split: str, has_labels: bool
             return parallel(decode, [row["image"] for row in read(index)])
 
     def labels(index: list[int]) -> list[int]:
-        return [row["label"] for row in rows(index)]
+        with _Damage(name, path):
+            return [row["label"] for row in read(index)]
 
     return Source(n, images, labels if has_labels else None)
 
@@ -164,8 +163,9 @@ def catalogued(name: str) -> tuple[tuple[int, int, int], tuple[str, ...]]:
         raise UserError(
             f"data.name={name}: the catalogue gives no size of its images; want it prepared"
         )
-    classes = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
-    return tuple(image.shape), classes
+    if not isinstance(label, tfds.features.ClassLabel):
+        return tuple(image.shape), ()
+    return tuple(image.shape), tuple(label.names)
 
 
 def _prepared(name: str, data_dir: str) -> pathlib.Path:
@@ -177,7 +177,7 @@ def _prepared(name: str, data_dir: str) -> pathlib.Path:
         if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").is_file():
             versions.append(path)
     if versions:
-        return max(versions, key=lambda path: [int(v) for v in path.name.split(".")])
+        return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
     configs = sorted({p.parent.parent.name for p in (root / base).glob("*/*/dataset_info.json")})
     if configs:
         configs = ", ".join(f"{base}/{c}" for c in configs)
@@ -201,7 +201,7 @@ def parallel(function: Callable, items: Sequence) -> list:
     """[function(item) for each item], on 8 threads; Pillow decodes outside Python's lock."""
 
     def several(piece: Sequence) -> list:
-        return [function(item) for item in piece]
+        return list(map(function, piece))
 
     pieces = [items[i : i + 16] for i in range(0, len(items), 16)]
     values = []
