@@ -89,26 +89,26 @@ def _arrays(name: str, given_arrays: Mapping) -> Arrays:
     arrays = {key: np.asarray(value) for key, value in given_arrays.items()}
     images, labels = _by_split(name, arrays)
     class_names, labels = _classes(name, arrays.get("classes"), labels)
-    binary = all(image.dtype == bool for image in images.values())
     splits = {}
     for split, image in images.items():
         splits[split] = Split(_image(name, split, image), labels.get(split))
-    shapes = {split: part.image.shape[1:] for split, part in splits.items()}
-    if len(set(shapes.values())) > 1:
-        raise UserError(f"data.name={name}: images of shapes {shapes}; want one shape")
+        if splits[split].image.shape[1:] != splits["train"].image.shape[1:]:
+            raise UserError(
+                f"data.name={name}: images of shapes {images['train'].shape} for train and "
+                f"{image.shape} for {split}; want one shape"
+            )
     return Arrays(
-        shape=shapes["train"],
+        shape=splits["train"].image.shape[1:],
         classes=class_names,
         splits=splits,
-        levels=2 if binary else 256,
+        levels=2 if images["train"].dtype == bool else 256,
         draws=_draws(splits["train"].image),
     )
 
 
 def _by_split(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
     """({split: images}, {split: labels}) of the names that a user may write."""
-    images = {}
-    labels = {}
+    parts = {"images": {}, "labels": {}}
     for key, value in arrays.items():
         match = re.fullmatch(r"([a-z]+)_(images|labels)", key)
         keras = re.fullmatch(r"([xy])_([a-z]+)", key)
@@ -120,7 +120,9 @@ def _by_split(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
         else:
             continue
         if split in _SPLITS:
-            (images if kind == "images" else labels)[_SPLITS[split]] = value
+            parts[kind][_SPLITS[split]] = value
+    images = parts["images"]
+    labels = parts["labels"]
     if "images" in arrays:
         images, labels = _divide(name, arrays)
     if "train" not in images:
@@ -143,14 +145,16 @@ def _divide(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
                 "want train, validation or test of each image"
             )
         split_N = np.array([_SPLITS[split] for split in split_N.tolist()])
-        there = {split: np.flatnonzero(split_N == split) for split in np.unique(split_N).tolist()}
+        there = {split: np.flatnonzero(split_N == split) for split in set(split_N.tolist())}
     n = len(arrays["images"])
     if "labels" in arrays and len(arrays["labels"]) != n:
         raise UserError(f"data.name={name}: {len(arrays['labels'])} labels of {n} images")
-    images = {split: arrays["images"][index] for split, index in there.items()}
+    images = {}
     labels = {}
-    if "labels" in arrays:
-        labels = {split: arrays["labels"][index] for split, index in there.items()}
+    for split, index in there.items():
+        images[split] = arrays["images"][index]
+        if "labels" in arrays:
+            labels[split] = arrays["labels"][index]
     return images, labels
 
 
@@ -173,32 +177,31 @@ def _classes(
     """(names of the classes, {split: int32 [N]}); labels that are words are classes in order."""
     if not labels:
         return (), {}
-    labels = {split: np.asarray(label) for split, label in labels.items()}
-    labels = {split: label.reshape(len(label)) for split, label in labels.items() if label.size}
-    everything = np.concatenate(list(labels.values()))
-    if everything.dtype.kind in "US":
-        known = np.unique(everything) if names is None else names.astype(everything.dtype)
-        places = {word: place for place, word in enumerate(known.tolist())}
-        unknown = set(everything.tolist()) - set(places)
+    every = np.concatenate([label.ravel() for label in labels.values()])
+    if every.dtype.kind in "US":
+        every = every.astype(str)
+        names = np.unique(every) if names is None else names.astype(str)
+        unknown = set(every.tolist()) - set(names.tolist())
         if unknown:
             raise UserError(f"data.name={name}: label {printable(min(unknown))} is not in classes")
-        for split, label in labels.items():
-            labels[split] = np.array([places[word] for word in label.tolist()], np.int32)
-        return tuple(printable(word) for word in known.astype(str).tolist()), labels
-    if everything.dtype.kind not in "iu" or everything.min() < 0:
-        raise UserError(
-            f"data.name={name}: labels are {everything.dtype}; want 0 .. Y - 1 or names"
-        )
-    count = int(everything.max()) + 1
+        places = dict(zip(names.tolist(), range(len(names)), strict=True))
+        every = np.array(list(map(places.get, every.tolist())))
+    if every.dtype.kind not in "iu" or every.min() < 0:
+        raise UserError(f"data.name={name}: labels are {every.dtype}; want 0 .. Y - 1 or names")
+    count = int(every.max()) + 1
     if names is None:
         names = np.arange(count)
     if len(names) < count:
         raise UserError(f"data.name={name}: {len(names)} classes, but a label {count - 1}")
-    labels = {split: label.astype(np.int32) for split, label in labels.items()}
-    return tuple(printable(word) for word in names.astype(str).tolist()), labels
+    ends = np.cumsum([label.size for label in labels.values()])
+    parts = np.split(every.astype(np.int32), ends[:-1])
+    return tuple(map(printable, names.tolist())), dict(zip(labels, parts, strict=True))
 
 
 def _draws(image_NxHxWxC: np.ndarray) -> np.ndarray:
     """u in [0, 1) of each image's own pixels, so that equal images lie in one split."""
-    draws = [hashlib.sha256(image.tobytes()).digest()[:6] for image in image_NxHxWxC]
-    return np.array([int.from_bytes(digest, "big") / 2**48 for digest in draws])
+    draws = np.empty(len(image_NxHxWxC))
+    for i, image in enumerate(image_NxHxWxC):
+        digest = hashlib.sha256(image.tobytes()).digest()
+        draws[i] = int.from_bytes(digest[:6], "big") / 2**48
+    return draws

@@ -112,8 +112,11 @@ def _binarized_mnist(get: Get) -> Splits:
 def read_cifar_tar(data: bytes) -> dict[str, bytes]:
     """{file name: bytes} of the .bin files in cifar-10-binary.tar.gz."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
-        files = (m for m in tar.getmembers() if m.name.endswith(".bin"))
-        return {os.path.basename(m.name): tar.extractfile(m).read() for m in files}
+        files = {}
+        for member in tar.getmembers():
+            if member.name.endswith(".bin"):
+                files[os.path.basename(member.name)] = tar.extractfile(member).read()
+    return files
 
 
 def _cifar10(get: Get) -> Splits:
@@ -195,8 +198,7 @@ def by_hand(name: str) -> str:
     import tensorflow_datasets as tfds
 
     if name in ORIGINALS:
-        urls = ORIGINALS[name].sha256
-        return " and ".join(urls) if urls else ""
+        return " and ".join(ORIGINALS[name].sha256 or ())
     try:
         words = tfds.builder_cls(name).MANUAL_DOWNLOAD_INSTRUCTIONS
     except Exception:  # a builder that cannot be imported here says so when it is prepared
@@ -248,7 +250,9 @@ def prepare(
         failed = re.search(r"\w+\(\) failed: ([^;]*)", str(error))
         if isinstance(error, RuntimeError) and not failed:
             raise
-        why = failed[1] if failed else error.strerror or str(error).splitlines()[0]
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if failed:
+            why = failed[1]
         raise UserError(
             f"--data_dir={root}: cannot write there ({why}); want a folder with free space"
         ) from None
@@ -260,11 +264,12 @@ def _check_network(name: str, manual_dir: str | os.PathLike) -> None:
     if manual_dir:
         return
     try:
-        urls = [url for url, _ in catalogue_checksums(name).values()]
+        checksums = catalogue_checksums(name)
     except (OSError, StopIteration):
         return
-    if urls:
-        _probe(name, urls[0])
+    for url, _ in checksums.values():
+        _probe(name, url)
+        return
 
 
 def _builder_class(name: str, manual_dir: str | os.PathLike) -> type:
@@ -288,7 +293,8 @@ def _builder_class(name: str, manual_dir: str | os.PathLike) -> type:
 
     def split_generators(self, dl_manager):
         get = _getter(name, original, manual_dir, dl_manager)
-        return {split: examples(split, rows) for split, rows in original.read(get).items()}
+        splits = original.read(get)
+        return {split: examples(split, splits[split]) for split in splits}
 
     def examples(split: str, rows: Rows) -> Iterator[tuple[int, dict]]:
         for i, (image, label) in enumerate(rows):

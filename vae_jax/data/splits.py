@@ -121,9 +121,11 @@ def carve_by_draw(
         parts["test"].append(index[:tests])
         parts["validation"].append(index[tests : tests + judging])
         parts["train"].append(index[tests + judging :])
-    shares = {"train": 1.0, "validation": validation, "test": test}
-    chosen = {name: np.sort(np.concatenate(parts[name])) for name in parts if shares[name]}
-    return {name: pick(split, index) for name, index in chosen.items()}
+    splits = {}
+    for name, share in (("train", 1.0), ("validation", validation), ("test", test)):
+        if share:
+            splits[name] = pick(split, np.sort(np.concatenate(parts[name])))
+    return splits
 
 
 def _strata(split: Split, stratified: bool) -> np.ndarray:
