@@ -172,6 +172,17 @@ def test_links_to_folders_and_files_are_followed(tmp_path):
     assert pixels(load(files)) == pixels(load(tmp_path / "real"))
 
 
+def test_an_image_of_the_same_name_and_size_behind_a_link_is_seen(tmp_path):
+    noise(tmp_path / "real", "ab", 6)
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        (tmp_path / "images" / name).symlink_to(tmp_path / "real" / name)
+    before = pixels(load(tmp_path / "images"))
+    file = tmp_path / "real" / "a" / "0_1.png"
+    file.write_bytes((tmp_path / "real" / "b" / "0_1.png").read_bytes())
+    assert pixels(load(tmp_path / "images")) != before
+
+
 @pytest.mark.parametrize("memory_mb", [4096, 0])
 def test_images_that_are_replaced_behind_a_link_are_seen(tmp_path, memory_mb):
     noise(tmp_path / "real", "ab", 12)

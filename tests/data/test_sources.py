@@ -122,6 +122,20 @@ def cut(file, place):
     file.write_bytes(file.read_bytes()[:place])
 
 
+def test_every_flipped_byte_of_a_record_is_seen(tmp_path):
+    file = tmp_path / "x.tfrecord"
+    whole = record(b"one record") + record(b"another")
+    file.write_bytes(whole)
+    records = tfrecord.Records([file, file])
+    assert [records[i] for i in range(4)] == [b"one record", b"another"] * 2
+    for place in range(len(whole)):
+        file.write_bytes(whole)
+        flip(file, place)
+        with pytest.raises(ValueError, match=r"damaged|checksum|ends within"):
+            damaged = tfrecord.Records([file])
+            assert [damaged[i] for i in range(len(damaged))]
+
+
 @pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "missing", "fewer"])
 def test_damaged_files_are_one_line(prepared, kind, damage):

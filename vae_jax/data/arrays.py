@@ -84,9 +84,9 @@ def is_own_function(name: str) -> bool:
     return name.rpartition(":")[0] != "" and name.rpartition(":")[2].isidentifier()
 
 
-def _arrays(name: str, given_arrays: Mapping) -> Arrays:
+def _arrays(name: str, own_arrays: Mapping) -> Arrays:
     """Check a user's arrays, and name their splits and classes as we do."""
-    arrays = {key: np.asarray(value) for key, value in given_arrays.items()}
+    arrays = {key: np.asarray(value) for key, value in own_arrays.items()}
     images, labels = _by_split(name, arrays)
     class_names, labels = _classes(name, arrays.get("classes"), labels)
     splits = {}
