@@ -6,14 +6,15 @@ for the preparing only.
 """
 
 import argparse
+from typing import NoReturn
 
 from vae_jax import cli as flags
 from vae_jax.config import UserError
 from vae_jax.data.prepare import prepare
 
 
-def main(argv):
-    def error(message):
+def main(argv: list[str]) -> None:
+    def error(message: str) -> NoReturn:
         raise UserError(f"{message}; want: python -m vae_jax.data prepare NAME [--data_dir=DIR]")
 
     parser = argparse.ArgumentParser(
@@ -25,7 +26,7 @@ def main(argv):
     parser.add_argument("command", choices=["prepare"])
     parser.add_argument("name")
     parser.add_argument("--data_dir", default="", help="default: TFDS's own")
-    parser.add_argument("--manual_dir", default="", help="original files, also as .xz")
+    parser.add_argument("--manual_dir", default="", help="original files, also unpacked or as .xz")
     args = parser.parse_args(argv[1:])
     print(f"{args.name} is in {prepare(args.name, args.data_dir, args.manual_dir)}")
 

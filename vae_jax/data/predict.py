@@ -1,18 +1,21 @@
-"""Classify images with an exported classifier, and say how familiar they look: JAX, numpy and Pillow, no model code.
+"""Classify images with an exported classifier: JAX, numpy and Pillow, no model code.
 
     python -m vae_jax.data.predict classifier.jaxexport image.png folder/
 
-``python -m vae_jax.tools.export`` makes the file, metadata beside it (.json), and a copy of this file: the folder runs
-anywhere as ``python predict.py …``. Familiarity is the share of the validation images whose code is at least as far
-from the codes of training: near 0 % the image is stranger than nearly all of training's kind, or of another kind,
-and its class then means nothing. A file that is no image is named, and the others go on (exit code 1).
+``python -m vae_jax.tools.export`` writes the file, its metadata (.json) and a copy of this file, so
+that the folder runs anywhere as ``python predict.py …``. Familiarity is the share of the validation
+images whose code is at least as far from the codes of training. Near 0 % the image differs from
+nearly all training images, and its class means nothing. Files that are no images are named, and the
+others are classified (exit code 1).
 """
 
 import argparse
 import hashlib
 import json
+import os
 import pathlib
 import sys
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -20,14 +23,64 @@ IMAGE_FILES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif"),
     *(".tiff", ".webp", ".pgm", ".ppm", ".pbm"),
 )
+# Folders that notebooks, network disks and operating systems leave; so does a dot before a name.
+HIDDEN = {
+    *("@eaDir", "@tmp", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot"),
+    *("__MACOSX", "__pycache__", "lost+found", "$RECYCLE.BIN", "System Volume Information"),
+}
 BATCH = 64  # images of one call
 
 
-def convert(image, shape, levels=256):
-    """uint8 [H, W, C] of a Pillow image of any size and mode; what is done to folders of images in training.
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is never data."""
+    return name.startswith(".") or name in HIDDEN
 
-    Turned upright, resized by the side that then covers the rest, cropped to the centre, made grey or colour; what is
-    transparent shows white; 16-bit values keep their upper 8 bits; grey levels are scaled to 0 .. levels - 1.
+
+def printable(text: object) -> str:
+    """``text`` with control characters and bytes that are not UTF-8 escaped."""
+    return "".join(map(_escape, str(text)))
+
+
+def _escape(character: str) -> str:
+    if character.isprintable():
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8 (PEP 383)
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def walk(folder: pathlib.Path, above: tuple = ()) -> Iterator[pathlib.Path]:
+    """All that is below a folder and neither hidden nor a folder, in order of names.
+
+    Links are followed, but for a link to one of the folders that it lies in.
+    """
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
+    for path in sorted(folder.iterdir()):
+        if is_hidden(path.name):
+            continue
+        if path.is_dir():
+            yield from walk(path, (*above, identity))
+        else:
+            yield path
+
+
+def is_image(path: pathlib.Path) -> bool:
+    """Whether a path has an image's suffix and is a file, or a link to one that is not there."""
+    if path.suffix.lower() not in IMAGE_FILES:
+        return False
+    return path.is_file() or not path.exists()  # a pipe or a device would be waited for
+
+
+def convert(image, shape: tuple[int, int, int], levels: int = 256) -> np.ndarray:
+    """uint8 [H, W, C] of a Pillow image of any size and mode, for training and prediction alike.
+
+    The image is turned upright, resized by the side that then covers the rest, cropped to its
+    centre, and converted to grey or colour. Transparency shows white, 16-bit values keep their
+    upper 8 bits, and grey levels are scaled to 0 .. levels - 1.
     """
     import PIL.Image
     import PIL.ImageOps
@@ -46,43 +99,58 @@ def convert(image, shape, levels=256):
     if image.size != (width, height):
         image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.BICUBIC)
     value = np.asarray(image).reshape(shape)
-    return value if levels == 256 else np.rint(value / 255 * (levels - 1)).astype(np.uint8)
+    if levels == 256:
+        return value
+    return np.rint(value / 255 * (levels - 1)).astype(np.uint8)
 
 
-def read(path, shape, levels=256):
+def read(path: str | os.PathLike, shape: tuple[int, int, int], levels: int = 256) -> np.ndarray:
     """:func:`convert` of an image file; ValueError of one line where it is none."""
     import PIL.Image
 
     try:
+        if pathlib.Path(path).exists() and not pathlib.Path(path).is_file():
+            raise ValueError("no regular file")
         with PIL.Image.open(path) as image:
             return convert(image, shape, levels)
     except Exception as error:  # Pillow raises many kinds for a damaged file
-        why = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path}: not a readable image ({why})") from None
+        why = printable(" ".join(str(error).split())[:120])
+        raise ValueError(f"{printable(path)}: not a readable image ({why})") from None
 
 
 class Refused(Exception):
     """Bad input, in one line."""
 
 
-def load(path):
-    """(call, metadata) of an exported file. Raises :class:`Refused` where it is none, or not the one described."""
+def load(path: str | os.PathLike) -> tuple[Callable, dict]:
+    """(call, metadata) of an exported file.
+
+    Raises :class:`Refused` where it is none, damaged, or not the one that its metadata describes.
+    """
     import jax.export
 
     path = pathlib.Path(path)
+    description = path.with_suffix(".json")
     try:
-        blob, meta = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+        blob = path.read_bytes()
+        meta = json.loads(description.read_text())
         whole = hashlib.sha256(blob).hexdigest() == meta["sha256"]
     except OSError as error:
         raise Refused(f"{error.filename}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
-        raise Refused(f"{path.with_suffix('.json')}: not the metadata of an exported model") from None
+        raise Refused(f"{description}: not the metadata of an exported model") from None
     if not whole:
-        raise Refused(f"{path}: damaged, or of another export than {path.with_suffix('.json')} (checksum differs)")
-    return jax.export.deserialize(bytearray(blob)).call, meta
+        raise Refused(
+            f"{path}: damaged, or of another export than {description} (checksum differs)"
+        )
+    try:
+        return jax.export.deserialize(bytearray(blob)).call, meta
+    except Exception as error:  # struct.error, and what flatbuffers and XLA raise
+        why = printable(" ".join(str(error).split())[:120])
+        raise Refused(f"{path}: not an exported model ({why})") from None
 
 
-def familiarity(distance_B, quantiles):
+def familiarity(distance_B: np.ndarray, quantiles: Iterable[float]) -> np.ndarray:
     """The share of the validation images that are at least as far away; in [0, 1].
 
     ``quantiles``: of their distances, evenly spaced from the least to the greatest.
@@ -90,16 +158,16 @@ def familiarity(distance_B, quantiles):
     return 1 - np.interp(distance_B, quantiles, np.linspace(0, 1, len(quantiles)))
 
 
-def files(names):
+def files(names: Iterable[str]) -> Iterator[pathlib.Path]:
     """The files named, and the image files below the folders named, in order."""
     for name in map(pathlib.Path, names):
         if name.is_dir():
-            yield from (p for p in sorted(name.rglob("*")) if p.suffix.lower() in IMAGE_FILES and p.name[0] != ".")
+            yield from filter(is_image, walk(name))
         else:
             yield name
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="predict", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="classifier.jaxexport, its .json beside it")
     parser.add_argument("images", nargs="+", help="image files and folders of them")
@@ -107,31 +175,45 @@ def main(argv=None):
     try:
         call, meta = load(args.model)
         if meta["what"] != "classifier":
-            raise Refused(f"{args.model}: made by --what={meta['what']}; want one of --what=classifier")
-        if not (found := list(files(args.images))):
-            raise Refused(f"{' '.join(args.images)}: no images in it")
-    except Refused as error:
+            what = meta["what"]
+            raise Refused(f"{args.model}: made by --what={what}; want one of --what=classifier")
+        paths = list(files(args.images))
+        if not paths:
+            raise Refused(f"{printable(' '.join(args.images))}: no images in it")
+    except (Refused, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    shape, levels, classes = meta["image"]["shape"], meta["image"]["levels"], meta["classes"]
+    try:
+        bad = _classify(call, meta, paths)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 1 if bad else 0
+
+
+def _classify(call: Callable, meta: dict, paths: list[pathlib.Path]) -> int:
+    """Print a line for each image; returns how many could not be read."""
+    shape = meta["image"]["shape"]
     bad = 0
-    for start in range(0, len(found), BATCH):
-        images, names = [], []
-        for path in found[start : start + BATCH]:
+    for start in range(0, len(paths), BATCH):
+        images = []
+        names = []
+        for path in paths[start : start + BATCH]:
             try:
-                images.append(read(path, shape, levels))
-                names.append(path)
+                images.append(read(path, shape, meta["image"]["levels"]))
+                names.append(printable(path))
             except ValueError as error:
                 print(f"error: {error}", file=sys.stderr)
                 bad += 1
         if not names:
             continue
-        out = {k: np.asarray(v) for k, v in call(np.stack(images)).items()}
-        known = familiarity(out["distance"], meta["familiarity"]["quantiles"])
-        for name, p, share in zip(names, out["probabilities"], known, strict=True):
-            best = [f"{classes[y]} {p[y]:.1%}" for y in np.argsort(-p)[:3]]
-            print("  ".join([str(name), *best, f"familiarity {share:.0%}"]))
-    return 1 if bad else 0
+        out = {key: np.asarray(value) for key, value in call(np.stack(images)).items()}
+        shares = familiarity(out["distance"], meta["familiarity"]["quantiles"])
+        for name, p_Y, share in zip(names, out["probabilities"], shares, strict=True):
+            best = [f"{printable(meta['classes'][y])} {p_Y[y]:.1%}" for y in np.argsort(-p_Y)[:3]]
+            print("  ".join([name, *best, f"familiarity {share:.0%}"]))
+    return bad
 
 
 if __name__ == "__main__":

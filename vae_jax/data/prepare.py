@@ -6,6 +6,7 @@ plain ``tfds.data_source("mnist", ...)`` reads it. Original files come from ``ma
 are or packed with xz, or are downloaded; each must have the sha256 that the catalogue gives.
 """
 
+import difflib
 import gzip
 import hashlib
 import importlib.util
@@ -13,14 +14,37 @@ import io
 import lzma
 import os
 import pathlib
+import queue
 import re
 import tarfile
-from collections.abc import Callable
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from vae_jax.config import UserError, nearest
+from vae_jax.config import UserError
+from vae_jax.data import paths
+from vae_jax.data.predict import printable
+
+USUAL = ("digits", "mnist", "fashion_mnist", "cifar10", "folder:PATH", "npz:PATH", "file:function")
+PROBE_SECONDS = 12
+# First 16 digits of the sha256 of a gzip file of MNIST (four) or Fashion-MNIST (four) → sha256 of
+# what is packed in it.
+UNPACKED = {
+    "8d422c7b0a1c1c79": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "f7ae60f92e00ec6d": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    "440fcabf73cc546f": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "3552534a0a558bbe": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "346e55b948d973a9": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "67da17c76eaffca5": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    "3aede38d61863908": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "a04f17134ac03560": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+}
+# Where files lie below --manual_dir: there, in raw/ or one folder down, or as torchvision has them.
+MANUAL_FOLDERS = ("", "*/", "*/*/")
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -33,18 +57,23 @@ FASHION_CLASSES = (
 KMNIST_CLASSES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 
+Get = Callable[[str], bytes]  # a file's name → its bytes
+Rows = Iterable[tuple[np.ndarray, int | None]]  # (image, label or None)
+Splits = dict[str, Rows]
+
+
 class Original(NamedTuple):
     """A data set as its authors published it."""
 
     version: str  # the catalogue's version whose features and splits are written
     shape: tuple[int, int, int]
     classes: tuple[str, ...]  # () where there are no labels
-    read: Callable  # get(file name) -> bytes  ->  {split: iterable of (image, label or None)}
+    read: Callable[[Get], Splits]
     description: str
     sha256: dict[str, str] | None = None  # None: those of the catalogue
 
 
-def read_idx(data):
+def read_idx(data: bytes) -> np.ndarray:
     """The array in a gzipped idx file (LeCun): 0, 0, type 8 = uint8, rank, sizes, values."""
     raw = gzip.decompress(data)
     if raw[:3] != b"\0\0\x08":
@@ -53,51 +82,54 @@ def read_idx(data):
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 
-def read_amat(data):
+def read_amat(data: bytes) -> np.ndarray:
     """[N, 28, 28, 1] of 0 and 1 from lines of 784 digits, one character apart."""
     return (np.frombuffer(data, np.uint8)[::2] - ord("0")).reshape(-1, 28, 28, 1)
 
 
-def read_cifar(data):
+def read_cifar(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     """(images [N, 32, 32, 3], labels [N]) from records of a label and 3 planes of 1,024 bytes."""
     records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0]
 
 
-def _mnist(get):
-    def split(prefix):
+def _mnist(get: Get) -> Splits:
+    def split(prefix: str) -> Rows:
         images = read_idx(get(f"{prefix}-images-idx3-ubyte.gz"))
         return zip(images[..., None], read_idx(get(f"{prefix}-labels-idx1-ubyte.gz")), strict=True)
 
     return {"train": split("train"), "test": split("t10k")}
 
 
-def _binarized_mnist(get):
-    files = {"train": "train", "validation": "valid", "test": "test"}
-    return {
-        split: ((image, None) for image in read_amat(get(f"binarized_mnist_{part}.amat")))
-        for split, part in files.items()
-    }
+def _binarized_mnist(get: Get) -> Splits:
+    def split(part: str) -> Rows:
+        for image in read_amat(get(f"binarized_mnist_{part}.amat")):
+            yield image, None
+
+    return {"train": split("train"), "validation": split("valid"), "test": split("test")}
 
 
-def read_cifar_tar(data):
+def read_cifar_tar(data: bytes) -> dict[str, bytes]:
     """{file name: bytes} of the .bin files in cifar-10-binary.tar.gz."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
-        files = (m for m in tar.getmembers() if m.name.endswith(".bin"))
-        return {os.path.basename(m.name): tar.extractfile(m).read() for m in files}
+        files = {}
+        for member in tar.getmembers():
+            if member.name.endswith(".bin"):
+                files[os.path.basename(member.name)] = tar.extractfile(member).read()
+    return files
 
 
-def _cifar10(get):
+def _cifar10(get: Get) -> Splits:
     files = read_cifar_tar(get("cifar-10-binary.tar.gz"))
     train = [f"data_batch_{i}.bin" for i in range(1, 6)]
     return _cifar_splits(files.__getitem__, train, "test_batch.bin")
 
 
-def _cifar10_20k(get):
+def _cifar10_20k(get: Get) -> Splits:
     return _cifar_splits(get, ["data_batch_1.bin", "data_batch_2.bin"], "data_batch_5.bin")
 
 
-def _cifar_splits(get, train, test):
+def _cifar_splits(get: Get, train: list[str], test: str) -> Splits:
     images, labels = zip(*(read_cifar(get(name)) for name in train), strict=True)
     return {
         "train": zip(np.concatenate(images), np.concatenate(labels), strict=True),
@@ -108,12 +140,16 @@ def _cifar_splits(get, train, test):
 _DIGITS = tuple("0123456789")
 ORIGINALS = {
     "mnist": Original("3.0.1", (28, 28, 1), _DIGITS, _mnist, "Handwritten digits."),
-    "fashion_mnist": Original("3.0.1", (28, 28, 1), FASHION_CLASSES, _mnist, "Articles of clothing."),
+    "fashion_mnist": Original(
+        "3.0.1", (28, 28, 1), FASHION_CLASSES, _mnist, "Articles of clothing."
+    ),
     "kmnist": Original("3.0.1", (28, 28, 1), KMNIST_CLASSES, _mnist, "Handwritten Kuzushiji."),
     "binarized_mnist": Original(
         "1.0.0", (28, 28, 1), (), _binarized_mnist, "MNIST in Larochelle's fixed binarisation."
     ),
-    "cifar10": Original("3.0.2", (32, 32, 3), CIFAR10_CLASSES, _cifar10, "Small colour photographs."),
+    "cifar10": Original(
+        "3.0.2", (32, 32, 3), CIFAR10_CLASSES, _cifar10, "Small colour photographs."
+    ),
     "cifar10_20k": Original(
         "1.0.0",
         (32, 32, 3),
@@ -129,28 +165,55 @@ ORIGINALS = {
 }
 
 
-def default_data_dir(data_dir=""):
+def default_data_dir(data_dir: str | os.PathLike = "") -> pathlib.Path:
     """Where prepared data sets are: the argument, or TFDS's own default."""
-    usual = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return pathlib.Path(data_dir or usual).expanduser()
+    if data_dir:
+        return paths.expand(data_dir, "data.dir")
+    if os.environ.get("TFDS_DATA_DIR"):
+        return paths.expand(os.environ["TFDS_DATA_DIR"], "TFDS_DATA_DIR")
+    return paths.expand("~/tensorflow_datasets", "data.dir")
 
 
-def known_names():
+def known_names() -> list[str]:
     """Names that can be prepared: ours and those of the TFDS catalogue."""
     import tensorflow_datasets as tfds
 
     return sorted({*ORIGINALS, *tfds.list_builders(with_community_datasets=False)})
 
 
-def check_known(name, field):
-    """Raise :class:`UserError` with the nearest names where nothing is called ``name``."""
+def check_known(name: str, field: str) -> None:
+    """Raise :class:`UserError` with at most five near names where nothing is called ``name``."""
     names = known_names()
-    if name.split("/")[0].split(":")[0] not in names:
-        near = nearest(name, [*names, "digits", "folder:PATH", "synthetic"])
-        raise UserError(f"{field}={name}: unknown data set; {near}")
+    if name.split("/")[0].split(":")[0] in names:
+        return
+    near = difflib.get_close_matches(name, [*names, "digits", "synthetic"], n=5, cutoff=0.5)
+    advice = (
+        f"nearest: {', '.join(near)}" if near else f"want {', '.join(USUAL)}, or a name of TFDS"
+    )
+    raise UserError(f"{field}={printable(name)}: unknown data set; {advice}")
 
 
-def prepare(name, data_dir="", manual_dir=""):
+def by_hand(name: str) -> str:
+    """What must be fetched by hand for ``name``, in a few words; '' where nothing must."""
+    import tensorflow_datasets as tfds
+
+    if name in ORIGINALS:
+        return " and ".join(ORIGINALS[name].sha256 or ())
+    try:
+        words = tfds.builder_cls(name).MANUAL_DOWNLOAD_INSTRUCTIONS
+    except Exception:  # a builder that cannot be imported here says so when it is prepared
+        return ""
+    if not words:
+        return ""
+    archives = re.findall(r"[\w.*-]+\.(?:tar\.gz|tgz|tar|zip|7z|mat|npz)\b", words)
+    if not archives:
+        return f"the files that https://www.tensorflow.org/datasets/catalog/{name} lists"
+    return " and ".join(dict.fromkeys(archives))
+
+
+def prepare(
+    name: str, data_dir: str | os.PathLike = "", manual_dir: str | os.PathLike = ""
+) -> pathlib.Path:
     """Write data set ``name`` into ``data_dir``; returns its folder.
 
     The folder gets its final name only once it is complete. Raises :class:`UserError` for unknown
@@ -161,17 +224,22 @@ def prepare(name, data_dir="", manual_dir=""):
 
     check_known(name, "prepare")
     root = default_data_dir(data_dir)
-    if manual_dir and not os.path.isdir(manual_dir):
-        raise UserError(f"--manual_dir={manual_dir}: no such folder")
+    if manual_dir:
+        manual_dir = paths.expand(manual_dir, "--manual_dir")
+        if not manual_dir.is_dir():
+            raise UserError(f"--manual_dir={manual_dir}: no such folder")
     if name in ORIGINALS:
-        builder_class, arguments = _builder_class(name, manual_dir), {}
+        builder_class = _builder_class(name, manual_dir)
+        arguments = {}
     elif importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"prepare={name}: TFDS prepares it with TensorFlow, which is not installed; "
             f"install it for the preparing, or take one of {', '.join(ORIGINALS)}"
         )
     else:
-        builder_class, arguments = tfds.builder, {"name": name}
+        builder_class = tfds.builder
+        arguments = {"name": name}
+        _check_network(name, manual_dir)
     config = tfds.download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -182,12 +250,29 @@ def prepare(name, data_dir="", manual_dir=""):
         failed = re.search(r"\w+\(\) failed: ([^;]*)", str(error))
         if isinstance(error, RuntimeError) and not failed:
             raise
-        why = failed[1] if failed else error.strerror or str(error).splitlines()[0]
-        raise UserError(f"--data_dir={root}: cannot write there ({why}); want a folder with free space") from None
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if failed:
+            why = failed[1]
+        raise UserError(
+            f"--data_dir={root}: cannot write there ({why}); want a folder with free space"
+        ) from None
     return pathlib.Path(builder.data_dir)
 
 
-def _builder_class(name, manual_dir):
+def _check_network(name: str, manual_dir: str | os.PathLike) -> None:
+    """Raise :class:`UserError` where the first download of a TFDS builder cannot begin."""
+    if manual_dir:
+        return
+    try:
+        checksums = catalogue_checksums(name)
+    except (OSError, StopIteration):
+        return
+    for url, _ in checksums.values():
+        _probe(name, url)
+        return
+
+
+def _builder_class(name: str, manual_dir: str | os.PathLike) -> type:
     """A TFDS builder of ``ORIGINALS[name]`` that needs no TensorFlow (it yields PNG bytes)."""
     import tensorflow_datasets as tfds
 
@@ -208,9 +293,10 @@ def _builder_class(name, manual_dir):
 
     def split_generators(self, dl_manager):
         get = _getter(name, original, manual_dir, dl_manager)
-        return {split: examples(split, rows) for split, rows in original.read(get).items()}
+        splits = original.read(get)
+        return {split: examples(split, splits[split]) for split in splits}
 
-    def examples(split, rows):
+    def examples(split: str, rows: Rows) -> Iterator[tuple[int, dict]]:
         for i, (image, label) in enumerate(rows):
             example = {"image": _png(image)}
             if label is not None:
@@ -234,70 +320,120 @@ def _builder_class(name, manual_dir):
         )
 
 
-def _png(image):
+def _png(image: np.ndarray) -> bytes:
     import PIL.Image
 
+    if image.shape[-1] == 1:
+        image = image.squeeze(-1)
     buffer = io.BytesIO()
-    PIL.Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "png")
+    PIL.Image.fromarray(image).save(buffer, "png")
     return buffer.getvalue()
 
 
-def catalogue_checksums(name):
+def catalogue_checksums(name: str) -> dict[str, tuple[str, str]]:
     """{file name: (url, sha256)} from the checksum files inside the TFDS package."""
     import tensorflow_datasets as tfds
 
     package = pathlib.Path(tfds.__file__).parent
-    paths = (
+    places = (
         package / "url_checksums" / f"{name}.txt",
         package / "datasets" / name / "checksums.tsv",
     )
-    infos = tfds.download.checksums.load_url_infos(next(p for p in paths if p.exists()))
+    infos = tfds.download.checksums.load_url_infos(next(p for p in places if p.exists()))
     return {url.rpartition("/")[2]: (url, info.checksum) for url, info in infos.items()}
 
 
-def _getter(name, original, manual_dir, dl_manager):
-    """get(file name) -> its bytes, from manual_dir or the network, with the right sha256."""
-    if original.sha256:
-        sources = {file: (None, sha256) for file, sha256 in original.sha256.items()}
-    else:
-        sources = catalogue_checksums(name)
+def _getter(
+    name: str, original: Original, manual_dir: str | os.PathLike, dl_manager
+) -> Callable[[str], bytes]:
+    """get(file name) → its bytes, from manual_dir or the network, with the right sha256.
 
-    def get(file):
-        url, sha256 = sources[file]
+    A gzip file may lie unpacked in manual_dir; then its content has the right sha256.
+    """
+    if original.sha256:
+        checksums = {file: (None, sha256) for file, sha256 in original.sha256.items()}
+    else:
+        checksums = catalogue_checksums(name)
+
+    def get(file: str) -> bytes:
+        url, sha256 = checksums[file]
         path = _find(manual_dir, file)
         if path is None:
             path = _download(dl_manager, name, file, url)
         try:
             data = path.read_bytes()
-            if path.name == f"{file}.xz":
+            if path.suffix == ".xz":
                 data = lzma.decompress(data)
         except (OSError, lzma.LZMAError) as error:
             raise UserError(f"{path}: cannot be read ({error}); get the file again") from None
-        found = hashlib.sha256(data).hexdigest()
-        if found != sha256:
-            raise UserError(f"{path}: sha256 is {found}, want {sha256}; get the file again")
+        actual = hashlib.sha256(data).hexdigest()
+        if path.name.removesuffix(".xz") != file:  # unpacked
+            sha256 = UNPACKED.get(sha256[:16])
+            if sha256 is None:
+                raise UserError(f"{path}: its checksum is known only packed; want {file}")
+            data = gzip.compress(data, compresslevel=1)
+        if actual != sha256:
+            raise UserError(f"{path}: sha256 is {actual}, want {sha256}; get the file again")
         return data
 
     return get
 
 
-def _find(manual_dir, file):
+def _find(manual_dir: str | os.PathLike, file: str) -> pathlib.Path | None:
+    """The file in manual_dir or below it (such as raw/), as it is, packed with xz, or unpacked."""
     if not manual_dir:
         return None
-    paths = (pathlib.Path(manual_dir) / file, pathlib.Path(manual_dir) / f"{file}.xz")
-    return next((p for p in paths if p.exists()), None)
+    unpacked = file.removesuffix(".gz")
+    names = [file, f"{file}.xz", unpacked, unpacked.replace("-idx", ".idx")]
+    for folder in MANUAL_FOLDERS:
+        for name in names:
+            for path in sorted(pathlib.Path(manual_dir).glob(f"{folder}{name}")):
+                if path.is_file():
+                    return path
+    return None
 
 
-def _download(dl_manager, name, file, url):
+def _download(dl_manager, name: str, file: str, url: str | None) -> pathlib.Path:
     if url is None:
         raise UserError(f"prepare={name}: want --manual_dir=DIR that holds {file} or {file}.xz")
+    _probe(name, url)
     try:
         return pathlib.Path(dl_manager.download(url))
     except OSError as error:
         if error.errno is not None and not isinstance(error, ConnectionError):
             raise  # the disk, not the network
-        why = error
+        raise _no_download(name, url, error) from None
     except Exception as error:  # every library on the way has its own
-        why = error
-    why = str(why).splitlines()[0][:120]
-    raise UserError(f"prepare={name}: no download of {url} ({why}); fetch it by hand and give --manual_dir") from None
+        raise _no_download(name, url, error) from None
+
+
+def _probe(name: str, url: str) -> None:
+    """Raise :class:`UserError` where no answer to a request comes within PROBE_SECONDS.
+
+    TFDS tries again for more than three minutes before it says that there is no network.
+    """
+    outcome = queue.Queue()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
+            outcome.put(None)
+        except urllib.error.HTTPError:  # an answer: what it means is TFDS's to say
+            outcome.put(None)
+        except Exception as error:
+            outcome.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        error = outcome.get(timeout=PROBE_SECONDS)
+    except queue.Empty:  # a name server that does not answer keeps to no timeout of ours
+        error = TimeoutError(f"no answer within {PROBE_SECONDS} s")
+    if error is not None:
+        raise _no_download(name, url, error)
+
+
+def _no_download(name: str, url: str, error: Exception) -> UserError:
+    why = str(error).splitlines()[0][:120]
+    return UserError(
+        f"prepare={name}: no download of {url} ({why}); fetch it by hand and give --manual_dir"
+    )
