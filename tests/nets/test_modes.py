@@ -111,10 +111,15 @@ def test_every_mode_works_through_a_hierarchy(name):
         return jnp.sum(jnp.sin(out)) + sum(jnp.sum(record) for record in records)
 
     with ops.plain():
-        keys = jax.random.split(jax.random.key(0))
-        params = {"encoder": jax.jit(encoder.init)(keys[0], x)}
-        features = encoder.apply(params["encoder"], x)
-        params["decoder"] = decoder.init(keys[1], features, mean_and_kl, given, BATCH)
+
+        @jax.jit
+        def init(key):
+            encoder_key, decoder_key = jax.random.split(key)
+            features, of_encoder = encoder.init_with_output(encoder_key, x)
+            of_decoder = decoder.init(decoder_key, features, mean_and_kl, given, BATCH)
+            return {"encoder": of_encoder, "decoder": of_decoder}
+
+        params = init(jax.random.key(0))
         check_modes(loss, params, x)
 
 
