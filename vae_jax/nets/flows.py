@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vae_jax.distributions import made_masks
 
@@ -14,7 +16,7 @@ class MaskedDense(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x: jax.Array, mask: np.ndarray) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, mask.shape)
         bias = self.param("bias", nn.initializers.zeros, mask.shape[-1:])
         return x @ (kernel * mask) + bias
@@ -28,7 +30,7 @@ class MADE(nn.Module):
     dim: int
 
     @nn.compact
-    def __call__(self, z, context=None):
+    def __call__(self, z: jax.Array, context: jax.Array | None = None) -> list[jax.Array]:
         *masks, last = made_masks(self.dim, self.hidden)
         for mask in masks:
             z = MaskedDense()(z, mask)
@@ -45,7 +47,7 @@ class CouplingNet(nn.Module):
     out: int
 
     @nn.compact
-    def __call__(self, z):
+    def __call__(self, z: jax.Array) -> list[jax.Array]:
         for width in self.hidden:
             z = nn.silu(nn.Dense(width)(z))
         return jnp.split(nn.Dense(2 * self.out, kernel_init=nn.initializers.zeros)(z), 2, axis=-1)

@@ -1,28 +1,31 @@
 """Fully connected nets."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from vae_jax import distributions as densities
+from vae_jax import ops
 from vae_jax.config import UserError, nearest
 
-ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "gelu": nn.gelu, "silu": nn.silu, "softplus": densities.softplus}
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "tanh": nn.tanh,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "softplus": ops.softplus,
+}
 
 
 class Dense(nn.Dense):
-    """``nn.Dense`` of every cell of h_…xF, all cells as rows of one matrix.
+    """``nn.Dense`` of every cell of h_…xF: :func:`vae_jax.ops.as_rows`."""
 
-    A kernel's gradient is then one product over rows. Over the axes of a grid XLA on CPU makes it one of transposed
-    copies, in three times the time (results/performance.md).
-    """
-
-    def __call__(self, h):
-        return super().__call__(h.reshape(-1, h.shape[-1])).reshape(*h.shape[:-1], self.features)
+    def __call__(self, h: jax.Array) -> jax.Array:
+        return ops.as_rows(super().__call__, h)
 
 
 class Layer(nn.Module):
@@ -36,48 +39,61 @@ class Layer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, h, y=None):
-        gated = self.activation == "gated"
-        width = 2 * self.width if gated else self.width
-        h = nn.Dense(width, dtype=self.dtype, name="gated" if gated else "dense")(h)
-        h = add_label(h, y, self.dtype)
-        if gated:
-            a, b = jnp.split(h, 2, axis=-1)
+    def __call__(self, h: jax.Array, y: jax.Array | None = None) -> jax.Array:
+        if self.activation == "gated":
+            h = nn.Dense(2 * self.width, dtype=self.dtype, name="gated")(h)
+            a, b = jnp.split(add_label(h, y, self.dtype), 2, axis=-1)
             return a * nn.sigmoid(b)
-        return act(self.activation)(h)
+        h = nn.Dense(self.width, dtype=self.dtype, name="dense")(h)
+        return act(self.activation)(add_label(h, y, self.dtype))
 
 
-def act(name):
+def act(name: str) -> Callable[[jax.Array], jax.Array]:
     """The activation of a config's ``activation`` field."""
     if name not in ACTIVATIONS:
         raise UserError(f"activation={name}: unknown; {nearest(name, [*ACTIVATIONS, 'gated'])}")
     return ACTIVATIONS[name]
 
 
-def add_label(h, y, dtype):
+def add_label(h: jax.Array, y: jax.Array | None, dtype: Any) -> jax.Array:
     """h + W_y y within a module: what a one-hot label adds to the layer W_h h + b.
 
-    One entry of y is 1, so rows of unit variance give a label the scale that W_h h has for h ~ N(0, I). With a scale
-    for Y inputs M2's decoder meets z first, learns to do without y, and q(y|x) has nothing to learn from.
+    One entry of y is 1, so rows of unit variance give a label the scale that W_h h has for
+    h ~ N(0, I). With a scale for Y inputs M2's decoder meets z first, learns to do without y, and
+    q(y|x) has nothing to learn from.
     """
     if y is None:
         return h
-    rows, exact = nn.initializers.normal(1.0), lax.Precision.HIGHEST  # else a TPU sums its gradient in bfloat16
-    return h + nn.Dense(h.shape[-1], use_bias=False, kernel_init=rows, dtype=dtype, precision=exact, name="label")(y)
+    layer = nn.Dense(
+        h.shape[-1],
+        use_bias=False,
+        kernel_init=nn.initializers.normal(1.0),
+        dtype=dtype,
+        precision=lax.Precision.HIGHEST,  # else a TPU sums its gradient in bfloat16
+        name="label",
+    )
+    return h + layer(y)
 
 
-def hidden(net, h, y=None):
-    """What each of ``net.widths``' layers gives, called within it; a label y enters the first."""
+def hidden(net: nn.Module, h: jax.Array, y: jax.Array | None = None) -> list[jax.Array]:
+    """h and the output of each of ``net.widths``' layers, called within the net.
+
+    A label y enters the first layer.
+    """
     if y is not None and not net.widths:
         raise UserError("widths=(): a label enters the first layer; want one number or more")
-    found = [h]
+    outputs = [h]
     for i, width in enumerate(net.widths):
-        found.append(Layer(width, net.activation, dtype=net.dtype)(found[-1], y if i == 0 else None))
-    return found
+        label = y if i == 0 else None
+        outputs.append(Layer(width, net.activation, dtype=net.dtype)(outputs[-1], label))
+    return outputs
 
 
 class MLPEncoder(nn.Module):
-    """x_BxHxWxC → features_BxF by dense layers of these widths; with ``pyramid``, for a hierarchy, those of each."""
+    """x_BxHxWxC → features_BxF by dense layers of these widths.
+
+    With ``pyramid``, for a hierarchy, the features of every layer.
+    """
 
     widths: Sequence[int] = (256, 256)
     activation: str = "relu"
@@ -85,9 +101,13 @@ class MLPEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, y=None):
-        found = hidden(self, x.reshape(x.shape[0], -1), y)
-        return tuple(found[1:]) if self.pyramid else found[-1]
+    def __call__(
+        self, x: jax.Array, y: jax.Array | None = None
+    ) -> jax.Array | tuple[jax.Array, ...]:
+        outputs = hidden(self, x.reshape(x.shape[0], -1), y)
+        if self.pyramid:
+            return tuple(outputs[1:])
+        return outputs[-1]
 
 
 class MLPDecoder(nn.Module):
@@ -99,7 +119,7 @@ class MLPDecoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z, y=None):
+    def __call__(self, z: jax.Array, y: jax.Array | None = None) -> jax.Array:
         h = hidden(self, z, y)[-1]
         out = nn.Dense(math.prod(self.shape), dtype=self.dtype, name="out")(h)
         return out.reshape(z.shape[0], *self.shape)
@@ -114,5 +134,5 @@ class MLPClassifier(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z):
+    def __call__(self, z: jax.Array) -> jax.Array:
         return nn.Dense(self.outputs, dtype=self.dtype, name="out")(hidden(self, z)[-1])

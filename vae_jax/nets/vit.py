@@ -1,4 +1,7 @@
-"""Vision Transformer: an image as a set of patches, each with its place (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
+"""Vision Transformer: an image as a set of patches with positions.
+
+Dosovitskiy et al. 2021 (arXiv:2010.11929).
+"""
 
 from typing import Any
 
@@ -11,27 +14,33 @@ from vae_jax.nets.mlp import Dense, act, add_label
 from vae_jax.nets.residual import grids, patches, rematerialised, scaled, unpatch
 
 
-def implementation(name, dtype, size):
-    """``name`` itself, where ``jax.nn.dot_product_attention`` has that kernel for heads of ``size`` numbers, here.
+def implementation(name: str, dtype: Any, size: int) -> str:
+    """``name``, or UserError where ``jax.nn.dot_product_attention`` has no such kernel.
 
-    'xla' is on every device. 'cudnn' is cuDNN's fused one, which holds no NxN scores: bfloat16 on an NVIDIA GPU, and a
-    run with it is evaluated on such a GPU too. Not run yet.
+    ``size``: numbers of a head. 'xla' is on every device. 'cudnn' is cuDNN's fused one, which
+    stores no NxN scores: bfloat16 on an NVIDIA GPU, and a run with it is evaluated on such a GPU
+    too. Not run yet.
     """
     if name not in ("xla", "cudnn"):
         raise UserError(f"attention={name}: want xla or cudnn")
     if name == "cudnn" and dtype != jnp.bfloat16:
         raise UserError(f"attention=cudnn: has no {jnp.dtype(dtype)}; want dtype=bfloat16, or xla")
     if name == "cudnn" and size % 8:
-        raise UserError(f"attention=cudnn: wants a multiple of 8 numbers a head, not width / heads = {size}; want xla")
+        raise UserError(
+            "attention=cudnn: wants a multiple of 8 numbers a head, "
+            f"not width / heads = {size}; want xla"
+        )
     if name == "cudnn" and jax.default_backend() != "gpu":
-        raise UserError(f"attention=cudnn: wants an NVIDIA GPU, the device is {jax.default_backend()}; want xla")
+        device = jax.default_backend()
+        raise UserError(f"attention=cudnn: wants an NVIDIA GPU, the device is {device}; want xla")
     return name
 
 
 class Attention(nn.Module):
-    r"""Multi-head self-attention, softmax(q kᵀ / √d) v, by ``jax.nn.dot_product_attention``; h_BxNxF → BxNxF.
+    """Multi-head self-attention, softmax(q kᵀ / √d) v; h_BxNxF → BxNxF.
 
-    ``mask_BxN``: which patches are there; the others are looked at by none.
+    The kernel is that of ``jax.nn.dot_product_attention``.
+    ``mask_BxN``: which patches are there; no patch attends to the others.
     """
 
     heads: int
@@ -40,7 +49,7 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, h_BxNxF, mask_BxN=None):
+    def __call__(self, h_BxNxF: jax.Array, mask_BxN: jax.Array | None = None) -> jax.Array:
         b, n, f = h_BxNxF.shape
         if f % self.heads:
             raise UserError(f"heads={self.heads}: want a divisor of width={f}")
@@ -48,8 +57,9 @@ class Attention(nn.Module):
         q, k, v = jnp.split(qkv.reshape(b, n, 3 * self.heads, f // self.heads), 3, axis=2)
         mask = None if mask_BxN is None else mask_BxN[:, None, None]
         kernel = implementation(self.attention, self.dtype, f // self.heads)
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=kernel).reshape(b, n, f)
-        return Dense(f, kernel_init=scaled(self.scale), dtype=self.dtype, name="out")(out)
+        out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=kernel)
+        layer = Dense(f, kernel_init=scaled(self.scale), dtype=self.dtype, name="out")
+        return layer(out.reshape(b, n, f))
 
 
 class TransformerBlock(nn.Module):
@@ -62,7 +72,7 @@ class TransformerBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, h, mask=None):
+    def __call__(self, h: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         width = h.shape[-1]
         attend = Attention(self.heads, self.scale, self.attention, self.dtype, name="attention")
         h = h + attend(nn.LayerNorm(dtype=self.dtype)(h), mask)
@@ -71,23 +81,29 @@ class TransformerBlock(nn.Module):
         return h + out(act(self.activation)(wide))
 
 
-def blocks(net, h, mask=None):
-    """``net.depth`` blocks and a norm, called within it. Residual branches start small, as in ``residual``."""
-    block, scale = rematerialised(TransformerBlock, net.remat), (2 * net.depth) ** -0.5
+def blocks(net: nn.Module, h: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """``net.depth`` blocks and a norm, called within the net.
+
+    Residual branches start small, as in ``residual``.
+    """
+    block = rematerialised(TransformerBlock, net.remat)
+    scale = (2 * net.depth) ** -0.5
+    fields = (net.heads, net.activation, scale, net.attention, net.dtype)
     for i in range(net.depth):
-        h = block(net.heads, net.activation, scale, net.attention, net.dtype, name=f"block_{i}")(h, mask)
+        h = block(*fields, name=f"block_{i}")(h, mask)
     return nn.LayerNorm(dtype=net.dtype, name="norm")(h)
 
 
-def positions(net, n):
-    """A learned vector for each of n places."""
-    return net.param("positions", nn.initializers.normal(0.02), (n, net.width)).astype(net.dtype)
+def positions(net: nn.Module, n: int) -> jax.Array:
+    """A learned vector for each of n positions."""
+    vectors = net.param("positions", nn.initializers.normal(0.02), (n, net.width))
+    return vectors.astype(net.dtype)
 
 
 class ViTEncoder(nn.Module):
-    """Patches of ``patch`` x ``patch`` pixels through ``depth`` blocks, their mean: x_BxHxWxC → features_BxF.
+    """The mean of patches that went through ``depth`` blocks: x_BxHxWxC → features_BxF.
 
-    ``mask_BxN``: which patches the net is to see, row by row; none of the others has an influence.
+    ``mask_BxN``: which patches the net sees, row by row; the others have no influence.
     """
 
     patch: int = 4
@@ -100,19 +116,21 @@ class ViTEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, y=None, mask_BxN=None):
+    def __call__(
+        self, x: jax.Array, y: jax.Array | None = None, mask_BxN: jax.Array | None = None
+    ) -> jax.Array:
         x_BxNxP = patches(2 * x - 1, self.patch).reshape(len(x), -1, self.patch**2 * x.shape[-1])
-        h = Dense(self.width, dtype=self.dtype, name="embed")(x_BxNxP) + positions(self, x_BxNxP.shape[1])
-        h = blocks(self, h, mask_BxN)
-        seen = None if mask_BxN is None else mask_BxN[..., None]
-        return add_label(jnp.mean(h, axis=1, where=seen), y, self.dtype)
+        h = Dense(self.width, dtype=self.dtype, name="embed")(x_BxNxP)
+        h = blocks(self, h + positions(self, x_BxNxP.shape[1]), mask_BxN)
+        mask = None if mask_BxN is None else mask_BxN[..., None]
+        return add_label(jnp.mean(h, axis=1, where=mask), y, self.dtype)
 
 
 class ViTDecoder(nn.Module):
-    """z at every place with the place's own vector, then ``depth`` blocks: z_BxD → out_BxHxWxO.
+    """z at every position plus the position's vector, then ``depth`` blocks: z_BxD → out_BxHxWxO.
 
-    As in the decoder of a masked autoencoder (He et al. 2022, arXiv:2111.06377) what tells patches apart is their
-    position alone; here all of them are to be made up. The layer ``out`` is linear.
+    Patches differ by their position alone, as in the decoder of a masked autoencoder (He et al.
+    2022, arXiv:2111.06377); here the decoder generates all of them. The layer ``out`` is linear.
     """
 
     shape: tuple[int, int, int]
@@ -126,7 +144,7 @@ class ViTDecoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z, y=None):
+    def __call__(self, z: jax.Array, y: jax.Array | None = None) -> jax.Array:
         ((rows, columns),) = grids(self.shape, self.patch, 1)
         h = add_label(nn.Dense(self.width, dtype=self.dtype, name="embed")(z), y, self.dtype)
         h = blocks(self, h[:, None] + positions(self, rows * columns))
