@@ -1,13 +1,20 @@
 """Flags of the command line, and scripts as processes of the operating system."""
 
+import hashlib
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
 import pytest
 
 from vae_jax import cli, config
+from vae_jax.tools import explain
 
 ROOT = pathlib.Path(__file__).parents[1]
 LOUD = """
@@ -105,6 +112,55 @@ def test_a_reader_that_leaves_ends_a_script_without_a_traceback(tmp_path):
         ["bash", "-c", command], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
     )
     assert (done.stdout, done.stderr, done.returncode) == ("0\n", "", cli.EPIPE)
+
+
+def test_a_reader_that_leaves_ends_predict_without_a_traceback(tmp_path):
+    """A program of one class for images of 2x2 pixels, and the same image 3,000 times."""
+
+    def classify(image):
+        n = image.shape[0]
+        return {"probabilities": jnp.ones((n, 1)), "distance": jnp.zeros(n) + 0.0 * image.sum()}
+
+    (b,) = jax.export.symbolic_shape("b")
+    shape = jax.ShapeDtypeStruct((b, 2, 2, 1), jnp.uint8)
+    blob = jax.export.export(jax.jit(classify), platforms=["cpu"])(shape).serialize()
+    (tmp_path / "one.jaxexport").write_bytes(blob)
+    meta = {"what": "classifier", "sha256": hashlib.sha256(blob).hexdigest(), "classes": ["one"]}
+    meta |= {"image": {"shape": [2, 2, 1], "levels": 256}, "familiarity": {"quantiles": [0.0, 1.0]}}
+    (tmp_path / "one.json").write_text(json.dumps(meta))
+    PIL.Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "image.png")
+    (tmp_path / "predict.py").write_bytes((ROOT / "vae_jax/data/predict.py").read_bytes())
+    command = f"{sys.executable} predict.py one.jaxexport"
+    command = f"{command} {' '.join(['image.png'] * 3000)} | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stderr == "" and done.returncode == cli.EPIPE
+    assert done.stdout == "image.png  one 100.0%  familiarity 100%\n"
+
+
+def test_explain_shows_source_peak_and_weights():
+    c = config.load(f"{ROOT}/configs/digits.py")
+    c.warmup.steps = 1000
+    lines = explain.card(c).splitlines()
+    rows = {line.split("  ")[0]: line.split() for line in lines}
+    source, line = rows["source"][1].split(":")
+    assert "def joint(" in (ROOT / source).read_text().splitlines()[int(line) - 1]
+    assert rows["learning rate"][2:4] == ["0", "0.002"]
+    assert rows["beta"][1:] == ["0", "1", "1"] and rows["gamma"][1:] == ["50", "50", "50"]
+    assert "schedule      adamw, cosine, warm-up to step 200" in lines
+
+
+def test_make_lint_reads_the_files_of_the_project_only(tmp_path):
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / "train.py").write_text("")
+    (tmp_path / "mine.py").write_text("not python")
+    subprocess.run(["git", "init", "-q", "."], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", "Makefile", "train.py"], cwd=tmp_path, check=True)
+    done = subprocess.run(["make", "-n", "lint"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    line = next(line for line in done.stdout.splitlines() if line.endswith("ruff check train.py"))
+    assert line and "mine.py" not in done.stdout
 
 
 def test_a_platform_that_is_not_there_is_one_line(tmp_path):
