@@ -154,7 +154,8 @@ def test_explain_shows_source_peak_and_weights():
 
 def test_make_lint_reads_the_files_of_the_project_only(tmp_path):
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
-    (tmp_path / "train.py").write_text("")
+    for name in ("train.py", "requirements.lock", "requirements-test.lock"):
+        (tmp_path / name).write_text("")
     (tmp_path / "mine.py").write_text("not python")
     subprocess.run(["git", "init", "-q", "."], cwd=tmp_path, check=True)
     subprocess.run(["git", "add", "Makefile", "train.py"], cwd=tmp_path, check=True)
