@@ -64,7 +64,8 @@ def test_a_warm_up_longer_than_the_run_is_a_tenth_of_it(capsys):
     config.validate(c)
     assert c.optim.warmup == 20
     assert "optim.warmup=200: not below steps=200; shortened to 20" in capsys.readouterr().out
-    c = cli.apply(config.load(f"{ROOT}/configs/digits.py"), [("steps", "400"), ("warmup.steps", "500")])
+    pairs = [("steps", "400"), ("warmup.steps", "500")]
+    c = cli.apply(config.load(f"{ROOT}/configs/digits.py"), pairs)
     assert c.optim.warmup == 200 and c.warmup.steps == 40
     assert capsys.readouterr().out == "warmup.steps=500: above steps=400; shortened to 40\n"
 
@@ -75,12 +76,14 @@ def script(tmp_path, text):
     return str(path)
 
 
+def run_process(command, **options):
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
 def start(*words, **options):
     env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
     env["PYTHONPATH"] = str(ROOT)
-    return subprocess.run(
-        [sys.executable, *words], env=env | options, capture_output=True, text=True, timeout=120, cwd=ROOT
-    )
+    return run_process([sys.executable, *words], env=env | options, cwd=ROOT)
 
 
 @pytest.mark.parametrize("words", [[], ["-u"], ["-O"], ["-X", "utf8"]])
@@ -108,9 +111,7 @@ def test_the_debugger_steps_through_a_script():
 def test_a_reader_that_leaves_ends_a_script_without_a_traceback(tmp_path):
     path = script(tmp_path, LOUD)
     command = f"{sys.executable} {path} | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", command], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
-    )
+    done = run_process(["bash", "-c", command], env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (done.stdout, done.stderr, done.returncode) == ("0\n", "", cli.EPIPE)
 
 
@@ -132,10 +133,7 @@ def test_a_reader_that_leaves_ends_predict_without_a_traceback(tmp_path):
     (tmp_path / "predict.py").write_bytes((ROOT / "vae_jax/data/predict.py").read_bytes())
     command = f"{sys.executable} predict.py one.jaxexport"
     command = f"{command} {' '.join(['image.png'] * 3000)} | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = run_process(["bash", "-c", command], cwd=tmp_path)
     assert done.stderr == "" and done.returncode == cli.EPIPE
     assert done.stdout == "image.png  one 100.0%  familiarity 100%\n"
 
@@ -159,13 +157,14 @@ def test_make_lint_reads_the_files_of_the_project_only(tmp_path):
     (tmp_path / "mine.py").write_text("not python")
     subprocess.run(["git", "init", "-q", "."], cwd=tmp_path, check=True)
     subprocess.run(["git", "add", "Makefile", "train.py"], cwd=tmp_path, check=True)
-    done = subprocess.run(["make", "-n", "lint"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = run_process(["make", "-n", "lint"], cwd=tmp_path, check=True)
     line = next(line for line in done.stdout.splitlines() if line.endswith("ruff check train.py"))
     assert line and "mine.py" not in done.stdout
 
 
 def test_a_platform_that_is_not_there_is_one_line(tmp_path):
-    path = script(tmp_path, "from vae_jax import cli\nimport jax\ncli.main(lambda argv: jax.devices())\n")
+    run = "cli.main(lambda argv: jax.devices())"
+    path = script(tmp_path, f"from vae_jax import cli\nimport jax\n{run}\n")
     done = start(path, JAX_PLATFORMS="nowhere")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

@@ -1,7 +1,6 @@
 """A user's own file: imported once, with its helpers; its keywords are fields that JSON holds."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -85,7 +84,8 @@ def test_two_files_of_one_name_are_two_modules(tmp_path):
 
 
 def test_what_a_keyword_holds_survives_json(tmp_path):
-    keywords = "scales=(1.0, 2.0), rate=np.float32(0.5), count=np.int64(3), start=None, names=('a', 'b')"
+    numbers = "rate=np.float32(0.5), count=np.int64(3), start=None"
+    keywords = f"scales=(1.0, 2.0), {numbers}, names=('a', 'b')"
     name = write_loss(tmp_path, keywords)
     c = config.default()
     c.objective = objective(name, start="0.25", scales="(3,)")
@@ -93,16 +93,16 @@ def test_what_a_keyword_holds_survives_json(tmp_path):
     values = {"rate": 0.5, "count": 3, "start": 0.25, "scales": (3.0,), "names": ("a", "b")}
     for section in (c.objective, config.from_json(tree).objective):
         assert section.to_dict() == {"name": name, **values}
-        assert {k: type(v) for k, v in section.items()} == {k: type(v) for k, v in [("name", name), *values.items()]}
+        assert all(type(section[key]) is type(value) for key, value in values.items())
     assert config.differences(c, config.from_json(tree)) == []
 
 
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ("rate, scales=(1.0,)", r"objective\.rate: the keyword has no default; want one, such as rate=1\.0"),
-        ("table=np.zeros(3)", r"objective\.table=\[0\. 0\. 0\.\]: a ndarray; want a number, a word or a tuple"),
-        ("table={}", r"objective\.table=\{\}: a dict; want a number, a word or a tuple"),
+        ("rate", r"objective\.rate: the keyword has no default; want one, such as rate=1\.0"),
+        ("table=np.zeros(2)", r"table=\[0\. 0\.\]: a ndarray; want a number, a word or a tuple"),
+        ("table={}", r"table=\{\}: a dict; want a number, a word or a tuple"),
     ],
 )
 def test_a_keyword_that_a_config_cannot_hold_is_one_line(tmp_path, keywords, message):
@@ -126,10 +126,22 @@ def train(tmp_path, *flags):
     """``train.py`` from a folder that holds neither the code nor the loss."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    command = [sys.executable, f"{ROOT}/train.py", f"--config={ROOT}/configs/digits.py", "--workdir=run"]
+    command = [sys.executable, f"{ROOT}/train.py", f"--config={ROOT}/configs/digits.py"]
     return subprocess.run(
-        [*command, *SHORT, *flags], cwd=elsewhere, capture_output=True, text=True, timeout=200, env=os.environ
+        [*command, "--workdir=run", *SHORT, *flags],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
+
+
+def test_a_loss_with_a_tuple_trains_and_is_evaluated_in_one_import(tmp_path):
+    """``scales`` must be a tuple wherever the loss runs, and its file runs once."""
+    name = write_loss(tmp_path, body="assert isinstance(scales, tuple)")
+    done = train(tmp_path, f"--config.objective.name={name}", "--config.objective.scales=(2.0,)")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "imports.txt").read_text() == "imported\n"
 
 
 def test_an_exception_in_the_file_shows_its_own_line(tmp_path):
@@ -143,7 +155,7 @@ def test_an_exception_in_the_loss_shows_its_own_line(tmp_path):
     name = write_loss(tmp_path, body="params['none']")
     done = train(tmp_path, f"--config.objective.name={name}")
     assert done.returncode == 1
-    assert "my_loss.py" in done.stderr and "params['none']" in done.stderr and "KeyError" in done.stderr
+    assert all(words in done.stderr for words in ("my_loss.py", "params['none']", "KeyError"))
 
 
 def test_an_exception_in_a_config_file_shows_its_own_line(tmp_path):
@@ -152,7 +164,8 @@ def test_an_exception_in_a_config_file_shows_its_own_line(tmp_path):
     with pytest.raises(KeyError, match="none") as error:
         config.load(str(path))
     assert error.traceback[-1].path == path
-    path.write_text("from vae_jax import config\ndef get_config():\n c = config.default()\n c.optim.lrr = 1\n")
+    lines = ("from vae_jax import config", "def get_config():", " c = config.default()")
+    path.write_text("\n".join([*lines, " c.optim.lrr = 1"]))
     with pytest.raises(UserError, match=r"mine\.py: line 4: .*lrr"):
         config.load(str(path))
 

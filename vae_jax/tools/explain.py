@@ -60,7 +60,7 @@ def _schedule(c: ConfigDict) -> list[str]:
 
 
 def card(c: ConfigDict) -> str:
-    """The equation, what is summed and averaged over what, units, weights, schedules, the source."""
+    """The equation, its source, what is summed and averaged, units, weights and schedules."""
     config_lib.validate(c)
     function = config_lib.resolve("objective", c.objective.name)
     batch = f"the {c.batch} examples of the batch, once, at the end"

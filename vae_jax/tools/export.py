@@ -1,4 +1,4 @@
-"""A run's classifier, encoder or sampler as one file that needs neither this code nor its libraries.
+"""A run's classifier, encoder or sampler as one file that needs neither this code nor Flax.
 
     python -m vae_jax.tools.export --workdir=runs/digits --what=classifier
 
@@ -6,9 +6,9 @@ writes WORKDIR/export/classifier.jaxexport, a program for cpu, cuda and tpu with
 a batch of any size; classifier.json, its inputs and outputs; and predict.py, which needs JAX, numpy
 and Pillow alone.
 
-    classifier  images uint8 BxHxWxC → probabilities BxY, and distance B of each code to those of training
+    classifier  images uint8 BxHxWxC → probabilities BxY, distance B to the codes of training
     encoder     images uint8 BxHxWxC → mu BxD, and logvar BxD where q(z|x) is a diagonal Gaussian
-    sampler     seeds uint32 B (and labels int32 B of a conditional model) → image BxHxWxC in [0, 1]
+    sampler     seeds uint32 B (conditional: and labels int32 B) → image BxHxWxC in [0, 1]
 
 From Python, without this package::
 
@@ -58,8 +58,8 @@ def program(
 ) -> Program:
     """(function, [(shape without B, dtype) of each argument]), with the parameters inside it.
 
-    Images are raw, 0 .. levels − 1, and read as by ``evaluation.seen``. With a fixed binarisation the
-    noise is the same for each image, so that its result does not depend on the rest of the batch.
+    Images are raw, 0 .. levels − 1, and read as by ``evaluation.seen``. With a fixed binarisation
+    the noise is the same for each image: its result does not depend on the rest of the batch.
     ``codes`` are the Gaussians of the training images.
 
     Raises:

@@ -20,7 +20,7 @@ CONVOLUTIONS = ("conv", "residual", "vdvae")
 class Run(NamedTuple):
     """Something to train."""
 
-    config: Callable[[int], ConfigDict]  # labels (0: all) → config; seeds and budget are set later
+    config: Callable[[int], ConfigDict]  # labels (0: all) → config; seeds are set later
     labels: bool = True  # False: it sees none, and one run serves all budgets
     steps: bool = True  # False: the model keeps its initial parameters
     begin: str = ""  # the name of a run without labels whose parameters are the initial ones
