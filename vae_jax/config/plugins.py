@@ -63,7 +63,9 @@ def own(field: str, name: str) -> Callable[..., object]:
     """The function or class that ``name``, ``file:function``, means; ``field`` set it."""
     path, _, attribute = name.rpartition(":")
     if not path.endswith(".py"):
-        path = (path if os.sep in path else path.replace(".", os.sep)) + ".py"
+        if os.sep not in path:
+            path = path.replace(".", os.sep)
+        path = f"{path}.py"
     if not os.path.isfile(path):
         raise UserError(f"{field}={name}: no file {path}")
     function = getattr(import_file(path, field), attribute, None)

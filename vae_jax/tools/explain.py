@@ -54,8 +54,10 @@ def _schedule(c: ConfigDict) -> list[str]:
     kind = f"{c.optim.name}, {c.optim.schedule}, {warmup}"
     rows = [_row("learning rate", *numbers), f"schedule      {kind}"]
     if c.warmup.steps:
-        cycles = f" in {c.warmup.cycles} cycles" if c.warmup.cycles > 1 else ""
-        rows.append(f"              {c.warmup.of} rises over {c.warmup.steps} steps{cycles}")
+        warmup = f"{c.warmup.of} rises over {c.warmup.steps} steps"
+        if c.warmup.cycles > 1:
+            warmup = f"{warmup} in {c.warmup.cycles} cycles"
+        rows.append(f"              {warmup}")
     return rows
 
 

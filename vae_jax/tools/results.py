@@ -103,7 +103,9 @@ def figure(value: Number, unit: str, sd: Number = None, n: Number = None) -> dic
 
 
 def _kind(kind: type) -> str:
-    return "null" if kind is type(None) else kind.__name__
+    if kind is type(None):
+        return "null"
+    return kind.__name__
 
 
 def _fields(where: object, fields: object, schema: Schema) -> None:

@@ -127,7 +127,10 @@ def _read_probe(name: str, setup: workdir.Setup, params: dict, dataset: data.Dat
     examples = []
     for split in (dataset.train, dataset.validation):
         part = data.labelled(split)
-        examples.append((features(part), part.label) if len(part.label) else None)
+        if len(part.label):
+            examples.append((features(part), part.label))
+        else:
+            examples.append(None)
     predict, setting = probes.fit(probe, *examples)
     predicted, p_NxY = predict(features(dataset.test))
     logits = None
