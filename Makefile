@@ -17,13 +17,17 @@ export PYTHONDONTWRITEBYTECODE =
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 MAIN := $(VENV)/.installed$(if $(JAX),-$(JAX))
 TEST := $(VENV)/.installed-test
-SOURCES := vae_jax tests configs benchmarks $(wildcard *.py)
+FOLDERS := vae_jax tests configs benchmarks
+# The project's files: others in the same folder are the user's own.
+SOURCES = $(or $(shell git ls-files '*.py' 2>/dev/null),$(FOLDERS) train.py eval.py benchmark.py)
+# glibc asks for huge pages: a CPU's large temporaries cost a third of a step without (cli.huge_pages).
+TUNABLES := $(if $(GLIBC_TUNABLES),$(GLIBC_TUNABLES):)glibc.malloc.hugetlb=1
 
 .PHONY: train test lint lock clean
 .DEFAULT_GOAL := train
 
 train: $(MAIN)
-	$(BIN)/python train.py --config=configs/digits.py --workdir=runs/digits $(ARGS)
+	GLIBC_TUNABLES=$(TUNABLES) $(BIN)/python train.py --config=configs/digits.py --workdir=runs/digits $(ARGS)
 
 test: lint $(MAIN)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -64,5 +68,5 @@ lock:
 # Leaves runs/ alone.
 clean:
 	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
-	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(FOLDERS) -name __pycache__ -type d -prune -exec rm -rf {} +
 	if test -e "$(VENV)/.vae_jax"; then rm -rf "$(VENV)"; fi

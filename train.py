@@ -14,7 +14,7 @@ from vae_jax.mesh import hosts
 
 
 def define(values):
-    flags.DEFINE_string("config", "configs/digits.py", "a page of configs/", flag_values=values)
+    flags.DEFINE_string("config", "configs/digits.py", "a file of configs/", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run; one that holds it goes on", flag_values=values)
     flags.DEFINE_bool("explain", False, "print what the objective is, and train nothing", flag_values=values)
     flags.DEFINE_string("results", "", "also write the figures to this file, results/NAME.json", flag_values=values)
@@ -44,6 +44,7 @@ def run(argv):
     span = re.fullmatch(r"(\d+)-(\d+)", values.profile)
     if values.profile and not (span and int(span[1]) <= int(span[2])):
         raise config.UserError(f"profile={values.profile}: want the first and the last step, as 100-120")
+    flags_lib.advise()
     hosts.join(values)
     compile.use_cache()
     if not loop.train(c, values.workdir, profile=span and (int(span[1]), int(span[2]))):

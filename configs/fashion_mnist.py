@@ -5,12 +5,15 @@
 Figures, time and device: results/fashion_mnist.json.
 """
 
+from ml_collections import ConfigDict
+
 from configs import mnist
 
 
-def get_config():
+def get_config() -> ConfigDict:
     c = mnist.get_config()
     c.data.name = "fashion_mnist"
     c.data.flip = True
-    c.steps, c.eval.every = 5000, 1000
+    c.steps = 5000
+    c.eval.every = 1000
     return c

@@ -1,38 +1,44 @@
 """What a one-layer VAE's codes know of photographs: 20,000 of CIFAR-10's, 1,000 labels and all.
 
     python -m vae_jax.data prepare cifar10_20k --data_dir=~/data
-    python -m vae_jax.tools.study --config=configs/study_cifar10_20k.py --data_dir=~/data --workdir=runs/study
+    python -m vae_jax.tools.study --config=configs/study_cifar10_20k.py --data_dir=~/data \
+        --workdir=runs/study
 
-CNN, M1 and joint have the convolutional encoder of configs/fashion_mnist.py, images shifted and mirrored.
+CNN, M1 and joint have the convolutional encoder of configs/fashion_mnist.py, images shifted and
+mirrored.
 
 Figures, times and device: results/study_cifar10_20k.json.
 """
+
+from ml_collections import ConfigDict
 
 from configs import fashion_mnist, study_mnist
 from vae_jax import config
 from vae_jax.tools.study import Method, Run, Study
 
 
-def joint(labels, steps=4000):
+def joint(labels: int, steps: int = 4000) -> ConfigDict:
     c = fashion_mnist.get_config()
     c.data.name = "cifar10_20k"
     return study_mnist.sized(c, steps, labels)
 
 
-def cnn(labels):
+def cnn(labels: int) -> ConfigDict:
     c = joint(labels, 1000 if labels else 4000)
-    c.decoder, c.objective = config.call("decoder", "none"), config.call("objective", "supervised")
+    c.decoder = config.call("decoder", "none")
+    c.objective = config.call("objective", "supervised")
     c.batch = 8 if labels else 128
     return c
 
 
-def m1(labels):
+def m1(labels: int) -> ConfigDict:
     c = joint(0)
-    c.classifier, c.objective = config.call("classifier", "none"), config.call("objective", "elbo")
+    c.classifier = config.call("classifier", "none")
+    c.objective = config.call("objective", "elbo")
     return c
 
 
-def get_study():
+def get_study() -> Study:
     runs = {
         "cnn": Run(cnn),
         "begun": Run(cnn, labels=False, steps=False),

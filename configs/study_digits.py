@@ -2,11 +2,16 @@
 
     python -m vae_jax.tools.study --config=configs/study_digits.py --workdir=runs/study_digits
 
-MLP nets of one hidden layer of 256, latent codes of 16 numbers. Images in grey levels, but of M2 and its kin, whose
-p(x|y,z) is a Bernoulli: these see pixels of 0 and 1.
+MLP nets of one hidden layer of 256, latent codes of 16 numbers. Images in grey levels, but of M2
+and its kin, whose p(x|y,z) is a Bernoulli: these see pixels of 0 and 1.
 
 Figures, times and device: results/study_digits.json.
 """
+
+import functools
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
 
 from configs import digits
 from vae_jax import config
@@ -15,69 +20,85 @@ from vae_jax.tools.study import Method, Run, Study
 STEPS = 3000
 
 
-def base(steps=STEPS):
+def base(steps: int = STEPS) -> ConfigDict:
     c = digits.get_config()
-    c.steps, c.eval.every, c.log_every = steps, max(20, steps // 2), max(20, steps // 2)
-    c.encoder, c.decoder = (config.call(part, "mlp", widths=(256,)) for part in ("encoder", "decoder"))
+    c.steps = steps
+    c.eval.every = max(20, steps // 2)
+    c.log_every = max(20, steps // 2)
+    c.encoder = config.call("encoder", "mlp", widths=(256,))
+    c.decoder = config.call("decoder", "mlp", widths=(256,))
     c.optim.warmup = min(200, steps // 2)
     c.data.shift = 0
     return c
 
 
-def cnn(labels, shift=0, steps=STEPS):
+def cnn(labels: int, shift: int = 0, steps: int = STEPS) -> ConfigDict:
     """Encoder and classifier with cross-entropy only."""
     c = base(steps)
-    c.data.shift, c.decoder = shift, config.call("decoder", "none")
-    c.classifier, c.objective = config.call("classifier", "mlp"), config.call("objective", "supervised")
+    c.data.shift = shift
+    c.decoder = config.call("decoder", "none")
+    c.classifier = config.call("classifier", "mlp")
+    c.objective = config.call("objective", "supervised")
     c.batch = 8 if labels else 128  # of images whose labels nobody looks at: they cost nothing here
     c.data.labelled_batch = 64 if labels else 0
     return c
 
 
-def vae(labels, beta=1.0, steps=STEPS):
+def vae(labels: int, beta: float = 1.0, steps: int = STEPS) -> ConfigDict:
     c = base(steps)
-    c.classifier, c.objective = config.call("classifier", "none"), config.call("objective", "elbo", beta=beta)
+    c.classifier = config.call("classifier", "none")
+    c.objective = config.call("objective", "elbo", beta=beta)
     return c
 
 
-def joint(labels, steps=STEPS):
+def joint(labels: int, steps: int = STEPS) -> ConfigDict:
     c = base(steps)
     c.data.labelled_batch = 64 if labels else 0
-    c.classifier, c.objective = config.call("classifier", "mlp"), config.call("objective", "joint", gamma=50.0)
+    c.classifier = config.call("classifier", "mlp")
+    c.objective = config.call("objective", "joint", gamma=50.0)
     return c
 
 
-def m2(labels, steps=STEPS):
+def m2(labels: int, steps: int = STEPS) -> ConfigDict:
     c = base(steps)
-    c.data.binarize, c.likelihood = "threshold", config.call("likelihood", "bernoulli")
-    c.batch, c.data.labelled_batch = 96, 64 if labels else 0
+    c.data.binarize = "threshold"
+    c.likelihood = config.call("likelihood", "bernoulli")
+    c.batch = 96
+    c.data.labelled_batch = 64 if labels else 0
     c.classifier = config.call("classifier", "mlp")
     c.objective = config.call("objective", "m2", alpha=10.0, labelled=labels / 1437 or 1.0)
     return c
 
 
-def m1m2(labels, steps=STEPS):
+def m1m2(labels: int, steps: int = STEPS) -> ConfigDict:
     c = vae(labels, steps=steps)
-    c.batch, c.data.labelled_batch = 96, 64 if labels else 0
+    c.batch = 96
+    c.data.labelled_batch = 64 if labels else 0
     c.classifier = config.call("classifier", "mlp", widths=(256,))
     c.objective = config.call("objective", "m1m2", alpha=10.0, labelled=labels / 1437 or 1.0)
     return c
 
 
-def ccvae(labels, steps=STEPS):
+def ccvae(labels: int, steps: int = STEPS) -> ConfigDict:
     c = joint(labels, steps)
-    c.prior, c.classifier = config.call("prior", "labelled"), config.call("classifier", "bayes")
+    c.prior = config.call("prior", "labelled")
+    c.classifier = config.call("classifier", "bayes")
     return c
 
 
-def apart(labels, steps=STEPS):
+def apart(labels: int, steps: int = STEPS) -> ConfigDict:
     c = m2(labels, steps)
     c.objective = config.call("objective", "apart")
     return c
 
 
-def study(steps=STEPS, **changes):
-    sized = lambda f, **fields: lambda labels: f(labels, steps=steps, **fields)  # noqa: E731
+def study(steps: int = STEPS, **changes: object) -> Study:
+    def sized(
+        make: Callable[..., ConfigDict],
+        **fields: object,
+    ) -> Callable[[int], ConfigDict]:
+        return functools.partial(make, steps=steps, **fields)
+
     runs = {
         "net": Run(sized(cnn)),
         "net_shifted": Run(sized(cnn, shift=1)),
@@ -96,7 +117,11 @@ def study(steps=STEPS, **changes):
         "pixels_knn": Method("pixels, kNN", "random", "pixels:knn"),
         "pixels_logistic": Method("pixels, logistic regression", "random", "pixels:logistic"),
         "random_logistic": Method("random encoder, logistic regression", "random", "code:logistic"),
-        "autoencoder_logistic": Method("autoencoder, logistic regression", "autoencoder", "code:logistic"),
+        "autoencoder_logistic": Method(
+            "autoencoder, logistic regression",
+            "autoencoder",
+            "code:logistic",
+        ),
         "m1_logistic": Method("M1, logistic regression", "m1", "code:logistic"),
         "m1_svm": Method("M1, SVM", "m1", "code:svm"),
         "m1_knn": Method("M1, kNN", "m1", "code:knn"),
@@ -111,5 +136,5 @@ def study(steps=STEPS, **changes):
     return Study("digits", runs, methods, **(fields | changes))
 
 
-def get_study():
+def get_study() -> Study:
     return study()

@@ -25,7 +25,7 @@ train)
     # 75: stopped on request and saved; 2: bad input. Anything else is a death: all begin again from the last checkpoint.
     for pause in 10 20 40 60 60 60; do
         code=0
-        everywhere "cd vae_jax && .venv/bin/python train.py --workdir=$WORKDIR$FLAGS" || code=$?
+        everywhere "cd vae_jax && GLIBC_TUNABLES=glibc.malloc.hugetlb=1 .venv/bin/python train.py --workdir=$WORKDIR$FLAGS" || code=$?
         case $code in 0 | 2 | 75) exit "$code" ;; esac
         everywhere "pkill -9 -f '[t]rain.py --workdir=$WORKDIR' || true" # hosts that have not noticed yet
         sleep "$pause"

@@ -118,6 +118,29 @@ def test_splits_are_saved_and_held_against_the_data(done):
         study.save_split(root, cell, found._replace(train=flipped))
 
 
+def test_the_page_is_written_after_every_tenth_cell(tmp_path):
+    """Twelve cells that train nothing: nearest neighbours among pixels, a seed each."""
+    whole = small(seeds=tuple(range(12)), budgets=(20,))
+    whole = whole._replace(methods={"pixels_knn": whole.methods["pixels_knn"]})
+    page = tmp_path / "report" / "index.html"
+    pages = []
+
+    def say(line):
+        if line.startswith("cell "):
+            pages.append(page.exists() and page.stat().st_mtime_ns)
+
+    assert study.run(whole, str(tmp_path), say=say)
+    assert pages[:10] == [False] * 10 and pages[10] == pages[11] < page.stat().st_mtime_ns
+
+
+@pytest.mark.parametrize(("part", "net"), [("encoder", "residual"), ("decoder", "residual"), ("decoder", "vdvae")])
+def test_seeds_of_convolutional_nets_are_not_one_program_on_a_cpu(part, net):
+    c = study_digits.vae(0)
+    assert study.fits(c)
+    c[part] = config.call(part, net)
+    assert not study.fits(c)
+
+
 LONGER = study.Run(lambda labels: study_digits.vae(labels, steps=40), labels=False)
 
 

@@ -1,12 +1,13 @@
-"""The command line: absl flags, a config page and its overrides; errors are one line, exit code 2."""
+"""The command line: absl flags, a config file, its overrides; errors are one line, exit code 2."""
 
-import contextlib
+import ast
 import os
 import sys
 import traceback
+from collections.abc import Callable, Iterable
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
@@ -14,58 +15,108 @@ from vae_jax.mesh import hosts
 
 PREFIX = "--config."
 REPLICAS = "replicas."
-HUGE_PAGES, TUNABLE = "VAE_JAX_HUGE_PAGES", "glibc.malloc.hugetlb=1"
+LENGTHS = {"steps", "optim.warmup", "warmup.steps"}
+HUGE_PAGES = "VAE_JAX_HUGE_PAGES"  # of older processes; benchmarks/startup.py removes it
+TUNABLE = "glibc.malloc.hugetlb=1"
 KERNEL = "/sys/kernel/mm/transparent_hugepage/enabled"
+SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+Pairs = list[tuple[str, str]]  # of a field and the words of its value
+Parsed = tuple[flags.FlagValues, Pairs]
+EPIPE = 141  # 128 + SIGPIPE: what a shell reports of a program whose reader is gone
 
 
-def overrides(argv):
+def overrides(argv: Iterable[str]) -> Pairs:
     """The words ``--config.field=value`` of a command line, as [(field, value)]."""
-    found = []
+    pairs = []
     for word in argv:
         if word.startswith(PREFIX):
             field, equals, value = word[len(PREFIX) :].partition("=")
             if not equals:
                 raise UserError(f"{field}: want {PREFIX}{field}=VALUE")
-            found.append((field, value))
-    return found
+            pairs.append((field, value))
+    return pairs
 
 
-def apply(c, pairs):
-    """Apply overrides in order; ``SECTION.name`` first, since it changes which fields there are, replicas last."""
+def _tuple(text: str, old: tuple) -> tuple:
+    """A tuple from words such as (8,16), 8,16 or 8, with elements of the type that ``old`` has."""
+    values = ast.literal_eval(text)
+    if isinstance(values, list):
+        values = tuple(values)
+    if not isinstance(values, tuple):
+        values = (values,)
+    kinds = {type(v) for v in old}
+    if kinds == {float}:
+        values = tuple(float(v) for v in values)
+    if kinds and not {type(v) for v in values} <= kinds:
+        raise ValueError(f"want elements as in {old}")
+    return values
+
+
+def parse_value(text: str, old: object) -> object:
+    """The value that the words of a flag mean for a field whose value is ``old``.
+
+    A field that is None takes a number or a tuple, or else the words themselves.
+
+    Raises:
+      ValueError, SyntaxError, TypeError: the words have another type.
+    """
+    if isinstance(old, bool):
+        if text.lower() not in SWITCHES:
+            raise ValueError(text)
+        return SWITCHES[text.lower()]
+    if isinstance(old, tuple):
+        return _tuple(text, old)
+    if old is not None:
+        return type(old)(text)
+    try:
+        return config_lib.plain(ast.literal_eval(text), "value")
+    except (ValueError, SyntaxError, UserError):
+        return SWITCHES.get(text, text)
+
+
+def apply(c: ConfigDict, pairs: Pairs) -> ConfigDict:
+    """A copy with overrides applied in order, so that the last of two for one field wins.
+
+    ``SECTION.name`` goes first, since it changes which fields there are, and replicas go last. A
+    warm-up longer than the run is shortened where a flag set either; a printed line says so.
+    """
+    c = c.copy_and_resolve_references()
     varied = [(f.removeprefix(REPLICAS), v) for f, v in pairs if f.startswith(REPLICAS)]
     pairs = [(f, v) for f, v in pairs if not f.startswith(REPLICAS)]
-    for section in config_lib.CALLS:
+    for section in (*config_lib.CALLS, "optim"):
         names = [v for f, v in pairs if f == f"{section}.name"]
         if names and names[-1] != c[section].name:
-            c[section] = config_lib.call(section, names[-1])
+            c[section] = config_lib.rename(section, c[section], names[-1])
+    names = {f"{section}.name" for section in (*config_lib.CALLS, "optim")}
     for field, value in pairs:
-        _check_known(c, field, value)
-    values = flags.FlagValues()
-    argv = ["", *(f"{PREFIX}{field}={value}" for field, value in pairs)]
-    config_flags.DEFINE_config_dict("config", c, flag_values=values, sys_argv=argv)
-    for word in argv[1:]:
-        try:
-            values(["", word])
-        except (flags.Error, TypeError, ValueError):
-            field, _, value = word[len(PREFIX) :].partition("=")
-            old = config_lib.flatten(c)[field]
-            raise UserError(f"{field}={value}: want {type(old).__name__}, such as {old!r}") from None
-    c = values.config if pairs else c
+        if field not in names:
+            _set(c, field, value)
+    if LENGTHS & {field for field, _ in pairs}:
+        for line in config_lib.shorten_warmups(c):
+            print(line)
     for field, value in varied:
         config_lib.replicate(c, field, value.split(","))
     return c
 
 
-def _check_known(c, field, value):
+def _set(c: ConfigDict, field: str, text: str) -> None:
     flat = config_lib.flatten(c)
     if field not in flat:
         inside = [f for f in flat if f.startswith(field + ".")]
         if inside:
-            raise UserError(f"{field}={value}: a section; set one of its fields, such as {inside[0]}")
-        raise UserError(f"{field}={value}: unknown field; {config_lib.nearest(field, flat)}")
+            wanted = f"set one of its fields, such as {inside[0]}"
+            raise UserError(f"{field}={text}: a section; {wanted}")
+        raise UserError(f"{field}={text}: unknown field; {config_lib.nearest(field, flat)}")
+    old = flat[field]
+    try:
+        value = parse_value(text, old)
+    except (TypeError, ValueError, SyntaxError):
+        wanted = f"want {type(old).__name__}, such as {old!r}"
+        raise UserError(f"{field}={text}: {wanted}") from None
+    config_lib.set_field(c, field, value)
 
 
-def parse(argv, define):
+def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> Parsed:
     """Parse a script's flags. ``define(flag_values)`` declares them; returns (flags, overrides).
 
     Wrong flags raise :class:`UserError`; ``--help`` prints and exits as absl does.
@@ -87,62 +138,81 @@ def parse(argv, define):
     return values, pairs
 
 
-def _huge_pages():
-    """Begin this program anew, once, with glibc asking the kernel for huge pages, where it gives them to who asks.
+def huge_pages() -> str:
+    """Whether this process's large temporaries get huge pages, in words.
 
-    XLA on CPU takes the temporaries of each call from glibc, which maps those above 32 MB anew: a fault for every 4 KB,
-    a third of a step of configs/cifar10_vdvae_20k.py (results/performance.md). glibc reads GLIBC_TUNABLES when it
-    starts, and drops it in a process with privileges, hence a variable of our own; VAE_JAX_HUGE_PAGES=no begins nothing
-    anew. Neither does a script that another program runs (a debugger, a notebook, a test): the process is not its own.
+    XLA on CPU takes the temporaries of each call from glibc, which maps those above 32 MB anew: a
+    page fault for every 4 KB, a third of a step of configs/cifar10_vdvae_20k.py
+    (results/performance.md). glibc reads GLIBC_TUNABLES when a process starts, so that ``make`` and
+    ``launch/`` set it.
     """
-    script = sys.modules["__main__"]
-    if script.__spec__:
-        own = sys.orig_argv[1:3] == ["-m", script.__spec__.name.removesuffix(".__main__")]
-    else:
-        own = sys.orig_argv[1:2] == sys.argv[:1] and os.path.isfile(sys.argv[0])
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if not own or HUGE_PAGES in os.environ or "hugetlb" in tunables:
-        return
-    if "[madvise]" in _kernel():
-        os.environ |= {HUGE_PAGES: "begun", "GLIBC_TUNABLES": f"{tunables}:{TUNABLE}".lstrip(":")}
-        with contextlib.suppress(OSError):  # no way to begin anew: it goes on as it is
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _kernel():
-    """What the kernel says of huge pages; '' where it says nothing."""
     try:
         with open(KERNEL) as file:
-            return file.read()
+            kernel = file.read()
     except OSError:
+        kernel = ""
+    if "[always]" in kernel:
+        return "always"
+    if "[madvise]" not in kernel:
+        return "no"
+    if TUNABLE in os.environ.get("GLIBC_TUNABLES", ""):
+        return "asked for"
+    return f"no; GLIBC_TUNABLES={TUNABLE} before the command makes large models faster on a CPU"
+
+
+def advise() -> None:
+    """Print one line where huge pages would make this process faster."""
+    words = huge_pages()
+    if words.startswith("no;"):
+        print(f"huge pages: {words}")
+
+
+def _without_platform(error: Exception) -> str:
+    """One line for a JAX platform that is not there; '' for every other exception."""
+    words = str(error).partition("\n")[0]
+    if not isinstance(error, RuntimeError) or not words.startswith("Unable to initialize backend"):
         return ""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    return f"JAX_PLATFORMS={platforms}: not on this machine ({words:.160}); want cpu, or unset it"
 
 
-def huge_pages():
-    """Whether this process's large temporaries get huge pages, in words; :func:`main` asks for them."""
-    kernel, asked = _kernel(), TUNABLE in os.environ.get("GLIBC_TUNABLES", "")
-    return "always" if "[always]" in kernel else "asked for" if asked and "[madvise]" in kernel else "no"
+def drop_output() -> None:
+    """Send what is still to be printed nowhere: the reader of stdout is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def main(run):
-    """Run a script's ``run(argv)``: a :class:`UserError` is one line on stderr and exit code 2."""
-    _huge_pages()
+def _exit_code(run: Callable[[list[str]], int | None]) -> int | str | None:
+    """Run a script's ``run(argv)``; what it raises becomes one line on stderr and an exit code."""
     try:
         code = run(sys.argv)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 2
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        return 130
+    except BrokenPipeError:
+        drop_output()
+        return EPIPE
     except SystemExit as done:
-        code = done.code or 0
+        return done.code or 0
     except Exception as error:
+        line = _without_platform(error)
+        if line:
+            print(f"error: {line}", file=sys.stderr)
+            return 2
         if not hosts.several():
             raise
         if hosts.lost(error):
-            print(f"error: another process of this run is gone: {str(error).splitlines()[0]:.200}", file=sys.stderr)
+            reason = str(error).splitlines()[0]
+            print(f"error: another process of this run is gone: {reason:.200}", file=sys.stderr)
         else:
             traceback.print_exc()
-        code = 1  # and no waiting at exit, which would hang
-    hosts.leave(code)
+        return 1  # and no waiting at exit, which would hang
+
+
+def main(run: Callable[[list[str]], int | None]) -> None:
+    """Run a script's ``run(argv)``: a :class:`UserError` is one line on stderr and exit code 2."""
+    hosts.leave(_exit_code(run))

@@ -1,4 +1,4 @@
-"""One schema for every published figure, and the tables of README made from it.
+"""One schema for every published figure, and the tables of README from it.
 
 A committed command measures, :func:`write` puts its figures into ``results/NAME.json``, and
 ``python -m vae_jax.tools.results README.md`` puts them between the marks of a Markdown file:
@@ -7,10 +7,9 @@ A committed command measures, :func:`write` puts its figures into ``results/NAME
     <!-- /results -->
     The accuracy is <!-- r:digits.accuracy:.1% -->98.1%<!-- /r -->.
 
-Before the bar stand files (NAME), after it figures (KEY or KEY:FORMAT), each with =Label if wanted; a key that holds
-an = stands in quotes.
-Several files make one row each; one file makes one row per figure. ``--check`` writes nothing and
-exits 1 where the Markdown is out of date.
+Before the bar are files (NAME), after it figures (KEY or KEY:FORMAT), each with =Label if wanted;
+a key that holds an = is in quotes. Several files make one row each; one file makes one row per
+figure. ``--check`` writes nothing and exits 1 where the Markdown is out of date.
 """
 
 import json
@@ -21,11 +20,16 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from vae_jax.config import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-TEXT, NUMBER = (str,), (int, float, type(None))
+TEXT = (str,)
+NUMBER = (int, float, type(None))
+Schema = Mapping[str, tuple[type, ...]]
 SCHEMA = {
     "name": TEXT,
     "command": TEXT,  # gives the figures again
@@ -37,13 +41,13 @@ SCHEMA = {
     "seconds": (int, float),  # of the whole command
     "figures": (dict,),
 }
-OPTIONAL = {"settings": (dict,)}  # {name: text} of what else the figures depend on: flags of XLA, load, ...
+OPTIONAL = {"settings": (dict,)}  # {name: text}: flags of XLA, load and what else matters
 FIGURE = {"value": NUMBER, "unit": TEXT, "sd": NUMBER, "n": (int, type(None))}
 BLOCK = re.compile(r"(<!-- results: *([^|>]+?) *\| *([^>]+?) *-->\n).*?(<!-- /results -->)", re.S)
 SPAN = re.compile(r"(<!-- r:([\w-]+)\.([^\s:>]+)(?::(\S+))? -->).*?(<!-- /r -->)", re.S)
 
 
-def _output(*command):
+def _output(*command: str) -> str | None:
     """What a command prints, or None where it fails or does not exist."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -52,16 +56,17 @@ def _output(*command):
     return done.stdout.strip()
 
 
-def commit():
+def commit() -> str | None:
     """The commit of this code, '+changes' where tracked files differ from it; None outside git."""
     git = ("git", "-C", os.path.dirname(__file__))
     head = _output(*git, "rev-parse", "HEAD")
     # What this module itself writes does not count.
-    changed = _output(*git, "status", "--porcelain", "-uno", "--", ":/", ":!/results", ":!/README.md")
+    paths = (":/", ":!/results", ":!/README.md")
+    changed = _output(*git, "status", "--porcelain", "-uno", "--", *paths)
     return f"{head}+changes" if head and changed else head
 
 
-def _processor():
+def _processor() -> str:
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:
             for line in lines:
@@ -70,7 +75,7 @@ def _processor():
     return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
 
 
-def device():
+def device() -> str:
     """One line: '2 x cpu' or '8 x NVIDIA H100', then the host's processor and its cores."""
     import jax
 
@@ -78,35 +83,51 @@ def device():
     return f"{jax.device_count()} x {kind}; {_processor()}, {os.cpu_count()} cores"
 
 
-def versions():
+def versions() -> dict[str, str]:
     """{package: version} of what the figures depend on."""
     from importlib.metadata import version
 
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def figure(value, unit, sd=None, n=None):
+Number = int | float | np.generic | None
+
+
+def _python(number: Number) -> int | float | None:
+    return number.item() if hasattr(number, "item") else number
+
+
+def figure(value: Number, unit: str, sd: Number = None, n: Number = None) -> dict[str, object]:
     """One figure: ``value`` in ``unit`` ('' if none), ``sd`` over ``n`` repeats or examples."""
-    value, sd, n = (x.item() if hasattr(x, "item") else x for x in (value, sd, n))
-    return {"value": value, "unit": unit, "sd": sd, "n": n}
+    return {"value": _python(value), "unit": unit, "sd": _python(sd), "n": _python(n)}
 
 
-def _fields(where, given, schema):
-    if not isinstance(given, dict) or set(given) != set(schema):
-        found = ", ".join(map(str, given)) if isinstance(given, dict) else type(given).__name__
-        raise UserError(f"{where}: has {found}; want exactly {', '.join(schema)}")
-    for key, value in given.items():
+def _kind(kind: type) -> str:
+    if kind is type(None):
+        return "null"
+    return kind.__name__
+
+
+def _fields(where: object, fields: object, schema: Schema) -> None:
+    if not isinstance(fields, dict):
+        raise UserError(f"{where}: has {type(fields).__name__}; want exactly {', '.join(schema)}")
+    if set(fields) != set(schema):
+        names = ", ".join(map(str, fields))
+        raise UserError(f"{where}: has {names}; want exactly {', '.join(schema)}")
+    for key, value in fields.items():
         if not isinstance(value, schema[key]) or isinstance(value, bool):
-            kinds = " or ".join("null" if k is type(None) else k.__name__ for k in schema[key])
+            kinds = " or ".join(map(_kind, schema[key]))
             raise UserError(f"{where}: {key}={value!r}: want {kinds}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{where}: {key}={value}: want a finite number, or null")
 
 
-def validate(result, where="result"):
+def validate(result: object, where: object = "result") -> dict[str, object]:
     """Return ``result``; raise a UserError of one line where it breaks the schema."""
-    given = isinstance(result, dict) and {k: kinds for k, kinds in OPTIONAL.items() if k in result}
-    _fields(where, result, SCHEMA | (given or {}))
+    schema = dict(SCHEMA)
+    if isinstance(result, dict):
+        schema |= {key: kinds for key, kinds in OPTIONAL.items() if key in result}
+    _fields(where, result, schema)
     for key, text in result.get("settings", {}).items():
         _fields(where, {f"settings.{key}": text}, {f"settings.{key}": TEXT})
     if not re.fullmatch(r"[\w-]+", result["name"]):
@@ -118,7 +139,7 @@ def validate(result, where="result"):
     return result
 
 
-def read(path):
+def read(path: str | os.PathLike) -> dict[str, object]:
     """The valid result in ``path``, whose name is its file's."""
     path = pathlib.Path(path)
     try:
@@ -133,8 +154,17 @@ def read(path):
     return result
 
 
-def write(path, *, command, config, seed, seconds, figures, settings=None):
-    """Write ``results/NAME.json`` whole or not at all; commit, device and versions are found here.
+def write(
+    path: str | os.PathLike,
+    *,
+    command: str,
+    config: str | dict | None,
+    seed: int | Sequence[int] | None,
+    seconds: float,
+    figures: dict[str, dict],
+    settings: dict[str, str] | None = None,
+) -> dict[str, object]:
+    """Write ``results/NAME.json`` whole or not at all, with this commit, device and versions.
 
     Args:
       figures: {key: :func:`figure`}.
@@ -154,67 +184,85 @@ def write(path, *, command, config, seed, seconds, figures, settings=None):
         "device": device(),
         "versions": versions(),
         "seconds": round(float(seconds), 1),
-        **({"settings": settings} if settings else {}),
-        "figures": figures,
     }
+    if settings:
+        result["settings"] = settings
+    result["figures"] = figures
     write_json(path, validate(result, path))
     return result
 
 
-def show(one, spec=""):
+def show(one: Mapping[str, object], spec: str = "") -> str:
     """A figure as text: by ``spec``, or to two digits of its sd, or to four digits."""
-    value, sd = one["value"], one["sd"]
+    value = one["value"]
+    sd = one["sd"]
     if value is None:
         return "–"
     if not spec and sd:
         spec = f".{max(0, 1 - math.floor(math.log10(sd)))}f"
-    spec = spec or (",d" if isinstance(value, int) else ".4g")
-    return format(value, spec) + (f" ± {format(sd, spec)}" if sd else "")
+    if not spec:
+        spec = ",d" if isinstance(value, int) else ".4g"
+    text = format(value, spec)
+    if sd:
+        text += f" ± {format(sd, spec)}"
+    return text
 
 
-def _get(result, key):
+def _get(result: Mapping[str, dict], key: str) -> dict[str, object]:
     if key not in result["figures"]:
         known = ", ".join(result["figures"])
         raise UserError(f"{result['name']}.{key}: no such figure; there are {known}")
     return result["figures"][key]
 
 
-def _labelled(text):
+WORD = re.compile(r"""(?:"([^"]*)"|([^\s"=]+))(?:=(?:"([^"]*)"|(\S+)))?""")
+
+
+def _labelled(text: str) -> list[tuple[str, str | None]]:
     """'a b="A label" "c=1.x"="Another"' → [('a', None), ('b', 'A label'), ('c=1.x', 'Another')]."""
-    found = []
-    for quoted, plain, label, bare in re.findall(r"""(?:"([^"]*)"|([^\s"=]+))(?:=(?:"([^"]*)"|(\S+)))?""", text):
-        found.append((quoted or plain, label or bare or None))
-    return found
+    words = WORD.findall(text)
+    return [(quoted or plain, label or bare or None) for quoted, plain, label, bare in words]
 
 
-def render(text, folder):
-    """``text`` with every marked block and span made anew from the files in ``folder``."""
+def _table(columns: list[list[str]], transposed: bool) -> str:
+    rows = columns
+    if transposed:
+        rows = list(zip(*columns, strict=True))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n".join(lines)
 
-    def block(match):
-        files = [(read(f"{folder}/{name}.json"), label) for name, label in _labelled(match[2])]
-        columns = [["", *(label or result["name"] for result, label in files)]]
+
+def render(text: str, folder: str | os.PathLike) -> str:
+    """``text`` with the content of every marked block and span from the files in ``folder``."""
+
+    def block(match: re.Match) -> str:
+        files = []
+        names = [""]
+        for name, label in _labelled(match[2]):
+            files.append(read(f"{folder}/{name}.json"))
+            names.append(label or name)
+        columns = [names]
         for word, label in _labelled(match[3]):
             key, _, spec = word.partition(":")
-            cells = [_get(result, key) for result, _ in files]
+            cells = [_get(result, key) for result in files]
             units = {one["unit"] for one in cells}
             if len(units) > 1:
-                raise UserError(f"{key}: want one unit in {match[2]}, found {', '.join(sorted(units))}")
+                different = ", ".join(sorted(units))
+                raise UserError(f"{key}: want one unit in {match[2]}, found {different}")
             head = ", ".join(filter(None, (label or key, *units)))
             columns.append([head, *(show(one, spec) for one in cells)])
-        rows = columns if len(files) == 1 else list(zip(*columns, strict=True))
-        lines = [f"| {' | '.join(row)} |" for row in rows]
-        lines.insert(1, "|" + "---|" * len(rows[0]))
-        return match[1] + "\n".join(lines) + "\n" + match[4]
+        return match[1] + _table(columns, len(files) > 1) + "\n" + match[4]
 
-    def span(match):
+    def span(match: re.Match) -> str:
         one = _get(read(f"{folder}/{match[2]}.json"), match[3])
         return match[1] + show(one, match[4] or "") + match[5]
 
     return SPAN.sub(span, BLOCK.sub(block, text))
 
 
-def main(argv):
-    """``[--check] README.md``: make its figures anew, or say that they are out of date."""
+def main(argv: list[str]) -> None:
+    """``[--check] README.md``: write its figures again, or raise where they are out of date."""
     paths = [pathlib.Path(a) for a in argv if a != "--check"]
     if len(paths) != 1 or not paths[0].is_file():
         raise UserError("usage: python -m vae_jax.tools.results [--check] README.md")

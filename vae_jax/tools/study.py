@@ -1,18 +1,20 @@
 """Methods x label budgets x seeds on one data set, as one page and one table.
 
-    python -m vae_jax.tools.study --config=configs/study_digits.py --workdir=runs/study [--only=cnn,m2]
+    python -m vae_jax.tools.study --config=configs/study_digits.py --workdir=runs/study \\
+        [--only=cnn,m2]
 
-The same command goes on with a study that was stopped: what has a file in ``cells/`` is done. With ``--only`` several
-processes may share the work of one workdir.
+The same command continues a study that was stopped: a cell with a file in ``cells/`` is not run
+again. With ``--only`` several processes may share the work of one workdir.
 
-    runs/m2-100-0/      a run as train.py makes it: the method, the budget (all: every label), the seed
+    runs/m2-100-0/      a run of train.py: the method, the budget (all: every label), the seed
     runs/m1/replica_0/  a run of one label set for all seeds is one program, a replica for each
     splits/100-0.json   which examples had labels, and checksums of the images
-    cells/              one file of figures for each method, budget and seed: the test set, read once
-    report/             index.html, table.md, table.csv, table.tex
+    cells/              metrics of each method, budget and seed: the test set, read once
+    report/             index.html, table.md, table.csv, table.tex; written after every tenth cell
 
-A seed draws the parameters, the noise, the order of the batches and, within a budget, which examples have labels. The
-last checkpoint is read, none is chosen; validation labels are part of the budget and choose the setting of a probe.
+A seed determines the parameters, the noise, the order of the batches and, within a budget, which
+examples have labels. The last checkpoint is evaluated; none is selected. Validation labels are part
+of the budget and select the setting of a probe.
 """
 
 import json
@@ -20,10 +22,9 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -36,219 +37,181 @@ from vae_jax.evaluate.run import forward
 from vae_jax.mesh import store
 from vae_jax.tools import assess, results
 from vae_jax.tools import study_page as tabulate
+from vae_jax.tools.study_plan import Cell, Method, Run, Study, Trained, cells, check, fits, needed
 from vae_jax.train import checkpoint, log, loop, step
 from vae_jax.train import flops as count
 from vae_jax.train import program as compile_lib
 from vae_jax.train import run as workdir
 
-READ = ("classifier", "bayes", *(f"{x}:{probe}" for x in ("pixels", "code") for probe in probes.PROBES))
+__all__ = ["Cell", "Method", "Run", "Study", "cells", "check", "fits", "run"]
+PAGE_EVERY = 10  # cells between two pages
+Say = Callable[[str], None]
+Rows = dict[str, dict | None]  # name of a cell → its row; None: not done
 
 
-class Run(NamedTuple):
-    """Something to train."""
-
-    config: Callable  # labels (0: all) → config; the study sets its seeds and its budget
-    labels: bool = True  # False: it sees none, and one run serves all budgets
-    steps: bool = True  # False: it is left as it begins
-    begin: str = ""  # the name of a run without labels whose parameters it begins with
-
-
-class Method(NamedTuple):
-    """A row of the table: what is trained, and how its answer is read."""
-
-    title: str
-    run: str
-    read: str = "classifier"  # one of READ: q(y|x) or p(y|z); Bayes' rule; a probe on pixels or on posterior means
-    budgets: tuple = ()  # of the study's, those that it is asked for; () = all of them
-
-
-class Study(NamedTuple):
-    title: str
-    runs: dict  # name → Run
-    methods: dict  # name → Method
-    budgets: tuple = (10, 100, 1000, 0)  # 0 = every label
-    seeds: tuple = (0, 1, 2, 3, 4)
-    detail: tuple = (100, 0)  # budgets with all figures, the others have accuracy
-    iw_k: int = 50  # importance samples of Bayes' rule
-
-
-class Cell(NamedTuple):
-    """One method with one budget and one seed."""
-
-    method: str
-    labels: int
-    seed: int
-    folder: str  # of its run; '' where nothing is trained
-    config: object  # of its run, which is this seed's of those trained together
-    together: object  # the config that trains it, which may have replicas; None where nothing is trained
-
-    @property
-    def name(self):
-        return f"{self.method}-{self.labels or 'all'}-{self.seed}"
-
-
-def check(study):
-    """Raise :class:`UserError` for what cannot be meant."""
-    for name, method in study.methods.items():
-        if method.run not in study.runs:
-            raise UserError(f"methods.{name}: run={method.run}: {config_lib.nearest(method.run, study.runs)}")
-        if method.read not in READ:
-            raise UserError(f"methods.{name}: read={method.read}: {config_lib.nearest(method.read, READ)}")
-        if set(method.budgets) - set(study.budgets):
-            raise UserError(f"methods.{name}: budgets={method.budgets}: want some of {study.budgets}")
-    for name, run in study.runs.items():
-        if run.begin and (run.begin not in study.runs or study.runs[run.begin].labels):
-            raise UserError(f"runs.{name}: begin={run.begin}: want the name of a run with labels=False")
-
-
-def fits(c):
-    """Whether the seeds of a config are trained in one program: the same examples have labels, and the device gains
-    by it (a CPU loses by convolutions with a weight for each replica, and each by nets that see their label's rows)."""
-    conv = "conv" in (c.encoder.name, c.decoder.name) and jax.default_backend() == "cpu"
-    return not (c.data.labels or c.init_from or conv or c.objective.name == "apart")
-
-
-def _folder(root, study, name, labels, seed):
-    """(folder of the run of a seed, its own config, the config that trains it)."""
-    run = study.runs[name]
-    labels = labels if run.labels else 0
-    c = run.config(labels)
-    c.seed, c.data.labels, c.data.labels_seed = seed, labels, seed if labels else 0
-    c.mesh.data = math.gcd(c.batch, c.data.labelled_batch, jax.device_count())
-    if run.begin:
-        c.init_from = _folder(root, study, run.begin, 0, seed)[0]
-    if not run.steps:
-        return "", c, None
-    folder = os.path.join(root, "runs", f"{name}-{labels or 'all'}" if run.labels else name)
-    if len(study.seeds) == 1 or not fits(c):
-        return f"{folder}-{seed}", c, c
-    together = c.copy_and_resolve_references()
-    together.seed, together.mesh.data = study.seeds[0], math.gcd(len(study.seeds), jax.device_count())
-    config_lib.replicate(together, "seed", study.seeds)
-    return os.path.join(folder, f"replica_{study.seeds.index(seed)}"), c, together
-
-
-def cells(study, root):
-    """Every :class:`Cell`, budget by budget. Pixels with every label are the same for all seeds, so that is one."""
-    found = []
-    for labels in study.budgets:
-        for name, method in study.methods.items():
-            if labels not in (method.budgets or study.budgets):
-                continue
-            same = not labels and method.read.startswith("pixels")
-            for seed in study.seeds[: 1 if same else None]:
-                found.append(Cell(name, labels, seed, *_folder(root, study, method.run, labels, seed)))
-    return found
-
-
-def needed(cell, root, study):
-    """(folder, config, config that trains it) of the run that a cell's begins with, if any, and of its own."""
-    begin = study.runs[study.methods[cell.method].run].begin
-    first = [_folder(root, study, begin, 0, cell.seed)] if begin else []
-    return [*first, (cell.folder, cell.config, cell.together)]
-
-
-def train(cell, root, study, say):
+def train(cell: Cell, root: str, study: Study, say: Say) -> bool:
     """Train what a cell needs and is not trained; False where a signal came."""
     for folder, c, together in needed(cell, root, study):
         saved = checkpoint.steps(folder)
         if together is None or (saved and saved[-1] >= c.steps):
             continue
-        home = os.path.dirname(folder) if config_lib.replica_count(together) else folder
+        home = folder
+        if config_lib.replica_count(together):
+            home = os.path.dirname(folder)
         say(f"training {home}")
         if not loop.train(together, home, say=say):
             return False
     return True
 
 
-def restore(folder, c, together):
-    """(Setup, parameters, what its training took: seconds, images, floating-point operations) of one of ``needed``."""
+def restore(trained: Trained) -> tuple[workdir.Setup, dict, np.ndarray]:
+    """(setup, parameters, cost of training: [seconds, images, floating-point operations])."""
+    folder, c, together = trained
     if together is None:
-        s = workdir.setup(c)
-        state, _ = compile_lib.init(c, s.model, s.mesh, s.dataset)
-        return s, step.averaged(state), np.zeros(3)
-    s, state, meta = workdir.restore(folder, "latest", say=lambda _: None)
-    seconds = meta["latest"]["clock"]["seconds"] / max(1, config_lib.replica_count(together))
-    each = np.array([c.batch + c.data.labelled_batch, count.flops(count.traced(s.c, s.model, s.mesh, s.dataset))])
-    return s, step.averaged(state), np.array([seconds, *c.steps * each])
+        setup = workdir.setup(c)
+        state, _ = compile_lib.init(c, setup.model, setup.mesh, setup.dataset)
+        return setup, step.averaged(state), np.zeros(3)
+    setup, state, meta = workdir.restore(folder, "latest", say=_silent)
+    replicas = max(1, config_lib.replica_count(together))
+    seconds = meta["latest"]["clock"]["seconds"] / replicas
+    flops = count.flops(count.traced(setup.c, setup.model, setup.mesh, setup.dataset))
+    images = c.batch + c.data.labelled_batch
+    return setup, step.averaged(state), np.array([seconds, c.steps * images, c.steps * flops])
 
 
-def read(cell, method, s, params, dataset, k):
-    """(logits_NxY or None, predicted_N, further figures) of the test images: all that a cell asks of the test set."""
-    c, test = s.c, dataset.test
+def _silent(_: str) -> None:
+    pass
+
+
+class Reading(NamedTuple):
+    """What a cell says of the N test images."""
+
+    logits: np.ndarray | None  # NxY; None where the method gives no probabilities
+    predicted: np.ndarray  # N
+    metrics: dict[str, object]  # further ones
+
+
+def read(
+    cell: Cell,
+    study: Study,
+    setup: workdir.Setup,
+    params: dict,
+    dataset: data.Dataset,
+) -> Reading:
+    """Classify the test images: all that a cell asks of the test set."""
+    c = setup.c
+    test = dataset.test
+    method = study.methods[cell.method]
     if method.read == "classifier":
-        logits = forward(c, s.model, params, test, dataset.levels, s.mesh)["logits"]
-        return logits, logits.argmax(1), {}
+        out = forward(c, setup.model, params, test, dataset.levels, setup.mesh)
+        return Reading(out["logits"], out["logits"].argmax(1), {})
     if method.read == "bayes":
         key = step.stream(cell.seed, "test")
-        log_pxy = generative.class_evidence(c, s.model, params, test, dataset.levels, s.mesh, key, k=k)
-        return log_pxy, log_pxy.argmax(1), {"kept_accuracy": generative.kept_accuracy(log_pxy, test.label)}
-    where, _, probe = method.read.partition(":")
+        images = (test, dataset.levels, setup.mesh)
+        log_pxy = generative.class_evidence(c, setup.model, params, *images, key, k=study.iw_k)
+        kept = generative.kept_accuracy(log_pxy, test.label)
+        return Reading(log_pxy, log_pxy.argmax(1), {"kept_accuracy": kept})
+    return _read_probe(method.read, setup, params, dataset)
 
-    def features(split):
+
+def _read_probe(name: str, setup: workdir.Setup, params: dict, dataset: data.Dataset) -> Reading:
+    where, _, probe = name.partition(":")
+
+    def features(split: data.Split) -> np.ndarray:
         if where == "pixels":
-            return np.asarray(split.image[:], np.float32).reshape(len(split.image), -1) / (dataset.levels - 1)
-        return forward(c, s.model, params, split, dataset.levels, s.mesh)["mu"].astype(np.float32)
+            pixels = np.asarray(split.image[:], np.float32)
+            return pixels.reshape(len(pixels), -1) / (dataset.levels - 1)
+        out = forward(setup.c, setup.model, params, split, dataset.levels, setup.mesh)
+        return out["mu"].astype(np.float32)
 
-    known = [data.labelled(split) for split in (dataset.train, dataset.validation)]
-    predict, setting = probes.fit(probe, *((features(p), p.label) if len(p.label) else None for p in known))
-    predicted, p = predict(features(test))
-    with np.errstate(divide="ignore"):
-        logits = None if p is None else np.log(p)
-    return logits, predicted, {"setting": setting}
+    examples = []
+    for split in (dataset.train, dataset.validation):
+        part = data.labelled(split)
+        if len(part.label):
+            examples.append((features(part), part.label))
+        else:
+            examples.append(None)
+    predict, setting = probes.fit(probe, *examples)
+    predicted, p_NxY = predict(features(dataset.test))
+    logits = None
+    if p_NxY is not None:
+        with np.errstate(divide="ignore"):
+            logits = np.log(p_NxY)
+    return Reading(logits, predicted, {"setting": setting})
 
 
-def figures(logits, predicted, label_N, classes):
-    """(figures, counts_YxY) of a cell; None where there are no probabilities, or where one of them was 0 and wrong."""
+def figures(reading: Reading, label_N: np.ndarray, classes: int) -> tuple[dict, np.ndarray]:
+    """(metrics, confusion matrix YxY) of a cell.
+
+    A metric is None without probabilities, or where a wrong answer had probability 1.
+    """
+    predicted = reading.predicted
     counts = classification.confusion(label_N, predicted, classes)
-    found = dict.fromkeys(("cross_entropy_nats", "ece", "brier"))
-    if logits is not None:
-        found |= classification.figures(logits, label_N)[0]
-    found |= {"accuracy": float((predicted == label_N).mean()), "macro_f1": classification.macro_f1(counts)}
-    return {k: v if v is None or math.isfinite(v) else None for k, v in found.items()}, counts
+    metrics = dict.fromkeys(("cross_entropy_nats", "ece", "brier"))
+    if reading.logits is not None:
+        metrics |= classification.figures(reading.logits, label_N)[0]
+    metrics["accuracy"] = float((predicted == label_N).mean())
+    metrics["macro_f1"] = classification.macro_f1(counts)
+    for name, value in metrics.items():
+        if value is not None and not math.isfinite(value):
+            metrics[name] = None
+    return metrics | reading.metrics, counts
 
 
-def save_split(root, cell, dataset):
-    """Write which examples have labels; where the file is there, hold the data against it."""
-    crc = lambda split: zlib.crc32(np.ascontiguousarray(split.image[:]))  # noqa: E731
-    parts = {"train": dataset.train, "validation": dataset.validation}
-    found = {"images": {name: [len(p.image), crc(p)] for name, p in {**parts, "test": dataset.test}.items()}}
+def save_split(root: str, cell: Cell, dataset: data.Dataset) -> None:
+    """Write which examples have labels.
+
+    Raises:
+      UserError: the file is there and holds other examples or other images.
+    """
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    images = {}
+    for name, split in splits.items():
+        pixels = np.ascontiguousarray(split.image[:])
+        images[name] = [len(split.image), zlib.crc32(pixels)]
+    content = {"images": images}
     if cell.labels:
-        found |= {name: np.flatnonzero(p.label >= 0).tolist() for name, p in parts.items()}
-    path = os.path.join(root, "splits", f"{cell.labels or 'all'}-{cell.seed if cell.labels else 0}.json")
+        for name in ("train", "validation"):
+            content[name] = np.flatnonzero(splits[name].label >= 0).tolist()
+    seed = cell.seed if cell.labels else 0
+    path = os.path.join(root, "splits", f"{cell.labels or 'all'}-{seed}.json")
     if not os.path.exists(path):
-        checkpoint.write_json(path, found)
+        checkpoint.write_json(path, content)
         return
     with open(path) as file:
-        if json.load(file) != found:
-            raise UserError(f"{path}: the data are others than when this study began; want another workdir")
+        if json.load(file) != content:
+            wanted = "want another workdir"
+            raise UserError(f"{path}: the data are others than when this study began; {wanted}")
 
 
-def perform(cell, root, study, say):
+def perform(cell: Cell, root: str, study: Study, say: Say) -> dict | None:
     """Train, read the test set, write the cell's file; None where a signal came."""
     began = time.perf_counter()
     if not train(cell, root, study, say):
         return None
-    method = study.methods[cell.method]
-    found = [restore(*run) for run in needed(cell, root, study)]
-    (s, params, _), (seconds, images, flops) = found[-1], sum(took for _, _, took in found)
-    c = s.c.data.copy_and_resolve_references()
-    c.labels, c.labels_seed = cell.labels, cell.seed if cell.labels else 0
-    dataset = s.dataset if c.labels == s.c.data.labels else data.load(c)
+    runs = [restore(run) for run in needed(cell, root, study)]
+    setup, params, _ = runs[-1]
+    seconds, images, flops = sum(cost for _, _, cost in runs)
+    c = setup.c.data.copy_and_resolve_references()
+    c.labels = cell.labels
+    c.labels_seed = cell.seed if cell.labels else 0
+    dataset = setup.dataset
+    if c.labels != setup.c.data.labels:
+        dataset = data.load(c)
     save_split(root, cell, dataset)
-    reading = time.perf_counter()
-    logits, predicted, more = read(cell, method, s, params, dataset, study.iw_k)
-    found, counts = figures(logits, predicted, dataset.test.label, len(dataset.classes))
+    start = time.perf_counter()
+    reading = read(cell, study, setup, params, dataset)
+    metrics, counts = figures(reading, dataset.test.label, len(dataset.classes))
     row = {
         "method": cell.method,
         "labels": cell.labels,
         "seed": cell.seed,
-        "figures": found | more,
+        "figures": metrics,
         "confusion": counts.tolist(),
         "training_seconds": round(seconds, 2),
         "images_per_s": round(images / seconds) if seconds else None,
         "training_flops": int(flops),
-        "reading_seconds": round(time.perf_counter() - reading, 2),
+        "reading_seconds": round(time.perf_counter() - start, 2),
         "seconds": round(time.perf_counter() - began, 2),
         "device": results.device(),
         "commit": results.commit(),
@@ -258,108 +221,173 @@ def perform(cell, root, study, say):
     return row
 
 
-def _path(root, cell):
+def _path(root: str, cell: Cell) -> str:
     return os.path.join(root, "cells", f"{cell.name}.json")
 
 
-def done(cell, root):
+def done(cell: Cell, root: str) -> dict | None:
     """The row of a cell that is done, or None.
 
     Raises:
       UserError: it is of another config.
     """
+    path = _path(root, cell)
     try:
-        with open(_path(root, cell)) as file:
+        with open(path) as file:
             row = json.load(file)
     except FileNotFoundError:
         return None
-    changed = config_lib.differences(config_lib.from_json(row["config"]), cell.config, workdir.FREE)
+    old = config_lib.from_json(row["config"])
+    changed = config_lib.differences(old, cell.config, workdir.FREE)
     if changed:
-        raise UserError(f"{_path(root, cell)}: of another config ({'; '.join(changed)}); remove it, or another workdir")
+        wanted = "remove it, or another workdir"
+        raise UserError(f"{path}: of another config ({'; '.join(changed)}); {wanted}")
     return row
 
 
-def run(study, root, *, only=(), data_dir="", publish="", say=print):
-    """Do every cell that is not done, then write the page and the tables; False where a signal stopped it.
+def run(
+    study: Study,
+    root: str,
+    *,
+    only: Sequence[str] = (),
+    data_dir: str = "",
+    publish: str = "",
+    say: Say = print,
+) -> bool:
+    """Do every cell that is not done, then write the page and the tables.
 
+    The page is also written after every tenth cell.
+
+    Returns:
+      False where a signal stopped it.
     Raises:
-      UserError: the study cannot be meant, or a file in ``root`` is of another.
+      UserError: the study has a wrong name, or a file in ``root`` is of another study.
     """
     check(study)
     if store.remote(root):
-        raise UserError(f"workdir={root}: a study wants a folder of a disk; each of its runs alone may be in a store")
+        wanted = "a study wants a folder of a disk; each of its runs alone may be in a store"
+        raise UserError(f"workdir={root}: {wanted}")
     for name in set(only) - set(study.methods):
         raise UserError(f"only={name}: {config_lib.nearest(name, study.methods)}")
     if data_dir:
-        study = study._replace(runs={n: r._replace(config=_at(r.config, data_dir)) for n, r in study.runs.items()})
+        study = study._replace(runs={n: _at(r, data_dir) for n, r in study.runs.items()})
     for folder in ("runs", "splits", "cells"):
         os.makedirs(os.path.join(root, folder), exist_ok=True)
-    every = cells(study, root)
-    rows = {cell.name: done(cell, root) for cell in every}
-    mine = [cell for cell in every if not only or cell.method in only]
+    table = cells(study, root)
+    rows = {cell.name: done(cell, root) for cell in table}
+    mine = [cell for cell in table if not only or cell.method in only]
     say(f"{sum(rows[cell.name] is not None for cell in mine)} of {len(mine)} cells are done")
+    performed = 0
     for i, cell in enumerate(mine):
         if rows[cell.name] is None:
             rows[cell.name] = done(cell, root)  # by another process, since
         if rows[cell.name] is not None:
             continue
-        row = rows[cell.name] = perform(cell, root, study, say)
-        if row is None:
+        rows[cell.name] = perform(cell, root, study, say)
+        if rows[cell.name] is None:
             say("stopped; the same command goes on from there")
             return False
-        left = sum(_expected(cell, rows) for cell in mine[i + 1 :] if rows[cell.name] is None)
-        title, what = study.methods[cell.method].title, f"{cell.labels or 'all'} labels, seed {cell.seed}"
-        accuracy = f"{row['figures']['accuracy']:.2%}  {row['seconds']:.0f} s"
-        say(f"cell {i + 1} of {len(mine)}: {title}, {what}: {accuracy}; about {left / 60:.0f} min left")
-    finished = [row for cell in every if (row := rows[cell.name] or done(cell, root)) is not None]
-    path = tabulate.write(os.path.join(root, "report"), study, finished, command=assess.command())
-    say(f"{len(finished)} of {len(every)} cells: {path}")
+        say(f"cell {i + 1} of {len(mine)}: {_progress(study, cell, mine[i + 1 :], rows)}")
+        performed += 1
+        if performed % PAGE_EVERY == 0:
+            write_page(study, root, table, rows, say)
+    finished = write_page(study, root, table, rows, say)
     if publish:
-        seconds = sum(row["seconds"] for row in finished)
-        made = tabulate.published(study, finished)
-        results.write(
-            publish, command=assess.command(), config=None, seed=list(study.seeds), seconds=seconds, figures=made
-        )
-        log.replace(os.path.splitext(publish)[0] + ".png", tabulate.picture(study, finished))
+        _publish(publish, study, finished)
     return True
 
 
-def _at(config, data_dir):
-    def located(labels):
-        c = config(labels)
+def _progress(study: Study, cell: Cell, later: list[Cell], rows: Rows) -> str:
+    row = rows[cell.name]
+    left = sum(_expected(other, rows) for other in later if rows[other.name] is None)
+    title = study.methods[cell.method].title
+    budget = f"{cell.labels or 'all'} labels, seed {cell.seed}"
+    accuracy = f"{row['figures']['accuracy']:.2%}  {row['seconds']:.0f} s"
+    return f"{title}, {budget}: {accuracy}; about {left / 60:.0f} min left"
+
+
+def write_page(
+    study: Study,
+    root: str,
+    table: list[Cell],
+    rows: Rows,
+    say: Say,
+) -> list[dict]:
+    """Write the page of all cells that are done, by other processes too; returns their rows."""
+    finished = []
+    for cell in table:
+        row = rows[cell.name] or done(cell, root)
+        if row is not None:
+            finished.append(row)
+    folder = os.path.join(root, "report")
+    path = tabulate.write(folder, study, finished, command=assess.command())
+    say(f"{len(finished)} of {len(table)} cells: {path}")
+    return finished
+
+
+def _publish(path: str, study: Study, finished: list[dict]) -> None:
+    results.write(
+        path,
+        command=assess.command(),
+        config=None,
+        seed=list(study.seeds),
+        seconds=sum(row["seconds"] for row in finished),
+        figures=tabulate.published(study, finished),
+    )
+    log.replace(os.path.splitext(path)[0] + ".png", tabulate.picture(study, finished))
+
+
+def _at(run: Run, data_dir: str) -> Run:
+    """The run with its data in another folder."""
+
+    def located(labels: int) -> config_lib.ConfigDict:
+        c = run.config(labels)
         c.data.dir = data_dir
         return c
 
-    return located
+    return run._replace(config=located)
 
 
-def _expected(cell, rows):
-    """Seconds that a cell is likely to take: as its method's took so far, or as all did."""
-    known = [row for row in rows.values() if row is not None]
-    own = [row["seconds"] for row in known if row["method"] == cell.method]
-    return float(np.mean(own or [row["seconds"] for row in known]))
+def _expected(cell: Cell, rows: Rows) -> float:
+    """Seconds that a cell is likely to take: the mean of its method's so far, or of all."""
+    finished = [row for row in rows.values() if row is not None]
+    own = [row["seconds"] for row in finished if row["method"] == cell.method]
+    return float(np.mean(own or [row["seconds"] for row in finished]))
 
 
-def define(values):
-    flags.DEFINE_string("config", "configs/study_digits.py", "a page with get_study()", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of the study; one that holds it goes on", flag_values=values)
+def define(values: flags.FlagValues) -> None:
+    """Declare the flags of this script."""
+
+    def text(name: str, default: str | None, words: str) -> None:
+        flags.DEFINE_string(name, default, words, flag_values=values)
+
+    text("config", "configs/study_digits.py", "a file with get_study()")
+    text("workdir", None, "folder of the study; one that holds it goes on")
     flags.DEFINE_list("only", [], "names of methods; the others wait", flag_values=values)
-    flags.DEFINE_string(
-        "results", "", "also write figures and picture: results/NAME.json, NAME.png", flag_values=values
-    )
-    flags.DEFINE_string("data_dir", "", "where TFDS data is", flag_values=values)
+    text("results", "", "also write figures and picture: results/NAME.json, NAME.png")
+    text("data_dir", "", "where TFDS data is")
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
+    """Run the study that the flags name; returns the exit code."""
     values, pairs = flags_lib.parse(argv, define)
     if pairs:
-        raise UserError(f"{pairs[0][0]}: a study's configs are in its page; it takes no --config.*")
+        field = pairs[0][0]
+        raise UserError(f"{field}: a study's configs are in its page; it takes no --config.*")
     if not values.workdir:
         raise UserError("workdir: want --workdir=FOLDER")
     study = config_lib.load(values.config, "get_study")
     compile_lib.use_cache()
-    done = run(study, values.workdir, only=values.only, data_dir=values.data_dir, publish=values.results)
-    return 0 if done else loop.STOPPED
+    finished = run(
+        study,
+        values.workdir,
+        only=values.only,
+        data_dir=values.data_dir,
+        publish=values.results,
+    )
+    if finished:
+        return 0
+    return loop.STOPPED
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""Python files of the user: config files, and losses, nets and such as ``file:function``."""
+
+import importlib.util
+import os
+import sys
+import threading
+import types
+import zlib
+from collections.abc import Callable
+
+from vae_jax.config.errors import UserError
+
+_LOCK = threading.RLock()
+
+
+def module_name(path: str) -> str:
+    """The name in ``sys.modules`` of a user's file: that of its folder, a package, and its stem.
+
+    The folder's path is in the name, so that two files with the same name are two modules.
+    """
+    folder, file = os.path.split(os.path.realpath(path))
+    package = f"user_{zlib.crc32(os.fsencode(folder)):08x}"
+    return f"{package}.{file.removesuffix('.py').replace('.', '_')}"
+
+
+def import_file(path: str, field: str, *, again: bool = False) -> types.ModuleType:
+    """The module of a user's file. It runs once in a process, or anew with ``again``.
+
+    The file may import others beside it, by ``import helper`` and by ``from . import helper``, from
+    any working directory. An exception in it is raised with the user's own traceback.
+
+    Args:
+      path: a Python file that exists.
+      field: of the config or the command line, for the message.
+    Raises:
+      UserError: the file is not Python.
+    """
+    name = module_name(path)
+    folder = os.path.dirname(os.path.realpath(path))
+    with _LOCK:
+        if name in sys.modules and not again:
+            return sys.modules[name]
+        package = types.ModuleType(name.partition(".")[0])
+        package.__path__ = [folder]
+        sys.modules.setdefault(package.__name__, package)
+        if folder not in sys.path:
+            sys.path.append(folder)  # last: a user's file never hides an installed library
+        spec = importlib.util.spec_from_file_location(name, os.path.realpath(path))
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look up their module here while it is imported
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            del sys.modules[name]
+            raise UserError(f"{field}={path}: line {error.lineno}: {error.msg}") from None
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+
+
+def own(field: str, name: str) -> Callable[..., object]:
+    """The function or class that ``name``, ``file:function``, means; ``field`` set it."""
+    path, _, attribute = name.rpartition(":")
+    if not path.endswith(".py"):
+        if os.sep not in path:
+            path = path.replace(".", os.sep)
+        path = f"{path}.py"
+    if not os.path.isfile(path):
+        raise UserError(f"{field}={name}: no file {path}")
+    function = getattr(import_file(path, field), attribute, None)
+    if not callable(function):
+        raise UserError(f"{field}={name}: {path} has no function {attribute}")
+    return function
