@@ -128,9 +128,10 @@ def _metric_rows(report: Report) -> list[dict[str, str]]:
 
 def _key_figures(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     """Up to four figures for the top of the page, each with a line under it."""
-    keys = [key for key in KEY_FIGURES if metrics.get(key) is not None]
     figures = []
-    for key in keys[:4]:
+    for key in KEY_FIGURES:
+        if metrics.get(key) is None or len(figures) == 4:
+            continue
         metric = registry.lookup(key)
         note = metric.unit.replace("%", "")
         if key == "accuracy" and metrics.get("n"):
@@ -218,13 +219,12 @@ def _run_text(key: str, value: Any, run: Mapping[str, Any]) -> str:
 
 
 def _run_rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    keys = [key for key in RUN if key in run]
-    keys += [key for key in run if key not in RUN and key != "why"]
     rows = []
-    for key in keys:
-        name = RUN.get(key, words.title(key))
-        code = key in ("command", "commit")
-        rows.append({"name": name, "text": _run_text(key, run[key], run), "code": code})
+    for key in dict.fromkeys([*RUN, *run]):
+        if key in run and key != "why":
+            name = RUN.get(key, words.title(key))
+            code = key in ("command", "commit")
+            rows.append({"name": name, "text": _run_text(key, run[key], run), "code": code})
     return rows
 
 

@@ -175,8 +175,9 @@ def panels(
     w = width * columns
     h = height * -(-n // 3) + foot
     figure = new_figure(w, h, layout=None)
-    left, right, bottom = 0.62, 0.12, 0.44
-    size = ((width - left - right) / w, (height - bottom - top) / h)
+    left = 0.62
+    bottom = 0.44
+    size = ((width - left - 0.12) / w, (height - bottom - top) / h)
     axes = []
     for i in range(n):
         x = i % 3 * width + left
@@ -246,7 +247,9 @@ def everywhere(draw: Draw) -> tuple[bytes, dict[str, str]]:
 
 
 def class_name(classes: Sequence[str], y: int) -> str:
-    return str(classes[y]) if y < len(classes) else str(y)
+    if y < len(classes):
+        return str(classes[y])
+    return str(y)
 
 
 def shade(confusion_YxY: np.ndarray) -> np.ndarray:
@@ -281,12 +284,17 @@ def banner(report: str, path: str) -> None:
     """Write a report's reconstructions, samples and latent map side by side on white."""
     from PIL import Image
 
-    files = [f"{report}/{name}.png" for name in ("reconstructions", "samples", "latents")]
-    tiles = [Image.open(file).convert("RGBA") for file in files if os.path.exists(file)]
+    height = 420
+    gap = 24
+    tiles = []
+    for name in ("reconstructions", "samples", "latents"):
+        file = f"{report}/{name}.png"
+        if os.path.exists(file):
+            image = Image.open(file).convert("RGBA")
+            width = round(image.width * height / image.height)
+            tiles.append(image.resize((width, height), Image.LANCZOS))
     if not tiles:
         raise UserError(f"{report}: no pictures in it; want the report folder of a run")
-    height, gap = 420, 24
-    tiles = [t.resize((round(t.width * height / t.height), height), Image.LANCZOS) for t in tiles]
     size = (sum(t.width for t in tiles) + gap * (len(tiles) + 1), height + 2 * gap)
     page = Image.new("RGBA", size, "white")
     x = gap

@@ -64,14 +64,18 @@ def _line_colour(theme: Theme, i: int) -> str:
     return (theme["train"], theme["validation"], *CLASS_COLOURS[3:])[i % 9]
 
 
+def _marker(x: Sequence[float], most: int) -> str | None:
+    """A dot on each point of a curve with few points."""
+    return "o" if len(x) <= most else None
+
+
 def draw_curve(ax: Axes, theme: Theme, key: str, series: Curves) -> None:
     """One metric over the steps, a line for each split."""
     from matplotlib import ticker
 
     pictures.style_axes(ax, theme)
     for split, (steps, values) in series.items():
-        marker = "o" if len(steps) <= 40 else None
-        style = {"marker": marker, "markersize": 2.6, "solid_capstyle": "round"}
+        style = {"marker": _marker(steps, 40), "markersize": 2.6, "solid_capstyle": "round"}
         ax.plot(steps, values, color=theme.get(split, theme["muted"]), linewidth=1.5, **style)
     ax.set_ylim(_limits(np.concatenate([values for _, values in series.values()])))
     ax.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
@@ -111,7 +115,8 @@ def plane(latents_PxD: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
     share = scale**2 / max((scale**2).sum(), 1e-30)
     largest = np.abs(axes).argmax(1)
     axes *= np.sign(axes[np.arange(len(axes)), largest])[:, None]  # a fixed sign: no flips
-    first, second = (f"PC {i + 1} ({share[i]:.0%} of the variance)" for i in range(2))
+    first = f"PC 1 ({share[0]:.0%} of the variance)"
+    second = f"PC 2 ({share[1]:.0%} of the variance)"
     return z @ axes[:2].T, (first, second)
 
 
@@ -126,7 +131,7 @@ def draw_latents(
     labels = np.full(len(points), -1)
     if labels_P is not None:
         labels = np.asarray(labels_P)
-    present = [int(y) for y in np.unique(labels) if y >= 0]
+    present = np.unique(labels[labels >= 0]).tolist()
     named = present if len(present) <= TABLE_CLASSES else []
     figure = pictures.new_figure(4.6, 4.3 + 0.22 * -(-len(named) // 5))
     ax = figure.subplots()
@@ -163,14 +168,16 @@ def _name_classes(
     if not named:
         return
     artists = []
+    names = []
     for y in named:
+        name = pictures.class_name(classes, y)
         halo = patheffects.withStroke(linewidth=2.5, foreground=theme["surface"])
         style = {"fontsize": 9, "weight": "bold", "color": theme["ink"], "path_effects": [halo]}
-        name = literal(pictures.class_name(classes, y))
-        ax.text(*np.median(points[y], axis=0), name, ha="center", va="center", **style)
+        place = np.median(points[y], axis=0)
+        ax.text(*place, literal(name), ha="center", va="center", **style)
         style = {"color": _class_colour(y), "marker": _class_marker(y), "s": 22, "linewidths": 0}
         artists.append(ax.scatter([], [], **style))
-    names = [pictures.class_name(classes, y) for y in named]
+        names.append(name)
     style = {"frameon": False, "fontsize": 8, "labelcolor": theme["ink"], "handletextpad": 0.2}
     place = {"loc": "outside lower center", "ncols": 5, "columnspacing": 1.2}
     pictures.legend(ax.figure, names, artists, **place, **style)
@@ -196,8 +203,7 @@ def _draw_shares(ax: Axes, theme: Theme, lines: Lines) -> None:
     artists = []
     longest = 0
     for i, (x, y) in enumerate(lines.curves.values()):
-        marker = "o" if len(x) <= 20 else None
-        style = {"linewidth": 1.5, "marker": marker, "markersize": 3}
+        style = {"linewidth": 1.5, "marker": _marker(x, 20), "markersize": 3}
         artists += ax.plot(x, y, color=_line_colour(theme, i), **style)
         longest = max(longest, len(x))
     ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=None))
@@ -240,7 +246,7 @@ def draw_reliability(theme: Theme, reliability: Mapping[str, Bins]) -> Figure:
         largest = max(largest, int(counts.max()))
     _draw_shares(above, theme, Lines("accuracy", "", curves, diagonal=True))
     below.set_ylim(0.5, 2 * largest)
-    ticks = [t for t in (1, 10, 100, 1_000, 10_000, 100_000) if t <= largest]
+    ticks = 10 ** np.arange(len(str(largest)))  # 1, 10, … up to the largest
     below.set_yticks(ticks, [f"{t:,}" for t in ticks])
     below.minorticks_off()
     _title(below, theme, "images")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,8 +98,8 @@ def planned(study: Study) -> dict[Group, int]:
 
 def summary(rows: Sequence[Row], column: Column) -> dict[str, Any] | None:
     """Mean over seeds, with the sd of two or more; None where a cell has no such number."""
-    values = [value for value in map(column.value, rows) if value is not None]
-    if not values or len(values) < len(rows):
+    values = list(map(column.value, rows))
+    if None in values:
         return None
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return results.figure(float(np.mean(values)), column.unit, sd=sd, n=len(values))
@@ -139,10 +140,10 @@ class _Entries:
         return text
 
     def line(self, title: str, groups: Sequence[Group], columns: Sequence[Column]) -> list[str]:
-        texts = []
-        for group in groups:
-            texts += [self.text(group, column) for column in columns]
-        return [title, *texts]
+        line = [title]
+        for group, column in itertools.product(groups, columns):
+            line.append(self.text(group, column))
+        return line
 
 
 def tables(study: Study, rows: Sequence[Row]) -> list[Table]:
@@ -185,7 +186,8 @@ def markdown(tables: Sequence[Table]) -> str:
     for table in tables:
         rule = "|---" + "|---:" * (len(table.head) - 1) + "|"
         lines += [f"### {table.heading}", "", f"| {' | '.join(table.head)} |", rule]
-        lines += [f"| {' | '.join(row)} |" for row in table.body]
+        for row in table.body:
+            lines.append(f"| {' | '.join(row)} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -194,13 +196,16 @@ def latex(tables: Sequence[Table]) -> str:
     """tabular environments, booktabs' rules."""
     lines = []
     for table in tables:
-        head, *body = [" & ".join(map(_escaped, row)) for row in (table.head, *table.body)]
         lines.append(f"% {table.heading}")
         lines.append(rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}")
-        lines += [r"\toprule", rf"{head} \\", r"\midrule"]
-        lines += [rf"{row} \\" for row in body]
+        lines += [r"\toprule", _latex_row(table.head), r"\midrule"]
+        lines += map(_latex_row, table.body)
         lines += [r"\bottomrule", r"\end{tabular}", ""]
     return "\n".join(lines)
+
+
+def _latex_row(texts: Sequence[str]) -> str:
+    return " & ".join(map(_escaped, texts)) + r" \\"
 
 
 def _escaped(text: str) -> str:
@@ -239,7 +244,7 @@ def _draw_accuracy(theme: pictures.Theme, study: Study, rows: Sequence[Row]) -> 
             style = {"color": colour, "marker": pictures.MARKERS[i // 10 % 8], "markersize": 4}
             x, y, sd = zip(*points, strict=True)
             artists[method.title] = ax.errorbar(x, y, sd, linewidth=1.3, capsize=2, **style)
-    ax.set_xticks(range(len(study.budgets)), [named(labels) for labels in study.budgets])
+    ax.set_xticks(range(len(study.budgets)), [*map(named, study.budgets)])
     _style_accuracy(ax)
     if artists:
         style = {"frameon": False, "fontsize": 8, "labelcolor": theme["ink"]}
@@ -280,6 +285,10 @@ def _confusions(study: Study, rows: Sequence[Row]) -> list[dict[str, Any]]:
     return confusions
 
 
+def _distinct(rows: Sequence[Row], key: str) -> str:
+    return ", ".join(sorted({str(row[key]) for row in rows}))
+
+
 def _facts(study: Study, rows: Sequence[Row], command: str) -> dict[str, str]:
     total = sum(planned(study).values())
     minutes = sum(row["seconds"] for row in rows) / 60
@@ -289,8 +298,8 @@ def _facts(study: Study, rows: Sequence[Row], command: str) -> dict[str, str]:
     return {
         "Command": command,
         "Cells": cells,
-        "Device": ", ".join(sorted({row["device"] for row in rows})),
-        "Commit": ", ".join(sorted({str(row["commit"]) for row in rows})),
+        "Device": _distinct(rows, "device"),
+        "Commit": _distinct(rows, "commit"),
         "Seeds": f"{len(study.seeds)} for each entry, 1 where all seeds would be the same",
         "Time": f"{minutes:,.1f} min in all, training and evaluation",
     }
