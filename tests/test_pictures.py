@@ -26,7 +26,7 @@ def svg_text(uri):
     """The words of an SVG, of each text element."""
     svg = base64.b64decode(uri.partition(",")[2]).decode()
     texts = re.findall(r"<text[^>]*>(.*?)</text>", svg, re.S)
-    return [html.unescape(text) for text in texts]
+    return list(map(html.unescape, texts))
 
 
 def test_the_first_images_show_every_class():
@@ -75,9 +75,11 @@ def test_the_ticks_of_a_logarithmic_axis_can_be_read_on_a_dark_page():
     draw.style_axes(ax, draw.DARK)
     ax.set(xscale="log", yscale="log", xlim=(2, 9), ylim=(2, 9))  # less than a decade
     figure.canvas.draw()
-    labels = [t for t in ax.get_xticklabels(which="both") if t.get_text()]
-    assert len(labels) > 1
-    assert {t.get_color() for t in labels} == {draw.DARK["muted"]}
+    texts = []
+    for label in ax.get_xticklabels(which="both"):
+        texts.append(label.get_text())
+        assert label.get_color() == draw.DARK["muted"]
+    assert len(list(filter(None, texts))) > 1
 
 
 def test_reliability_shows_how_many_images_a_bin_holds():
@@ -133,6 +135,6 @@ def test_latent_plane_is_pca():
     points, names = plots.plane(z)
     reference = PCA(2).fit(z)
     np.testing.assert_allclose(np.abs(points), np.abs(reference.transform(z)), atol=1e-9)
-    shares = [f"{s:.0%}" for s in reference.explained_variance_ratio_]
-    assert [re.search(r"\d+%", name).group() for name in names] == shares
+    for name, share in zip(names, reference.explained_variance_ratio_, strict=True):
+        assert f"({share:.0%} of" in name
     np.testing.assert_array_equal(plots.plane(z[:, :2])[0], z[:, :2])
