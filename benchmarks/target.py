@@ -49,7 +49,18 @@ runtime_version { major: 12 minor: 9 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
+BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
 OPERATION = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(KINDS)})(-start)?\(")
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
@@ -61,20 +72,35 @@ def devices(target):
       UserError: an unknown target, or no libtpu.
     """
     chip, _, shape = target.partition(":")
-    if chip not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape) or (chip == "h100" and shape.count("x") < 2):
+    if (
+        chip not in CHIPS
+        or not re.fullmatch(r"\d+(x\d+){1,2}", shape)
+        or (chip == "h100" and shape.count("x") < 2)
+    ):
         raise UserError(
             f"target={target}: want CHIP:AxB or AxBxC, such as v5e:16x16, or h100:SLICESxHOSTSxGPUS; chips: "
             + ", ".join(CHIPS)
         )
     if chip == "h100":
         plugins = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
-        if not (importlib.util.find_spec("jax_plugins") and any(map(importlib.util.find_spec, plugins))):
-            raise UserError(f"target={target}: needs jaxlib's CUDA plugin; want: pip install 'jax[cuda12]'")
+        if not (
+            importlib.util.find_spec("jax_plugins") and any(map(importlib.util.find_spec, plugins))
+        ):
+            raise UserError(
+                f"target={target}: needs jaxlib's CUDA plugin; want: pip install 'jax[cuda12]'"
+            )
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # there is no driver to ask
-        asked = {"platform": "cuda", "topology_name": chip, "topology": shape, "target_config": H100}
+        asked = {
+            "platform": "cuda",
+            "topology_name": chip,
+            "topology": shape,
+            "target_config": H100,
+        }
     else:
         if importlib.util.find_spec("libtpu") is None:
-            raise UserError(f"target={target}: needs libtpu; want: pip install -r requirements-tpu-aot.txt")
+            raise UserError(
+                f"target={target}: needs libtpu; want: pip install -r requirements-tpu-aot.txt"
+            )
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine of Google's to ask
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip to share, so no lock
         asked = {"platform": "tpu", "topology_name": target}
@@ -106,8 +132,12 @@ def collectives(text):
             continue
         chains |= {chain[1]} if chain else set()
         kind = "reduce-scatter" if scatter and match[2] == "all-reduce" else match[2]
-        arrays = [(t, math.prod(int(d) for d in s.split(",") if d)) for t, s in ARRAY.findall(match[1])]
-        if match[3] and kind != "all-reduce":  # what goes in comes first, then what comes out, then flags
+        arrays = [
+            (t, math.prod(int(d) for d in s.split(",") if d)) for t, s in ARRAY.findall(match[1])
+        ]
+        if (
+            match[3] and kind != "all-reduce"
+        ):  # what goes in comes first, then what comes out, then flags
             arrays = [max(arrays, key=lambda a: a[1])]
         n = group(line) or everyone
         for dtype, size in arrays:
@@ -149,7 +179,12 @@ def compiled(c, target):
     began = time.perf_counter()
     platform = "cuda" if target.startswith("h100") else "tpu"
     program = made.jitted.trace(*made.arguments).lower(lowering_platforms=(platform,)).compile()
-    return program, mesh, time.perf_counter() - began, count.flops(count.traced(c, m, mesh, dataset))
+    return (
+        program,
+        mesh,
+        time.perf_counter() - began,
+        count.flops(count.traced(c, m, mesh, dataset)),
+    )
 
 
 def measure(c, target):
@@ -199,9 +234,7 @@ def words(name, row):
         + ("compute" if row["intensity"] > row["ridge"] else "memory")
     )
     if not row["bytes"]:
-        costs = (
-            f"  {row['hand_flops_per_image'] / 1e9:.2f} GFLOP an image by hand; XLA counts neither FLOPs nor bytes here"
-        )
+        costs = f"  {row['hand_flops_per_image'] / 1e9:.2f} GFLOP an image by hand; XLA counts neither FLOPs nor bytes here"
     limit = max(row["bound"], key=row["bound"].get)
     lines = [
         f"{name}: {'fits' if row['fits'] else 'DOES NOT FIT'} on {row['devices']} devices, "
@@ -212,7 +245,9 @@ def words(name, row):
     for (kind, dtype), one in sorted(row["collectives"].items()):
         lines.append(f"  {one['count']:>3} {kind} {dtype}, {one['bytes'] / 1e6:,.3f} MB")
     each = ", ".join(f"{k} {v * 1e3:.3f} ms" for k, v in row["bound"].items())
-    lines.append(f"  a step takes no less than {row['bound'][limit] * 1e3:.3f} ms, a bound and no step time ({each})")
+    lines.append(
+        f"  a step takes no less than {row['bound'][limit] * 1e3:.3f} ms, a bound and no step time ({each})"
+    )
     lines.append(f"  compiled in {row['compile_s']:.0f} s; peak figures: {row['source']}")
     return "\n".join(lines)
 

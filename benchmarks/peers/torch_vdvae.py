@@ -23,7 +23,9 @@ def check(c, shape):
     peer.want("classifier.name", c.classifier.name, ("none",))
     cell = c.decoder.patch * 2 ** (len(c.decoder.widths) - 1)
     if any(side % cell for side in shape[:2]):
-        raise UserError(f"decoder.patch={c.decoder.patch}: --peer=torch wants sides that are multiples of {cell}")
+        raise UserError(
+            f"decoder.patch={c.decoder.patch}: --peer=torch wants sides that are multiples of {cell}"
+        )
 
 
 def _as_conv(w_IxO):
@@ -110,7 +112,10 @@ class Net(nn.Module):
         for i, (wide, depth) in enumerate(zip(e.widths, e.depths, strict=True)):
             resized = self.layer(f"encoder/width_{i}", now, wide) if now != wide else nn.Identity()
             inner, side = max(1, wide // e.bottleneck), min(sides[i])
-            blocks = [Bottleneck(self, f"encoder/block_{i}_{j}/inner", wide, inner, wide, side) for j in range(depth)]
+            blocks = [
+                Bottleneck(self, f"encoder/block_{i}_{j}/inner", wide, inner, wide, side)
+                for j in range(depth)
+            ]
             self.bottom_up.append(nn.ModuleList([resized, *blocks]))
             now = wide
         sides.reverse()
@@ -125,13 +130,19 @@ class Net(nn.Module):
             self.top_down.append(nn.ModuleList([resized, *levels_here]))
             self.shapes += [(*sides[i], d.channels)] * depth
             now = wide
-        self.out = self.layer("decoder/out", now, p * p * m * (1 + 2 * channels + channels * (channels - 1) // 2), 3)
-        self.leaves[-2:] = [(path, _to_patch(p), parameter) for path, _, parameter in self.leaves[-2:]]
+        self.out = self.layer(
+            "decoder/out", now, p * p * m * (1 + 2 * channels + channels * (channels - 1) // 2), 3
+        )
+        self.leaves[-2:] = [
+            (path, _to_patch(p), parameter) for path, _, parameter in self.leaves[-2:]
+        ]
         self.latent = sum(map(math.prod, self.shapes))
 
     def layer(self, path, inputs, outputs, kernel=1, layout=None):
         layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-        self.leaves.append((f"{path}/kernel", layout or (_as_conv if kernel == 1 else _conv), layer.weight))
+        self.leaves.append(
+            (f"{path}/kernel", layout or (_as_conv if kernel == 1 else _conv), layer.weight)
+        )
         self.leaves.append((f"{path}/bias", lambda b: b, layer.bias))
         return layer
 
