@@ -1,4 +1,4 @@
-"""Kill a training run with SIGKILL at random moments, resume it, and compare it with one left alone.
+"""Kill a training run at random moments, resume it, and compare it with one left alone.
 
     python -m benchmarks.kill_resume --times=20 --out=results/resume.json
     python -m benchmarks.kill_resume --times=30 --processes=2 --out=results/kills.json
@@ -6,8 +6,8 @@
     python -m benchmarks.kill_resume --times=10 --processes=2 --stop --out=results/stops.json
 
 Every leaf of the final state must be equal, bit for bit. With ``--processes`` the run is several
-processes under the launcher, and the signal goes to one of them, chosen at random. With ``--stop`` the
-signal is SIGTERM: all processes save the same step, and the same command goes on from it.
+processes under the launcher, and the signal goes to one of them, chosen at random. With ``--stop``
+the signal is SIGTERM: all processes save the same step, and the same command goes on from it.
 """
 
 import argparse

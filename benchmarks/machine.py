@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from vae_jax.train import program
 
-# Part of device_kind -> (FLOP/s in bfloat16, FLOP/s in float32 as products run by default, bytes/s),
-# dense, from the makers' data sheets; the first match counts. By default a float32 product is TF32 on
-# these GPUs and bfloat16 passes on TPUs.
+# Part of device_kind -> (FLOP/s in bfloat16, FLOP/s in float32 as products run by default,
+# bytes/s), dense, from the makers' data sheets; the first match counts. By default a float32
+# product is TF32 on these GPUs and bfloat16 passes on TPUs.
 PUBLISHED = {
     "H200": (989e12, 494e12, 4.8e12),
     "H100 PCIe": (756e12, 378e12, 2.0e12),
@@ -32,7 +32,7 @@ Peaks = dict[str, float]  # 'float32', 'bfloat16': FLOP/s; 'bytes': bytes/s
 
 
 def best(function: Callable, x: jax.Array | tuple, seconds: float) -> float:
-    """Seconds of the fastest blocked call within ``seconds``; the first, which compiles, is extra."""
+    """Seconds of the fastest blocked call within ``seconds``, after one that compiles."""
     run = program.simple(function)
     run(x).block_until_ready()
     times = []
@@ -47,8 +47,8 @@ def best(function: Callable, x: jax.Array | tuple, seconds: float) -> float:
 def measured(seconds: float = 0.5) -> Peaks:
     """The peaks of one device: the best of some sizes.
 
-    A copy reads and writes an array that is larger than the caches. It is the time of 36 passes less
-    that of 4: on CPU the pages of a new array cost more than the pass over it.
+    A copy reads and writes an array that is larger than the caches. It is the time of 36 passes
+    less that of 4: on CPU the pages of a new array cost more than the pass over it.
     """
     platform = jax.default_backend()
     sizes = SIZES.get(platform, LARGE)

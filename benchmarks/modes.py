@@ -2,8 +2,8 @@
 
 python -m benchmarks.modes --data_dir=DIR --out=results/modes.json
 
-The modes and the tiny models are those of tests/test_sharding.py. With ``--data_dir`` the images are
-MNIST's, otherwise digits. The objective ``iwae_binary`` is the importance bound as it is published, on
+The modes and the tiny models are those of tests/test_sharding.py. With ``--data_dir`` the images
+are MNIST's, otherwise digits. ``iwae_binary`` is the importance bound as it is published, on
 pixels of 0 and 1. An interrupted measurement goes on with the modes that its file lacks.
 """
 

@@ -2,9 +2,9 @@
 
 python -m benchmarks.sigma --workdir=RUN --unit=RUN --out=results/sigma.json
 
-A density of 256 grey levels has no bits per dimension, so both decoders are read as codes: a Gaussian
-of one σ, integrated over the bin of each level. σ is the root mean square error on the validation set
-for ``--workdir``, and 1 for ``--unit``, whose likelihood fixes it. The figure is
+A density of 256 grey levels has no bits per dimension, so both decoders are read as codes: a
+Gaussian of one σ, integrated over the bin of each level. σ is the root mean square error on the
+validation set for ``--workdir``, and 1 for ``--unit``, whose likelihood fixes it. The figure is
 -(log p(x|z) - KL) of one draw of z. Sharpness is the variance of an image's Laplacian, over that of
 the test images.
 """

@@ -47,27 +47,29 @@ def first_step(c: ConfigDict, words: list[str], cache: str) -> float:
       UserError: the run ended before; its last line.
     """
     command = [sys.executable, "train.py", *words, f"--config.log_every={c.steps_per_call}"]
-    with tempfile.TemporaryDirectory(prefix="vae_jax_start_") as folder:
-        with open(os.path.join(folder, "stderr"), "w+") as stderr:
-            began = time.perf_counter()
-            process = subprocess.Popen(
-                [*command, f"--workdir={folder}/run"],
-                cwd=ROOT,
-                env=environment(cache),
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-            )
-            try:
-                for line in process.stdout:
-                    if line.startswith("step "):
-                        return time.perf_counter() - began
-            finally:
-                process.kill()  # the first step is all that is measured
-                process.communicate()
-            stderr.seek(0)
-            lines = stderr.read().strip().splitlines() or ["no step, no error"]
-            raise UserError(lines[-1].removeprefix("error: "))
+    with (
+        tempfile.TemporaryDirectory(prefix="vae_jax_start_") as folder,
+        open(os.path.join(folder, "stderr"), "w+") as stderr,
+    ):
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, f"--workdir={folder}/run"],
+            cwd=ROOT,
+            env=environment(cache),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+        try:
+            for line in process.stdout:
+                if line.startswith("step "):
+                    return time.perf_counter() - began
+        finally:
+            process.kill()  # the first step is all that is measured
+            process.communicate()
+        stderr.seek(0)
+        lines = stderr.read().strip().splitlines() or ["no step, no error"]
+        raise UserError(lines[-1].removeprefix("error: "))
 
 
 def help_seconds(cache: str) -> float:

@@ -1,13 +1,13 @@
 """The training step that a user of PyTorch would write: ``benchmark.py --peer=torch``.
 
-The network, the loss, the batch and the optimiser of a config, with the parameters of ours. The data lies on the
-device as ours does, and a batch is a gather of random examples. What is faster in PyTorch is used:
-the fastest of eager and compiled in both memory layouts (``Peer.forms``), Adam fused, parameters'
-averages by one foreach, no learning-rate schedule, no metrics.
+The network, the loss, the batch and the optimiser of a config, with the parameters of ours. The
+data lies on the device as ours does, and a batch is a gather of random examples. What is faster in
+PyTorch is used: the fastest of eager and compiled in both memory layouts (``Peer.forms``), Adam
+fused, parameters' averages by one foreach, no learning-rate schedule, no metrics.
 
-A transposed convolution of stride 2 and odd kernel is padded at one end by us and at the other by PyTorch, so the
-convolutional nets here see mirrored images through mirrored kernels: the same function of the same parameters,
-without a copy to crop.
+A transposed convolution of stride 2 and odd kernel is padded at one end by us and at the other
+by PyTorch, so the convolutional nets here see mirrored images through mirrored kernels: the same
+function of the same parameters, without a copy to crop.
 """
 
 import copy
@@ -91,7 +91,7 @@ def log_discretized_logistic(
     return log_px
 
 
-# --- layouts: a leaf of our parameters as PyTorch keeps it -----------------------------------------
+# --- layouts: a leaf of our parameters as PyTorch keeps it ---------------------------------------
 
 
 def _dense(w_IxO: np.ndarray) -> np.ndarray:
@@ -333,7 +333,7 @@ class Net(nn.Module):
     def bound(
         self, x: torch.Tensor, label_YxB: torch.Tensor, eps_KxBxD: torch.Tensor
     ) -> torch.Tensor:
-        """-(log p(x|y,z) - KL), shape YxB. W_x x is computed once for all labels, W_z z for each."""
+        """-(log p(x|y,z) - KL), shape YxB. W_x x is computed once for all labels."""
         y = F.one_hot(label_YxB, self.classes).float()
         with self._autocast(x):
             first, *rest = self.encoder[1]

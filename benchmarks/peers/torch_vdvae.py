@@ -1,4 +1,4 @@
-"""The VDVAE of a config as a user of PyTorch writes it, for torch_step.py: NCHW, dense layers as 1x1 convolutions."""
+"""The VDVAE of a config as a user of PyTorch writes it; its dense layers are 1x1 convolutions."""
 
 import math
 
@@ -24,7 +24,8 @@ def check(c, shape):
     cell = c.decoder.patch * 2 ** (len(c.decoder.widths) - 1)
     if any(side % cell for side in shape[:2]):
         raise UserError(
-            f"decoder.patch={c.decoder.patch}: --peer=torch wants sides that are multiples of {cell}"
+            f"decoder.patch={c.decoder.patch}: --peer=torch wants sides that are multiples of "
+            f"{cell}"
         )
 
 
@@ -98,7 +99,10 @@ class Level(nn.Module):
 
 
 class Net(nn.Module):
-    """All parts of the VAE. ``leaves``: [(path in our parameters, layout, parameter)]; ``latent``: numbers of z."""
+    """All parts of the VAE.
+
+    ``leaves``: [(path in our parameters, layout, parameter)]; ``latent``: the size of z.
+    """
 
     def __init__(self, c, shape, levels):
         super().__init__()
