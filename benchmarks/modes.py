@@ -7,6 +7,7 @@ are MNIST's, otherwise digits. ``iwae_binary`` is the importance bound as it is 
 pixels of 0 and 1. An interrupted measurement goes on with the modes that its file lacks.
 """
 
+import argparse
 import os
 import re
 
@@ -43,7 +44,9 @@ def loss_trace(c: ConfigDict, devices: int, steps: int) -> np.ndarray:
     return np.array(losses)
 
 
-def measure(name: str, args, recorder: common.Recorder, figures: common.FIGURES) -> None:
+def measure(
+    name: str, args: argparse.Namespace, recorder: common.Recorder, figures: common.FIGURES
+) -> None:
     """Add the figures of one objective in every mode to ``figures``, and write them after each."""
     import jax
 

@@ -9,6 +9,8 @@ validation set for ``--workdir``, and 1 for ``--unit``, whose likelihood fixes i
 the test images.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -39,7 +41,9 @@ def log_binned_normal(x: np.ndarray, mean: np.ndarray, scale: float) -> np.ndarr
     return log_high + np.log1p(-np.exp(log_low - log_high))
 
 
-def reconstructions(s, params, image: np.ndarray, key: jax.Array) -> tuple[np.ndarray, ...]:
+def reconstructions(
+    s: Any, params: dict, image: np.ndarray, key: jax.Array
+) -> tuple[np.ndarray, ...]:
     """(images in [0, 1], the decoder's means, KL of each image) for one draw of z."""
 
     @jax.jit

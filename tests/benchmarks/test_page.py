@@ -1,5 +1,7 @@
 """The pictures of a benchmark's page can be read on a light and on a dark page."""
 
+from collections.abc import Callable
+
 import pytest
 from matplotlib.colors import to_hex
 
@@ -33,7 +35,7 @@ def report() -> present.Measured:
 
 @pytest.mark.parametrize("draw", [page.draw_roofline, page.draw_throughput])
 @pytest.mark.parametrize("theme", [pictures.LIGHT, pictures.DARK], ids=["light", "dark"])
-def test_every_text_has_a_colour_of_the_theme(draw, theme: dict[str, str]) -> None:
+def test_every_text_has_a_colour_of_the_theme(draw: Callable, theme: dict[str, str]) -> None:
     """Labels of minor ticks, which axes shorter than a decade show, were black on a dark page."""
     figure = draw(theme, report())
     figure.draw_without_rendering()
