@@ -1,4 +1,7 @@
-"""The cells of a sweep: each one config, compiled as train.py compiles it, and timed in turns with the others."""
+"""The cells of a sweep: each is one config, compiled as train.py compiles it.
+
+All cells are timed in turns, so that what drifts meets all of them alike.
+"""
 
 import contextlib
 import dataclasses
@@ -8,172 +11,223 @@ import re
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
 
-from vae_jax import cli as flags
+from vae_jax import cli, distributions
 from vae_jax import config as config_lib
-from vae_jax import distributions as densities
 from vae_jax.config import UserError
+from vae_jax.data import Dataset
 from vae_jax.models import model
 from vae_jax.train import flops as count
-from vae_jax.train import program as compile_lib
-from vae_jax.train import run as workdir
-from vae_jax.train import step
+from vae_jax.train import program as program_lib
+from vae_jax.train import run, step
 
 BACKEND = "/jax/core/compile/backend_compile_duration"
 HIT = "/jax/compilation_cache/cache_hits"
 AGREE = 1e-4  # the largest relative difference from a peer's loss and gradients
+WARM_UP = 0.1  # seconds of a window in which a peer's forms are compared
+WARM_UP_ROUNDS = 3
+
+Pairs = Sequence[tuple[str, str]]  # [(field, text)]
 
 
 class Lane(NamedTuple):
-    """Something to be timed: ``call()`` starts ``steps`` steps, ``wait()`` returns when they are done."""
+    """A step to be timed: ``call()`` starts ``steps`` steps, ``wait()`` returns when they end."""
 
-    call: Callable
-    wait: Callable
+    call: Callable[[], None]
+    wait: Callable[[], None]
     steps: int = 1
 
 
 @dataclasses.dataclass
 class Cell:
-    """One config of a sweep and what is known of it; ``row`` is what goes into the JSON lines."""
+    """One config of a sweep; ``row`` is what goes into the JSON lines."""
 
-    c: Any
-    row: dict  # key, fields, error, and the figures
-    lanes: dict = dataclasses.field(default_factory=dict)  # 'ours' and the peers'
-    calls: dict = dataclasses.field(default_factory=dict)  # lane -> calls in a window
+    c: ConfigDict
+    row: dict[str, Any]  # key, fields, error, and the figures
+    lanes: dict[str, Lane] = dataclasses.field(default_factory=dict)  # 'ours' and the peer's
+    calls: dict[str, int] = dataclasses.field(default_factory=dict)  # lane -> calls in a window
 
 
 # --- the sweep -----------------------------------------------------------------------------------
 
 
-def parse_sweep(text):
-    """'batch=20,128;objective.samples=1,5' -> every combination, each [(field, value), ...]; '' is one cell."""
-    axes = []
-    for part in filter(None, (p.strip() for p in text.split(";"))):
-        field, equals, values = part.partition("=")
-        values = [v.strip() for v in re.split(r",(?![^(\[]*[)\]])", values)]  # not at the commas of a tuple
+def parse_sweep(text: str) -> list[Pairs]:
+    """'batch=20,128;objective.samples=1,5' → every combination, each [(field, value), ...].
+
+    '' is one combination of no fields. A comma within brackets separates no values.
+
+    Raises:
+      UserError: a part is no FIELD=VALUE,VALUE, or a field is there twice.
+    """
+    axes = {}
+    for part in text.split(";"):
+        part = part.strip()
+        if not part:
+            continue
+        field, equals, listed = part.partition("=")
+        field = field.strip()
+        values = [value.strip() for value in re.split(r",(?![^(\[]*[)\]])", listed)]
         if not equals or not all(values):
             raise UserError(f"sweep={part}: want FIELD=VALUE,VALUE,...")
-        if field in [f for f, _ in axes]:
+        if field in axes:
             raise UserError(f"sweep={part}: {field} is there twice; want one list of its values")
-        axes.append((field.strip(), values))
+        axes[field] = [(field, value) for value in values]
     if text and not axes:
         raise UserError(f"sweep={text}: no field in it; want FIELD=VALUE,VALUE;FIELD=...")
-    return list(itertools.product(*([(field, v) for v in values] for field, values in axes)))
+    return list(itertools.product(*axes.values()))
 
 
-def cells(load, pairs, sweep, data_dir=""):
+def cells(
+    load: Callable[[], ConfigDict], pairs: Pairs, sweep: list[Pairs], data_dir: str = ""
+) -> list[Cell]:
     """A :class:`Cell` for each combination of the sweep.
 
     Args:
-      load: () → a fresh config.
-      pairs: overrides, [(field, text)]; a field of the sweep stands over them.
+      load: returns a fresh config.
+      pairs: overrides; a field of the sweep replaces its override.
       sweep: :func:`parse_sweep`'s.
+      data_dir: replaces the config's ``data.dir``, unless ''.
     Raises:
-      UserError: a field is unknown, or a value is of another type: before anything is run. A value, or values together,
-        that no config may hold are the cell's ``error``.
+      UserError: a field is unknown, a value is of another type, or a cell is there twice. A value
+        that no config may hold is the ``error`` of its cell.
     """
-    made = []
+    all_cells = []
+    keys = set()
     for fields in sweep:
-        c = flags.apply(load(), [*pairs, *fields])
+        c = cli.apply(load(), [*pairs, *fields])
         if data_dir:
             c.data.dir = data_dir
-        # Nothing is logged, validated or saved here, and the length of a run enters the learning rate alone.
-        s = c.steps_per_call
-        c.steps = max(s, min(c.steps, 2**31 // max(1, c.batch)) // max(1, s) * s)
-        c.log_every = c.eval.every = s
-        key = ",".join(f"{f}={''.join(v.split())}" for f, v in fields) or "all"
-        made.append(Cell(c, {"key": key, "fields": dict(fields), "error": ""}))
+        _shorten(c)
+        key = ",".join(f"{field}={''.join(value.split())}" for field, value in fields) or "all"
+        if key in keys:
+            raise UserError(f"sweep: {key} is there twice; want each value once")
+        keys.add(key)
+        error = ""
         try:
             config_lib.validate(c)
-        except UserError as error:
-            made[-1].row["error"] = line(error)
-    keys = [cell.row["key"] for cell in made]
-    twice = next((k for k in keys if keys.count(k) > 1), None)
-    if twice:
-        raise UserError(f"sweep: {twice} is there twice; want each value once")
-    return made
+        except UserError as reason:
+            error = line(reason)
+        all_cells.append(Cell(c, {"key": key, "fields": dict(fields), "error": error}))
+    return all_cells
+
+
+def _shorten(c: ConfigDict) -> None:
+    """Make steps, log_every and eval.every fit any batch and steps_per_call.
+
+    A benchmark logs, validates and saves nothing, and the length of a run enters the learning rate
+    alone.
+    """
+    s = c.steps_per_call
+    longest = 2**31 // max(1, c.batch)
+    c.steps = max(s, min(c.steps, longest) // max(1, s) * s)
+    c.log_every = s
+    c.eval.every = s
 
 
 # --- compiling -----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def fresh_cache():
+def fresh_cache() -> Iterator[None]:
     """An empty compilation cache that keeps every program, for the time of a benchmark."""
-    wanted = {
+    folder = tempfile.TemporaryDirectory(prefix="vae_jax_benchmark_", ignore_cleanup_errors=True)
+    options = {
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_compilation_cache_dir": folder.name,
     }
-    with tempfile.TemporaryDirectory(prefix="vae_jax_benchmark_", ignore_cleanup_errors=True) as folder:
-        wanted["jax_compilation_cache_dir"] = folder
-        old = {name: getattr(jax.config, name) for name in wanted}
-        try:
-            for name, value in wanted.items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()
-            yield
-        finally:
-            for name, value in old.items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()
+    old = {name: getattr(jax.config, name) for name in options}
+    try:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        for name, value in old.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        folder.cleanup()
 
 
-def _compile(c, s, state, places):
-    """(the program, seconds to lower it, seconds to compile it, whether it came from the cache): of the step alone.
+class Compiled(NamedTuple):
+    """A training program and how it came to be."""
 
-    JAX tells of a hit before it tells how long the same program took, and the step is the last that is compiled here:
-    before it come small ones that cells share (the root of training's randomness).
+    program: Any
+    lower_s: float
+    compile_s: float
+    cached: bool  # whether it came from the compilation cache
+
+
+def _compile(c: ConfigDict, s: Any, state: Any, places: Any) -> Compiled:
+    """Compile the training program, with the times of the step alone.
+
+    JAX reports a hit before it reports how long the same program took. The step is compiled last:
+    before it come small programs that cells share (the root of training's randomness).
     """
-    told = []
+    events = []
 
-    def on_duration(event, duration, **_):
+    def on_duration(event: str, duration: float, **_: Any) -> None:
         if event == BACKEND:
-            told.append(duration)
+            events.append(duration)
 
-    def on_event(event, **_):
+    def on_event(event: str, **_: Any) -> None:
         if event == HIT:
-            told.append(event)
+            events.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(on_duration)
     jax.monitoring.register_event_listener(on_event)
     try:
-        program = compile_lib.training(c, s.model, s.mesh, s.dataset, state, places)
+        program = program_lib.training(c, s.model, s.mesh, s.dataset, state, places)
     finally:
         jax.monitoring.unregister_event_duration_listener(on_duration)
         jax.monitoring.unregister_event_listener(on_event)
-    compiling = told[-1]
-    return program, program.seconds - compiling, compiling, told[-2:-1] == [HIT]
+    seconds = events[-1]
+    return Compiled(program, program.seconds - seconds, seconds, events[-2:-1] == [HIT])
 
 
-def images(c):
+def images(c: ConfigDict) -> int:
     """Images in one step: for each replica a batch, and the labelled examples beside it."""
     return (c.batch + c.data.labelled_batch) * max(1, config_lib.replica_count(c))
 
 
-def analysis(c, program, state, devices, traced):
+def analysis(c: ConfigDict, program: Any, state: Any, devices: int, traced: Any) -> dict[str, Any]:
     """XLA's figures of a compiled program, for one image of the batch over all devices.
 
-    ``cost_analysis`` is of one device, and it counts the body of a loop once: S steps that are written
-    out are S times the work, S steps in a scan are one. What loops inside a step leave out (microbatches, levels of a
-    hierarchy) is put back by :func:`count.repeats` of ``traced``, :func:`count.traced`'s: an estimate.
+    ``cost_analysis`` is of one device, and it counts the body of a loop once: S steps that are
+    unrolled are S times the work, S steps in a scan are one. What loops inside a step leave out
+    (microbatches, levels of a hierarchy) is put back by :func:`count.repeats` of ``traced``, the
+    jaxpr of :func:`count.traced`: an estimate.
+
+    Returns:
+      FLOPs and bytes accessed of an image (None where XLA has none), and bytes on one device:
+      temporaries, the peak of a call with the training set, the state, and what is donated.
     """
-    cost, memory = program.run.cost_analysis() or {}, program.run.memory_analysis()
+    cost = program.run.cost_analysis() or {}
+    memory = program.run.memory_analysis()
     counted = images(c) * (c.steps_per_call if c.unroll else 1)
-    flops, accessed = count.repeats(traced)
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    per_image = lambda total, times: None if total is None else total * times * devices / counted  # noqa: E731
+    repeats = dict(zip(("flops", "bytes accessed"), count.repeats(traced), strict=True))
+
+    def per_image(name: str) -> float | None:
+        if name not in cost:
+            return None
+        return cost[name] * repeats[name] * devices / counted
+
+    arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    arguments -= memory.alias_size_in_bytes
     return {
-        "xla_flops_per_image": per_image(cost.get("flops"), flops),
-        "bytes_per_image": per_image(cost.get("bytes accessed"), accessed),
+        "xla_flops_per_image": per_image("flops"),
+        "bytes_per_image": per_image("bytes accessed"),
         "temp_bytes": memory.temp_size_in_bytes,
-        # Of a device, with the training set, while a call lasts. (On CPU peak_memory_in_bytes lacks the temporaries.)
-        "peak_bytes": held + memory.temp_size_in_bytes,
+        # On CPU peak_memory_in_bytes lacks the temporaries.
+        "peak_bytes": arguments + memory.temp_size_in_bytes,
         "state_bytes": sum(a.nbytes for a in jax.tree.leaves(state)),
         "alias_bytes": memory.alias_size_in_bytes,
     }
@@ -182,120 +236,181 @@ def analysis(c, program, state, devices, traced):
 class _Ours:
     """The compiled program as a lane: each call goes on from the state of the one before."""
 
-    def __init__(self, program, state):
-        self.program, self.state, self.metrics = program, state, None
+    def __init__(self, program: Any, state: Any):
+        self.program = program
+        self.state = state
+        self.metrics = None
 
-    def call(self):
-        self.state, self.metrics = self.program.run(self.state, self.program.source, self.program.key)
+    def call(self) -> None:
+        self.state, self.metrics = self.program.run(
+            self.state, self.program.source, self.program.key
+        )
 
-    def wait(self):
+    def wait(self) -> None:
         jax.block_until_ready((self.state, self.metrics))
 
 
-def build(cell, peer=None):
-    """Compile a cell twice, run it once, and let a peer build its own; fills ``cell.row`` and ``cell.lanes``."""
-    c, row = cell.c, cell.row
-    s = workdir.setup(c)
-    state, places = compile_lib.init(c, s.model, s.mesh, s.dataset)
-    program, lower, cold, hit = _compile(c, s, state, places)
+def build(cell: Cell, peer: ModuleType | None = None) -> None:
+    """Compile a cell twice, run it once, and build the peer; fills ``cell.row`` and ``.lanes``."""
+    c = cell.c
+    s = run.setup(c)
+    state, places = program_lib.init(c, s.model, s.mesh, s.dataset)
+    cold = _compile(c, s, state, places)
+    program = cold.program
     if program.source is None:
-        raise UserError(f"data.on_device_mb={c.data.on_device_mb}: the training set is larger; want it on the device")
-    _, _, warm, warm_hit = _compile(c, s, state, places)
-    alone = c.batch + c.data.labelled_batch  # of one replica
+        raise UserError(
+            f"data.on_device_mb={c.data.on_device_mb}: the training set is larger; "
+            "want it on the device"
+        )
+    warm = _compile(c, s, state, places)
     traced = count.traced(c, s.model, s.mesh, s.dataset)
-    row |= {
+    cell.row |= {
         "batch": c.batch,
         "images": images(c),
         "dtype": c.dtype,
         "devices": s.mesh.size,
-        "lower_s": lower,
-        "cold_s": None if hit else cold,  # a hit: the same program as another cell's
-        "warm_s": warm if warm_hit else None,
-        "hand_flops_per_image": count.flops(traced) / alone,
+        "lower_s": cold.lower_s,
+        "cold_s": None if cold.cached else cold.compile_s,  # cached: another cell's program
+        "warm_s": warm.compile_s if warm.cached else None,
+        "hand_flops_per_image": count.flops(traced) / (c.batch + c.data.labelled_batch),
         **analysis(c, program, state, s.mesh.size, traced),
     }
-    params = jax.tree.map(np.asarray, state.params) if peer else None  # before the state is donated
+    # Copied before the first call, which donates the state.
+    params = jax.tree.map(np.asarray, state.params) if peer else None
     ours = _Ours(program, state)
     began = time.perf_counter()
     ours.call()
     ours.wait()
-    row["first_s"] = time.perf_counter() - began
+    cell.row["first_s"] = time.perf_counter() - began
     cell.lanes["ours"] = Lane(ours.call, ours.wait, c.steps_per_call)
     if peer:
         other = peer.Peer(c, s.dataset, params)
-        row |= agreement(c, s.dataset, params, other)
-        row["peer_errors"] = {}
-        for name, make in other.lanes().items():
-            try:
-                cell.lanes[name] = Lane(*make())
-            except Exception as error:  # its compiler may fail in any way; that is a finding
-                row["peer_errors"][name] = line(error)
+        cell.row |= agreement(c, s.dataset, params, other)
+        add_fastest(cell, other.forms())
 
 
-def agreement(c, dataset, params, peer):
-    """The relative differences of a peer's loss and gradients from ours, on one batch with the same noise.
+def add_fastest(cell: Cell, forms: dict[str, Callable[[], tuple]]) -> None:
+    """Build every form of a peer's step, compare them in turns, and add the fastest as a lane.
 
-    In float32 without shortcuts, whatever the cell's dtype: that the two are the same function.
+    ``cell.row`` gets ``peer_form``, the fastest one's name, ``peer_warmup_s``, {form: seconds a
+    step}, and ``peer_errors``, {form: why it could not be built}.
+    """
+    lanes = {}
+    errors = {}
+    for name, make in forms.items():
+        try:
+            lanes[name] = Lane(*make())
+        except Exception as error:  # its compiler may fail in any way
+            errors[name] = line(error)
+    calls = {name: calls_for(lane, WARM_UP) for name, lane in lanes.items()}
+    seconds = dict.fromkeys(lanes, math.inf)
+    for _ in range(WARM_UP_ROUNDS):
+        for name, lane in lanes.items():
+            seconds[name] = min(seconds[name], window(lane, calls[name]))
+    cell.row["peer_errors"] = errors
+    cell.row["peer_warmup_s"] = seconds
+    cell.row["peer_form"] = min(seconds, key=seconds.get, default=None)
+    if lanes:
+        cell.lanes[cell.row["peer_form"]] = lanes[cell.row["peer_form"]]
+
+
+# --- the same function ---------------------------------------------------------------------------
+
+
+def _batch(m: Any, dataset: Dataset, index: np.ndarray) -> dict[str, Any]:
+    """The batch of some training examples, grey levels in [0, 1] or thresholded at 1/2."""
+    x = dataset.train.image[index].astype(np.float32) / (dataset.levels - 1)
+    if m.likelihood.data == "binary":
+        x = (x > 0.5).astype(np.float32)
+    label = np.zeros(len(x), np.int32)
+    if dataset.train.label is not None:
+        label = dataset.train.label[index]
+    return {"image": x, "label": label, "id": index, "n": len(dataset.train.image), "step": 0}
+
+
+def _noise(m: Any, keys_B: jax.Array, samples: int) -> np.ndarray:
+    """The standard normals [K, B, D] that the model draws with these keys, level by level."""
+    keys_KxB = distributions.split_keys(keys_B, samples)
+    if m.levels == 1:
+        return np.asarray(distributions.standard_normal(keys_KxB, m.latent))
+    sizes = []
+    for levels, size in m.groups:
+        sizes += [size] * levels
+    draws = []
+    for level_keys, size in zip(distributions.split_keys(keys_KxB, m.levels), sizes, strict=True):
+        draws.append(distributions.standard_normal(level_keys, size))
+    return np.concatenate(draws, axis=-1)
+
+
+def agreement(c: ConfigDict, dataset: Dataset, params: dict, peer: Any) -> dict[str, float]:
+    """The relative differences of a peer's loss and gradients from ours, for the same noise.
+
+    On one batch of at most 16 examples, in float32 with exact products, whatever the cell's dtype.
 
     Raises:
-      UserError: one of them is larger than :data:`AGREE`.
+      UserError: one of them is larger than :data:`AGREE`: the peer is another function.
     """
     c = c.copy_and_resolve_references()
     c.dtype = "float32"
     m = model.build_for(c, dataset)
     objective = config_lib.resolve("objective", c.objective.name)
-    numbers = {k: v for k, v in c.objective.items() if k != "name"}
-    rows, key = np.arange(min(c.batch, 16)), jax.random.key(1)
-
-    def batch(index):
-        x = dataset.train.image[index].astype(np.float32) / (dataset.levels - 1)
-        if m.likelihood.data == "binary":
-            x = (x > 0.5).astype(np.float32)
-        label = np.zeros(len(x), np.int32) if dataset.train.label is None else dataset.train.label[index]
-        return {"image": x, "label": label, "id": index, "n": len(dataset.train.image), "step": 0}
-
-    def noise(keys_B):
-        """The standard normals that ``many`` draws with these keys, KxBxD; each level of a hierarchy has its own."""
-        keys_KxB = densities.split_keys(keys_B, c.objective.get("samples", 1))
-        if m.levels == 1:
-            return np.asarray(densities.standard_normal(keys_KxB, m.latent))
-        sizes = [size for n, size in m.groups for _ in range(n)]
-        level_keys = densities.split_keys(keys_KxB, m.levels)
-        levels = [densities.standard_normal(keys, size) for keys, size in zip(level_keys, sizes, strict=True)]
-        return np.concatenate(levels, axis=-1)
-
-    given, labelled, keys = batch(rows), None, densities.example_keys(key, rows)
+    options = {k: v for k, v in c.objective.items() if k != "name"}
+    samples = c.objective.get("samples", 1)
+    key = jax.random.key(1)
+    batch = _batch(m, dataset, np.arange(min(c.batch, 16)))
+    n = len(batch["image"])
+    keys_B = distributions.example_keys(key, batch["id"])
+    labelled = None
     if c.data.labelled_batch:
-        given["labelled"] = batch(np.flatnonzero(dataset.train.label >= 0)[: len(rows)])
-        given["labelled"]["keys"] = densities.example_keys(jax.random.fold_in(key, 1), given["labelled"]["id"])
-        labelled = [given["labelled"][k] for k in ("image", "label")] + [noise(given["labelled"]["keys"])]
+        batch["labelled"] = _batch(m, dataset, np.flatnonzero(dataset.train.label >= 0)[:n])
+        labelled_keys = distributions.example_keys(jax.random.fold_in(key, 1), batch["labelled"]["id"])
+        batch["labelled"]["keys"] = labelled_keys
+        labelled = [batch["labelled"]["image"], batch["labelled"]["label"]]
+        labelled.append(_noise(m, labelled_keys, samples))
 
-    def loss(params):
-        terms = objective(m, params, given, keys, **numbers)
-        return sum(step.masked_mean(t.loss, np.ones(len(t.loss), bool)) for t in (terms, terms.labelled) if t)
+    def loss(params: dict) -> jax.Array:
+        terms = objective(m, params, batch, keys_B, **options)
+        total = step.masked_mean(terms.loss, np.ones(len(terms.loss), bool))
+        if terms.labelled:
+            ones = np.ones(len(terms.labelled.loss), bool)
+            total = total + step.masked_mean(terms.labelled.loss, ones)
+        return total
 
     with jax.default_matmul_precision("highest"):
-        value, gradients = compile_lib.simple(jax.value_and_grad(loss))(params)
-    other, others = peer.loss_and_gradients(given["image"], given["label"], noise(keys), labelled)
-    gap = abs(other - float(value)) / abs(float(value))
-    pairs = zip(peer.layout(jax.tree.map(np.asarray, gradients)), others, strict=True)
-    gaps = [float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30)) for a, b in pairs]
-    if not max(gap, *gaps) <= AGREE:
-        raise UserError(f"the peer is another function: loss {gap:.1e} apart, gradients {max(gaps):.1e}; want {AGREE}")
-    return {"peer_loss_gap": gap, "peer_gradient_gap": max(gaps)}
+        value, gradients = program_lib.simple(jax.value_and_grad(loss))(params)
+    noise = _noise(m, keys_B, samples)
+    measured = peer.loss_and_gradients(batch["image"], batch["label"], noise, labelled)
+    ours = (float(value), peer.layout(jax.tree.map(np.asarray, gradients)))
+    return _gaps(ours, measured)
 
 
-def line(error):
+def _gaps(ours: tuple, peers: tuple) -> dict[str, float]:
+    """The relative differences of two (loss, gradients): |a - b| / |a|, for gradients by norms."""
+    loss_gap = abs(peers[0] - ours[0]) / abs(ours[0])
+    gaps = []
+    for a, b in zip(ours[1], peers[1], strict=True):
+        gaps.append(float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30)))
+    if not max(loss_gap, *gaps) <= AGREE:
+        raise UserError(
+            f"the peer is another function: loss {loss_gap:.1e} apart, "
+            f"gradients {max(gaps):.1e}; want {AGREE}"
+        )
+    return {"peer_loss_gap": loss_gap, "peer_gradient_gap": max(gaps)}
+
+
+def line(error: Exception) -> str:
     """An exception in one line of 200 characters at most."""
     text = " ".join(str(error).split())
-    return (text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")[:200]
+    if not isinstance(error, UserError):
+        text = f"{type(error).__name__}: {text}"
+    return text[:200]
 
 
 # --- timing --------------------------------------------------------------------------------------
 
 
-def window(lane, calls):
-    """Seconds per step of ``calls`` calls, blocked once at their end; one call before them is not counted."""
+def window(lane: Lane, calls: int) -> float:
+    """Seconds per step of ``calls`` calls, blocked once at their end, after one uncounted call."""
     lane.call()
     lane.wait()
     began = time.perf_counter()
@@ -305,58 +420,67 @@ def window(lane, calls):
     return (time.perf_counter() - began) / (calls * lane.steps)
 
 
-def calls_for(lane, seconds):
+def calls_for(lane: Lane, seconds: float) -> int:
     """How many calls last ``seconds``, from windows that grow until one lasts a quarter of it."""
     calls = 1
     while True:
-        took = window(lane, calls) * calls * lane.steps
-        if took >= seconds / 4:
-            return max(1, math.ceil(calls * seconds / took))
+        duration = window(lane, calls) * calls * lane.steps
+        if duration >= seconds / 4:
+            return max(1, math.ceil(calls * seconds / duration))
         calls *= 4
 
 
-def build_all(made, *, seconds, peer=None, say=print):
-    """:func:`build` every cell, with windows of ``seconds``; what fails becomes the cell's ``error``.
+def build_all(
+    all_cells: list[Cell],
+    *,
+    seconds: float,
+    peer: ModuleType | None = None,
+    log: Callable[[str], None] = print,
+) -> None:
+    """:func:`build` every cell, with windows of ``seconds``; a failure becomes its ``error``.
 
     Raises:
       UserError: every cell fails by bad input; the first one's.
     """
-    failed = [UserError(cell.row["error"]) for cell in made if cell.row["error"]]
-    for i, cell in enumerate(made):
+    errors = [UserError(cell.row["error"]) for cell in all_cells if cell.row["error"]]
+    for i, cell in enumerate(all_cells):
         if cell.row["error"]:
             continue
-        say(f"[{i + 1}/{len(made)}] {cell.row['key']}: compiling")
-        with _survives(cell, failed):
+        log(f"[{i + 1}/{len(all_cells)}] {cell.row['key']}: compiling")
+        with _survives(cell, errors):
             build(cell, peer)
             cell.calls = {name: calls_for(lane, seconds) for name, lane in cell.lanes.items()}
             cell.row["windows"] = {name: [] for name in cell.lanes}
-    if len(failed) == len(made) and all(isinstance(error, UserError) for error in failed):
-        raise failed[0]
+    if len(errors) == len(all_cells) and all(isinstance(e, UserError) for e in errors):
+        raise errors[0]
 
 
-def take_turns(made, *, rounds, say=print):
+def take_turns(all_cells: list[Cell], *, rounds: int, log: Callable[[str], None] = print) -> None:
     """Fill the rows: ``row['windows'][lane]`` is seconds per step, one number for each round.
 
-    Every round gives each lane of each cell one window, in an order drawn anew, so that what drifts
-    (clock, temperature, neighbours) meets all of them alike. What fails becomes the cell's ``error``, and the
-    others go on.
+    Every round gives each lane of each cell one window, in an order drawn anew, so that drifts of
+    the clock, the temperature or the load meet all of them alike. A failure becomes the cell's
+    ``error``, and the others go on.
     """
     rng = np.random.default_rng(0)
     for i in range(rounds):
-        say(f"round {i + 1} of {rounds}")
-        turns = [(cell, name) for cell in made for name in cell.lanes]
+        log(f"round {i + 1} of {rounds}")
+        turns = []
+        for cell in all_cells:
+            turns += [(cell, name) for name in cell.lanes]
         for at in rng.permutation(len(turns)):
             cell, name = turns[at]
             if not cell.row["error"]:
                 with _survives(cell, []):
-                    cell.row["windows"][name].append(window(cell.lanes[name], cell.calls[name]))
+                    seconds = window(cell.lanes[name], cell.calls[name])
+                    cell.row["windows"][name].append(seconds)
 
 
 @contextlib.contextmanager
-def _survives(cell, failed):
+def _survives(cell: Cell, errors: list[Exception]) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # out of memory, no compiler for it, too few devices: a row that says so
-        failed.append(error)
+    except Exception as error:  # out of memory, too few devices: a row that says so
+        errors.append(error)
         cell.row |= {"error": line(error), "traceback": traceback.format_exc()}
         cell.lanes.clear()  # its memory is for the others

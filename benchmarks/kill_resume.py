@@ -1,16 +1,20 @@
-"""Kill a real training run with SIGKILL at random moments, resume it, and compare every leaf with a run
-that was left alone. With --processes the run is several under the launcher, one of which, any one, is killed, or
-asked by SIGTERM to stop: then all save the same step, and the same command goes on.
+"""Kill a training run at random moments, resume it, and compare it with one left alone.
 
     python -m benchmarks.kill_resume --times=20 --out=results/resume.json
     python -m benchmarks.kill_resume --times=30 --processes=2 --out=results/kills.json
     python -m benchmarks.kill_resume --times=30 --processes=4 --out=results/kills_4.json
     python -m benchmarks.kill_resume --times=10 --processes=2 --stop --out=results/stops.json
+
+Every leaf of the final state must be equal, bit for bit. With ``--processes`` the run is several
+processes under the launcher, and the signal goes to one of them, chosen at random. With ``--stop``
+the signal is SIGTERM: all processes save the same step, and the same command goes on from it.
 """
 
 import argparse
+import dataclasses
 import json
 import os
+import pathlib
 import random
 import re
 import signal
@@ -25,21 +29,36 @@ import numpy as np
 
 STEPS = 200
 COMMAND = [
-    *("train.py", "--config=configs/digits.py", f"--config.steps={STEPS}", "--config.eval.every=20"),
-    *("--config.log_every=20", "--config.optim.warmup=20", "--config.eval.iw_k=1"),
-    *("--config.encoder.widths=(32,)", "--config.decoder.widths=(32,)"),
+    "train.py",
+    "--config=configs/digits.py",
+    f"--config.steps={STEPS}",
+    "--config.eval.every=20",
+    "--config.log_every=20",
+    "--config.optim.warmup=20",
+    "--config.eval.iw_k=1",
+    "--config.encoder.widths=(32,)",
+    "--config.decoder.widths=(32,)",
 ]
+LONGEST = 1800  # seconds from the last signal to the end of a run under the launcher
+
+Path = str | pathlib.Path
 
 
-def start(workdir, processes=None):
-    launcher = (
-        ["-m", "vae_jax.tools.launch", f"--processes={processes}", "--devices_per_process=2", "--"] if processes else []
-    )
+# --- one run -------------------------------------------------------------------------------------
+
+
+def start(workdir: Path, processes: int | None = None) -> subprocess.Popen:
+    """The process of a run, or of the launcher of ``processes`` processes with two devices each."""
+    launcher = []
+    if processes:
+        launcher = ["-m", "vae_jax.tools.launch", f"--processes={processes}"]
+        launcher += ["--devices_per_process=2", "--"]
     argv = [sys.executable, *launcher, *COMMAND, f"--workdir={workdir}"]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(workdir, processes=None):
+def finish(workdir: Path, processes: int | None = None) -> str:
+    """Run to the end; the output. Raises a RuntimeError with it where the run fails."""
     process = start(workdir, processes)
     try:
         out, _ = process.communicate(timeout=600)
@@ -50,39 +69,34 @@ def finish(workdir, processes=None):
     return out
 
 
-def final_leaves(workdir):
-    """Every leaf of the last checkpoint's state, read by Orbax without the code that wrote it."""
-    import jax
-    import orbax.checkpoint as ocp
-
+def saved_steps(workdir: Path) -> list[int]:
     from vae_jax.mesh import store
 
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # where the devices that saved it are not
-    with ocp.CheckpointManager(os.path.join(store.absolute(workdir), "checkpoints")) as manager:
-        assert manager.latest_step() == STEPS
-        restored = manager.restore(
-            STEPS, args=ocp.args.Composite(state=ocp.args.StandardRestore(fallback_sharding=here))
-        )
-    return {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(restored["state"])}
+    names = store.names(os.path.join(workdir, "manifests"))
+    return [int(name.split(".")[0]) for name in names if name.endswith(".json")]
 
 
-def saved_steps(workdir):
-    from vae_jax.mesh import store
-
-    return [int(n.split(".")[0]) for n in store.names(os.path.join(workdir, "manifests")) if n.endswith(".json")]
+def last_saved(workdir: Path) -> int:
+    return max(saved_steps(workdir), default=0)
 
 
-def until_saved(workdir, process, before, rng, longest=0.5):
-    """Wait until the run has saved something new, and a random moment longer."""
+def until_saved(
+    workdir: Path,
+    process: subprocess.Popen,
+    before: int,
+    rng: random.Random,
+    longest: float = 0.5,
+) -> None:
+    """Wait until the run saves a step after ``before``, then up to ``longest`` seconds more."""
     limit = time.monotonic() + 120
-    while max(saved_steps(workdir), default=0) <= before and process.poll() is None and time.monotonic() < limit:
+    while last_saved(workdir) <= before and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.005)
     time.sleep(rng.uniform(0, longest))
 
 
-def kill_once(workdir, rng):
-    """Start, wait until this run has saved something new, kill it a random moment later; its last step."""
-    before = max(saved_steps(workdir), default=0)
+def kill_once(workdir: Path, rng: random.Random) -> bool:
+    """Start a run, and kill it a random moment after its first save; whether the kill hit it."""
+    before = last_saved(workdir)
     process = start(workdir)
     until_saved(workdir, process, before, rng)
     process.send_signal(signal.SIGKILL)
@@ -90,133 +104,255 @@ def kill_once(workdir, rng):
     return process.returncode == -signal.SIGKILL
 
 
-def trial(reference, folder, rng, kills=2):
-    """One run killed up to ``kills`` times and then finished: (kills that hit, leaves that differ, rows equal)."""
+# --- two runs ------------------------------------------------------------------------------------
+
+
+def final_leaves(workdir: Path) -> dict[str, np.ndarray]:
+    """Every leaf of the last checkpoint's state, read by Orbax without the code that wrote it."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    from vae_jax.mesh import store
+
+    # This process may lack the devices that saved the state.
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    args = ocp.args.StandardRestore(fallback_sharding=sharding)
+    with ocp.CheckpointManager(os.path.join(store.absolute(workdir), "checkpoints")) as manager:
+        assert manager.latest_step() == STEPS
+        state = manager.restore(STEPS, args=ocp.args.Composite(state=args))["state"]
+    leaves = {}
+    for path, value in jax.tree_util.tree_leaves_with_path(state):
+        leaves[jax.tree_util.keystr(path)] = np.asarray(value)
+    return leaves
+
+
+def losses(workdir: Path) -> list[dict]:
+    """The rows of metrics.jsonl without the wall clock: what a resumed log must equal."""
+    from etils import epath
+
+    from vae_jax.train import clock
+
+    rows = []
+    for line in epath.Path(workdir, "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        rows.append({k: v for k, v in row.items() if k not in (*clock.ROW, "time")})
+    return rows
+
+
+def equal_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def compare(reference: Path, workdir: Path) -> tuple[list[str], bool]:
+    """(leaves of the final state that differ, whether the logged rows are equal)."""
+    want = final_leaves(reference)
+    leaves = final_leaves(workdir)
+    different = sorted(set(want) ^ set(leaves))
+    for name in sorted(set(want) & set(leaves)):
+        if not equal_bits(want[name], leaves[name]):
+            different.append(name)
+    return different, losses(reference) == losses(workdir)
+
+
+def trial(
+    reference: Path, folder: str, rng: random.Random, kills: int = 2
+) -> tuple[int, list[str], bool]:
+    """Kill one run up to ``kills`` times, then finish it: (kills that hit, *:func:`compare`)."""
     workdir = os.path.join(folder, "run")
     hits = sum(kill_once(workdir, rng) for _ in range(kills))
     finish(workdir)
     return hits, *compare(reference, workdir)
 
 
-def compare(reference, workdir):
-    """(leaves of the final state that differ, whether the logged rows are equal)."""
-    want, got = final_leaves(reference), final_leaves(workdir)
-    different = [
-        k for k in want if k not in got or want[k].dtype != got[k].dtype or want[k].tobytes() != got[k].tobytes()
-    ]
-    different += [k for k in got if k not in want]
-    return different, losses(reference) == losses(workdir)
+# --- several processes ---------------------------------------------------------------------------
 
 
-def signal_one(launcher, number, rng):
-    """Send a signal to a random process of a launcher; when, or None where there was none to be met."""
-    with open(f"/proc/{launcher.pid}/task/{launcher.pid}/children") as f:
-        found = [int(pid) for pid in f.read().split()]
-    if launcher.poll() is not None or not found:
+def signal_one(
+    launcher: subprocess.Popen, number: signal.Signals, rng: random.Random
+) -> float | None:
+    """Send a signal to a random process of a launcher; the time, or None where none runs."""
+    with open(f"/proc/{launcher.pid}/task/{launcher.pid}/children") as file:
+        children = [int(pid) for pid in file.read().split()]
+    if launcher.poll() is not None or not children:
         return None
-    os.kill(rng.choice(found), number)
+    os.kill(rng.choice(children), number)
     return time.monotonic()
 
 
-def launched(reference, folder, rng, processes, stop, kills=5):
-    """One job of several processes: (signals that hit, leaves that differ, rows equal, seconds from each to a step).
+class Output:
+    """The lines of a process with the time of each, collected by a thread."""
 
-    Killed, it is the launcher that begins again; asked to stop, it ends with 75, its last step saved and good.
-    """
+    def __init__(self, process: subprocess.Popen):
+        self.lines = []
+        self.process = process
+        self.thread = threading.Thread(target=self._read)
+        self.thread.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.append((time.monotonic(), line))
+
+    def wait(self) -> str:
+        """The whole output, once the process has ended, which it must within half an hour."""
+        try:
+            self.process.wait(timeout=LONGEST)
+            ended = True
+        except subprocess.TimeoutExpired:
+            ended = False
+        finally:
+            self.process.terminate()
+        self.thread.join()
+        text = "".join(line for _, line in self.lines)
+        if not ended:
+            raise RuntimeError(f"no end within half an hour of the last signal:\n{text}")
+        return text
+
+    def seconds_to_step(self, moments: list[float | None]) -> list[float]:
+        """Seconds from each moment to the next line about a step, where there is one."""
+        steps = [at for at, line in self.lines if "] step" in line]
+        seconds = []
+        for moment in moments:
+            if moment is not None:
+                later = [at - moment for at in steps if at > moment]
+                seconds += later[:1]
+        return seconds
+
+
+def check_stopped(workdir: str, code: int, text: str) -> int:
+    """1 where a run was asked to stop and saved a good step, 0 where it was done before."""
     from vae_jax.mesh import hosts
     from vae_jax.train import checkpoint
 
-    workdir, lines = os.path.join(folder, "run"), []
+    if code == 0:
+        return 0
+    stopped = re.search(r"stopped at step (\d+) and saved", text)
+    if not stopped or code != hosts.STOPPED:
+        raise RuntimeError(text)
+    if checkpoint.fault(workdir, int(stopped[1])) is not None:
+        raise RuntimeError(text)
+    return 1
+
+
+def launched(
+    reference: Path, folder: str, rng: random.Random, processes: int, stop: bool, kills: int = 5
+) -> tuple[int, list[str], bool, list[float]]:
+    """Send signals to one job of several processes, and compare it with the reference.
+
+    The launcher restarts a killed job by itself. A job that is asked to stop ends with
+    ``hosts.STOPPED``, its last step saved; it is then finished by the same command.
+
+    Returns:
+      signals that hit, leaves that differ, whether the rows are equal, seconds from each signal to
+      the next step.
+    """
+    workdir = os.path.join(folder, "run")
     process = start(workdir, processes)
-    reader = threading.Thread(target=lambda: lines.extend((time.monotonic(), line) for line in process.stdout))
-    reader.start()
-    sent = []
-    for _ in range(1 if stop else kills):
-        # A run that is done still evaluates, and can be killed; to be asked to stop it must be at its steps.
-        until_saved(workdir, process, max(saved_steps(workdir), default=0), rng, longest=0.1 if stop else 0.5)
-        sent.append(signal_one(process, signal.SIGTERM if stop else signal.SIGKILL, rng))
-    try:
-        code = process.wait(timeout=1800)
-    except subprocess.TimeoutExpired:
-        code = None
-    finally:
-        process.terminate()
-    reader.join()
-    text = "".join(line for _, line in lines)
-    if code is None:
-        raise RuntimeError(f"no end within half an hour of the last signal:\n{text}")
+    output = Output(process)
+    number = signal.SIGKILL
+    longest = 0.5
     if stop:
-        found = re.search(r"stopped at step (\d+) and saved", text)
-        good = found and code == hosts.STOPPED and checkpoint.fault(workdir, int(found[1])) is None
-        hits = 0 if code == 0 else 1  # 0: it was done before it was asked
-        if hits and not good:
-            raise RuntimeError(text)
+        # A run at its evaluation can be killed, but only one at its steps can be asked to stop.
+        number = signal.SIGTERM
+        longest = 0.1
+        kills = 1
+    moments = []
+    for _ in range(kills):
+        until_saved(workdir, process, last_saved(workdir), rng, longest)
+        moments.append(signal_one(process, number, rng))
+    text = output.wait()
+    if stop:
+        hits = check_stopped(workdir, process.returncode, text)
         finish(workdir, processes)
     else:
         hits = text.count("launch: a process ended with")
-        if code:
+        if process.returncode:
             raise RuntimeError(text)
-    steps = [at for at, line in lines if "] step" in line]
-    again = [min((at - t for at in steps if at > t), default=None) for t in sent if t]
-    return hits, *compare(reference, workdir), [s for s in again if s is not None]
+    return hits, *compare(reference, workdir), output.seconds_to_step(moments)
 
 
-def losses(workdir):
-    """The logged rows without the wall clock: what a resumed log must equal."""
-    from etils import epath
-
-    from vae_jax.train import clock as watch
-
-    rows = [json.loads(line) for line in epath.Path(workdir, "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in (*watch.ROW, "time")} for row in rows]
+# --- the measurement -----------------------------------------------------------------------------
 
 
-def record(args, began, trials, hits, exact, again):
+@dataclasses.dataclass
+class Totals:
+    """What all trials gave so far."""
+
+    trials: int = 0
+    hits: int = 0
+    exact: int = 0
+    restarts: list[float] = dataclasses.field(default_factory=list)  # seconds
+
+    def figures(self, stop: bool) -> dict[str, dict]:
+        from vae_jax.tools import results
+
+        key = "stops" if stop else "kills"
+        unit = "SIGTERM to one process" if stop else "kill -9"
+        figures = {
+            key: results.figure(self.hits, unit, n=self.trials),
+            "bit_exact": results.figure(self.exact, "resumed bit for bit", n=self.hits),
+        }
+        if self.restarts and not stop:
+            n = len(self.restarts)
+            spread = statistics.stdev(self.restarts) if n > 1 else None
+            median = statistics.median(self.restarts)
+            figures["restart_seconds"] = results.figure(median, "s", sd=spread, n=n)
+        return figures
+
+
+def record(args: argparse.Namespace, began: float, totals: Totals) -> None:
     from vae_jax.tools import results
 
-    sent = "SIGTERM to one process" if args.stop else "kill -9"
-    figures = {
-        "stops" if args.stop else "kills": results.figure(hits, sent, n=trials),
-        "bit_exact": results.figure(exact, "resumed bit for bit", n=hits),
-    }
-    flags = f" --processes={args.processes}{' --stop' * args.stop} --out={args.out}" if args.processes else ""
-    if again and not args.stop:
-        spread = statistics.stdev(again) if len(again) > 1 else None
-        figures["restart_seconds"] = results.figure(statistics.median(again), "s", sd=spread, n=len(again))
+    command = f"python -m benchmarks.kill_resume --times={args.times}"
+    if args.processes:
+        command += f" --processes={args.processes}"
+        if args.stop:
+            command += " --stop"
+        command += f" --out={args.out}"
     results.write(
         args.out,
-        command=f"python -m benchmarks.kill_resume --times={args.times}{flags}",
+        command=command,
         config=" ".join(COMMAND[1:]),
         seed=args.seed,
         seconds=time.time() - began,
-        figures=figures,
+        figures=totals.figures(args.stop),
     )
 
 
-def main():
+def one_trial(args: argparse.Namespace, reference: str, rng: random.Random, totals: Totals) -> None:
+    """Add one trial, in a folder of its own, to the totals."""
+    with tempfile.TemporaryDirectory() as folder:
+        if args.processes:
+            measured = launched(reference, folder, rng, args.processes, args.stop)
+            hits, different, same_rows, restarts = measured
+            totals.restarts += restarts
+        else:
+            hits, different, same_rows = trial(reference, folder, rng)
+    totals.trials += 1
+    totals.hits += hits
+    if not different and same_rows:
+        totals.exact += hits
+    differences = f"{len(different)} leaves differ, log rows equal: {same_rows}"
+    print(f"trial {totals.trials}: {hits} hits, {differences}", flush=True)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, help="under the launcher, two devices each")
-    parser.add_argument("--stop", action="store_true", help="SIGTERM to one of them in place of kill -9")
+    parser.add_argument("--stop", action="store_true", help="SIGTERM to one process, not kill -9")
     parser.add_argument("--out", default="results/resume.json")
     args = parser.parse_args()
-    rng, hits, exact, began, again = random.Random(args.seed), 0, 0, time.time(), []
+    rng = random.Random(args.seed)
+    began = time.time()
+    totals = Totals()
     with tempfile.TemporaryDirectory() as folder:
         reference = os.path.join(folder, "reference")
         finish(reference, args.processes)
-        trials = 0
-        while hits < args.times:
-            with tempfile.TemporaryDirectory() as inner:
-                if args.processes:
-                    n, different, rows, seconds = launched(reference, inner, rng, args.processes, args.stop)
-                    again += seconds
-                else:
-                    n, different, rows = trial(reference, inner, rng)
-            trials, hits, exact = trials + 1, hits + n, exact + (not different and rows) * n
-            print(f"trial {trials}: {n} hits, {len(different)} leaves differ, log rows equal: {rows}", flush=True)
-            record(args, began, trials, hits, exact, again)  # what is done is not lost
-    return 0 if exact == hits else 1
+        while totals.hits < args.times:
+            one_trial(args, reference, rng, totals)
+            record(args, began, totals)  # an interrupted measurement keeps what is done
+    return 0 if totals.exact == totals.hits else 1
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""What the device can do: matrix products and copies, measured here, and the peaks that its maker gives."""
+"""Peaks of the device: matrix products and copies, measured, and those its maker publishes."""
 
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from vae_jax.train import program as compile_lib
+from vae_jax.train import program
 
-# Part of device_kind -> (FLOP/s in bfloat16, FLOP/s in float32 as products run by default, bytes/s), dense, from the
-# makers' data sheets. By default a float32 product is TF32 on these GPUs and bfloat16 passes on TPUs. First match.
+# Part of device_kind -> (FLOP/s in bfloat16, FLOP/s in float32 as products run by default,
+# bytes/s), dense, from the makers' data sheets; the first match counts. By default a float32
+# product is TF32 on these GPUs and bfloat16 passes on TPUs.
 PUBLISHED = {
     "H200": (989e12, 494e12, 4.8e12),
     "H100 PCIe": (756e12, 378e12, 2.0e12),
@@ -26,12 +28,15 @@ COPY = {"cpu": 2**27}  # bytes, several times the caches; elsewhere:
 LARGE_COPY = 2**30
 PASSES = (4, 36)
 
+Peaks = dict[str, float]  # 'float32', 'bfloat16': FLOP/s; 'bytes': bytes/s
 
-def best(function, x, seconds):
-    """The shortest time of one call, over blocked calls for ``seconds``; compiled before."""
-    run = compile_lib.simple(function)
+
+def best(function: Callable, x: jax.Array | tuple, seconds: float) -> float:
+    """Seconds of the fastest blocked call within ``seconds``, after one that compiles."""
+    run = program.simple(function)
     run(x).block_until_ready()
-    times, end = [], time.perf_counter() + seconds
+    times = []
+    end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         began = time.perf_counter()
         run(x).block_until_ready()
@@ -39,39 +44,53 @@ def best(function, x, seconds):
     return min(times)
 
 
-def measured(seconds=0.5):
-    """{'float32': FLOP/s, 'bfloat16': FLOP/s, 'bytes': bytes/s} of one device: the best of some sizes.
+def measured(seconds: float = 0.5) -> Peaks:
+    """The peaks of one device: the best of some sizes.
 
-    A copy reads and writes an array that is larger than the caches. It is the time of 36 passes less that of 4:
-    on CPU the pages of a new array cost more than the pass over it.
+    A copy reads and writes an array that is larger than the caches. It is the time of 36 passes
+    less that of 4: on CPU the pages of a new array cost more than the pass over it.
     """
     platform = jax.default_backend()
-    found = {}
+    sizes = SIZES.get(platform, LARGE)
+    peaks = {}
     for dtype in ("float32", "bfloat16"):
-        sizes = SIZES.get(platform, LARGE)
-        product = lambda x: x @ x  # noqa: E731
-        found[dtype] = max(2 * n**3 / best(product, jnp.ones((n, n), dtype), seconds / len(sizes)) for n in sizes)
+        speeds = []
+        for n in sizes:
+            x = jnp.ones((n, n), dtype)
+            speeds.append(2 * n**3 / best(_square, x, seconds / len(sizes)))
+        peaks[dtype] = max(speeds)
     x = jnp.zeros(COPY.get(platform, LARGE_COPY) // 4, jnp.float32)
-    passes = lambda given: jax.lax.fori_loop(0, given[1], lambda _, x: 0.5 * x + 1, given[0])  # noqa: E731
-    few, many = (best(passes, (x, n), 2 * seconds) for n in PASSES)
-    found["bytes"] = 2 * x.nbytes * (PASSES[1] - PASSES[0]) / max(many - few, 1e-9)
-    return found
+    few, many = (best(_passes, (x, n), 2 * seconds) for n in PASSES)
+    peaks["bytes"] = 2 * x.nbytes * (PASSES[1] - PASSES[0]) / max(many - few, 1e-9)
+    return peaks
 
 
-def better(one, other):
+def _square(x: jax.Array) -> jax.Array:
+    return x @ x
+
+
+def _passes(inputs: tuple[jax.Array, int]) -> jax.Array:
+    """Read and write an array as often as the second input says."""
+    x, n = inputs
+    return jax.lax.fori_loop(0, n, lambda _, x: 0.5 * x + 1, x)
+
+
+def better(one: Peaks, other: Peaks) -> Peaks:
     """The higher of two measurements, peak by peak."""
     return {name: max(one[name], other[name]) for name in one}
 
 
-def words(peaks):
+def words(peaks: Peaks) -> str:
     """Measured peaks as text."""
-    products = ", ".join(f"{dtype} {peaks[dtype] / 1e9:,.0f} GFLOP/s" for dtype in ("float32", "bfloat16"))
-    return f"{products}, copies {peaks['bytes'] / 1e9:,.1f} GB/s, measured"
+    products = []
+    for dtype in ("float32", "bfloat16"):
+        products.append(f"{dtype} {peaks[dtype] / 1e9:,.0f} GFLOP/s")
+    return f"{', '.join(products)}, copies {peaks['bytes'] / 1e9:,.1f} GB/s, measured"
 
 
-def published(kind=None):
-    """As :func:`measured`, from the maker's data sheet; None for a device that the table lacks."""
-    kind = jax.devices()[0].device_kind if kind is None else kind
+def published(kind: str | None = None) -> Peaks | None:
+    """The peaks of a device kind, from the maker's data sheet; None where the table lacks it."""
+    kind = kind or jax.devices()[0].device_kind
     for part, (bfloat16, float32, copy) in PUBLISHED.items():
         if part in kind:
             return {"bfloat16": bfloat16, "float32": float32, "bytes": copy}

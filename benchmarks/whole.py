@@ -1,44 +1,58 @@
-"""The whole training loop beside its bare compiled step, and where the difference goes."""
+"""The whole training loop beside its bare compiled step, and how its time divides."""
 
 import contextlib
 import io
 import os
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from benchmarks import cells
+from benchmarks.common import FIGURES
 from vae_jax.tools import results
-from vae_jax.train import checkpoint, loop
-from vae_jax.train import clock as watch
+from vae_jax.train import checkpoint, clock, loop
 
 
-def looped(c):
-    """The clock of one run of the loop, from its first call to its last save: ``watch.new_clock``."""
+def run_loop(c: ConfigDict) -> dict[str, float]:
+    """Train once, silently; the loop's clock from its first call to its last save."""
     with tempfile.TemporaryDirectory(prefix="vae_jax_loop_") as folder:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            loop.train(c, os.path.join(folder, "run"), say=lambda _: None)
-        return checkpoint.Checkpoints(os.path.join(folder, "run"), write=False).meta()["clock"]
+        workdir = os.path.join(folder, "run")
+        silence = io.StringIO()
+        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+            loop.train(c, workdir, lambda _: None)
+        return checkpoint.Checkpoints(workdir, write=False).meta()["clock"]
 
 
-def measure(c, rounds, seconds, say=print):
-    """{name: results.figure}: the bare step in turns with whole runs of the config, ``rounds`` of each.
+def measure(
+    c: ConfigDict, rounds: int, seconds: float, log: Callable[[str], None] = print
+) -> FIGURES:
+    """The bare step in turns with whole runs of the config, ``rounds`` of each.
 
-    A run begins with nothing, ends at ``config.steps``, and logs, validates and saves as the config says; starting
-    and compiling are not in it.
+    A run begins from nothing, ends at ``config.steps``, and logs, validates and saves as the config
+    says. Starting and compiling do not count.
+
+    Returns:
+      'kept', the share of the bare step in the loop's time, and the shares of ``clock.LOOP``.
     """
     cell = cells.Cell(c, {"key": "all", "fields": {}, "error": ""})
     cells.build(cell)
-    lane, share, split = cell.lanes["ours"], [], []
+    lane = cell.lanes["ours"]
     calls = cells.calls_for(lane, seconds)
+    kept = []
+    shares = {part: [] for part in clock.LOOP}
     for i in range(rounds):
         before = cells.window(lane, calls)
-        spent = looped(c)
+        times = run_loop(c)
         bare = c.steps * (before + cells.window(lane, calls)) / 2
-        share.append(bare / spent["seconds"])
-        split.append([spent[f"{part}_seconds"] / spent["seconds"] for part in watch.LOOP])
-        say(f"round {i + 1} of {rounds}: the loop keeps {share[-1]:.1%}")
-    median = lambda v: float(np.median(v))  # noqa: E731
-    kept = results.figure(median(share), "of the bare step", sd=float(np.std(share)), n=rounds)
-    parts = zip(watch.LOOP, zip(*split, strict=True), strict=True)
-    return {"kept": kept} | {part: results.figure(median(v), "of the loop", n=rounds) for part, v in parts}
+        kept.append(bare / times["seconds"])
+        for part in clock.LOOP:
+            shares[part].append(times[f"{part}_seconds"] / times["seconds"])
+        log(f"round {i + 1} of {rounds}: the loop keeps {kept[-1]:.1%}")
+    spread = float(np.std(kept))
+    median = float(np.median(kept))
+    figures = {"kept": results.figure(median, "of the bare step", sd=spread, n=rounds)}
+    for part, values in shares.items():
+        figures[part] = results.figure(float(np.median(values)), "of the loop", n=rounds)
+    return figures

@@ -1,8 +1,10 @@
-"""The VDVAE of a config as a user of PyTorch writes it, for torch_step.py: NCHW, dense layers as 1x1 convolutions."""
+"""The VDVAE of a config as a user of PyTorch writes it; its dense layers are 1x1 convolutions."""
 
 import math
 
+import numpy as np
 import torch
+from ml_collections import ConfigDict
 from torch import nn
 from torch.nn import functional as F
 
@@ -12,7 +14,7 @@ from vae_jax.config import UserError
 LOGVAR = (-12.0, 6.0)  # the smooth bounds of nets/topdown.py
 
 
-def check(c, shape):
+def check(c: ConfigDict, shape: tuple[int, ...]) -> None:
     """Raise for what this peer does not have."""
     peer.want("encoder.name", c.encoder.name, ("residual",))
     peer.want("decoder.scan", c.decoder.scan, (False,))
@@ -23,31 +25,34 @@ def check(c, shape):
     peer.want("classifier.name", c.classifier.name, ("none",))
     cell = c.decoder.patch * 2 ** (len(c.decoder.widths) - 1)
     if any(side % cell for side in shape[:2]):
-        raise UserError(f"decoder.patch={c.decoder.patch}: --peer=torch wants sides that are multiples of {cell}")
+        raise UserError(
+            f"decoder.patch={c.decoder.patch}: --peer=torch wants sides that are multiples of "
+            f"{cell}"
+        )
 
 
-def _as_conv(w_IxO):
+def _as_conv(w_IxO: np.ndarray) -> np.ndarray:
     return w_IxO.T[:, :, None, None]
 
 
-def _conv(w_hxwxIxO):
+def _conv(w_hxwxIxO: np.ndarray) -> np.ndarray:
     return w_hxwxIxO.transpose(3, 2, 0, 1)
 
 
-def _from_patch(p):
+def _from_patch(p: int) -> peer.Layout:
     """Rows (p, p, C) of a kernel as pixel_unshuffle has them, (C, p, p)."""
 
-    def layout(w_hxwxIxO):
+    def layout(w_hxwxIxO: np.ndarray) -> np.ndarray:
         rows = w_hxwxIxO.reshape(*w_hxwxIxO.shape[:2], p, p, -1, w_hxwxIxO.shape[-1])
         return _conv(rows.transpose(0, 1, 4, 2, 3, 5).reshape(w_hxwxIxO.shape))
 
     return layout
 
 
-def _to_patch(p):
+def _to_patch(p: int) -> peer.Layout:
     """Columns (p, p, C) of a kernel, or of a bias, as pixel_shuffle wants them, (C, p, p)."""
 
-    def layout(w):
+    def layout(w: np.ndarray) -> np.ndarray:
         columns = w.reshape(-1, p, p, w.shape[-1] // p**2).transpose(0, 3, 1, 2).reshape(w.shape)
         return _conv(columns) if w.ndim == 4 else columns
 
@@ -57,7 +62,7 @@ def _to_patch(p):
 class Bottleneck(nn.Module):
     """nets.residual.Bottleneck on a grid whose shorter side is ``side``."""
 
-    def __init__(self, net, path, inputs, inner, outputs, side):
+    def __init__(self, net: "Net", path: str, inputs: int, inner: int, outputs: int, side: int):
         super().__init__()
         self.act = peer.ACTIVATIONS[net.c.decoder.activation]
         layers = [net.layer(f"{path}/Dense_0", inputs, inner)]
@@ -65,7 +70,7 @@ class Bottleneck(nn.Module):
             layers.append(net.layer(f"{path}/Conv_0", inner, inner, 3))
         self.layers = nn.ModuleList([*layers, net.layer(f"{path}/Dense_1", inner, outputs)])
 
-    def forward(self, h):
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             h = layer(self.act(h))
         return h
@@ -82,7 +87,9 @@ class Level(nn.Module):
         self.merge = net.layer(f"{path}/merge", n, width)
         self.mix = Bottleneck(net, f"{path}/mix", width, inner, width, side)
 
-    def forward(self, h, features, eps):
+    def forward(
+        self, h: torch.Tensor, features: torch.Tensor, eps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         n = self.n
         stats = self.prior(h)
         mu_p, logvar_p = stats[:, :n].float(), peer.soft_clip(stats[:, n : 2 * n].float(), *LOGVAR)
@@ -96,12 +103,17 @@ class Level(nn.Module):
 
 
 class Net(nn.Module):
-    """All parts of the VAE. ``leaves``: [(path in our parameters, layout, parameter)]; ``latent``: numbers of z."""
+    """All parts of the VAE.
 
-    def __init__(self, c, shape, levels):
+    ``leaves``: [(path in our parameters, layout, parameter)]; ``latent``: the size of z.
+    """
+
+    def __init__(self, c: ConfigDict, shape: tuple[int, ...], levels: int):
         super().__init__()
         check(c, shape)
-        self.c, self.levels, self.leaves = c, levels, []
+        self.c = c
+        self.levels = levels
+        self.leaves = []
         e, d, (height, width, channels) = c.encoder, c.decoder, shape
         p, m = d.patch, c.likelihood.components
         sides = [(height // p // 2**i, width // p // 2**i) for i in range(len(e.widths))]
@@ -110,7 +122,10 @@ class Net(nn.Module):
         for i, (wide, depth) in enumerate(zip(e.widths, e.depths, strict=True)):
             resized = self.layer(f"encoder/width_{i}", now, wide) if now != wide else nn.Identity()
             inner, side = max(1, wide // e.bottleneck), min(sides[i])
-            blocks = [Bottleneck(self, f"encoder/block_{i}_{j}/inner", wide, inner, wide, side) for j in range(depth)]
+            blocks = [
+                Bottleneck(self, f"encoder/block_{i}_{j}/inner", wide, inner, wide, side)
+                for j in range(depth)
+            ]
             self.bottom_up.append(nn.ModuleList([resized, *blocks]))
             now = wide
         sides.reverse()
@@ -125,20 +140,35 @@ class Net(nn.Module):
             self.top_down.append(nn.ModuleList([resized, *levels_here]))
             self.shapes += [(*sides[i], d.channels)] * depth
             now = wide
-        self.out = self.layer("decoder/out", now, p * p * m * (1 + 2 * channels + channels * (channels - 1) // 2), 3)
-        self.leaves[-2:] = [(path, _to_patch(p), parameter) for path, _, parameter in self.leaves[-2:]]
+        self.out = self.layer(
+            "decoder/out", now, p * p * m * (1 + 2 * channels + channels * (channels - 1) // 2), 3
+        )
+        self.leaves[-2:] = [
+            (path, _to_patch(p), parameter) for path, _, parameter in self.leaves[-2:]
+        ]
         self.latent = sum(map(math.prod, self.shapes))
 
-    def layer(self, path, inputs, outputs, kernel=1, layout=None):
+    def layer(
+        self,
+        path: str,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        layout: peer.Layout | None = None,
+    ) -> nn.Conv2d:
         layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-        self.leaves.append((f"{path}/kernel", layout or (_as_conv if kernel == 1 else _conv), layer.weight))
+        self.leaves.append(
+            (f"{path}/kernel", layout or (_as_conv if kernel == 1 else _conv), layer.weight)
+        )
         self.leaves.append((f"{path}/bias", lambda b: b, layer.bias))
         return layer
 
-    def pixels(self, image_BxHxWxC):
+    def pixels(self, image_BxHxWxC: np.ndarray) -> np.ndarray:
         return image_BxHxWxC.transpose(0, 3, 1, 2)
 
-    def forward(self, x, label, eps_1xBxD, labelled=None):
+    def forward(
+        self, x: torch.Tensor, label: torch.Tensor, eps_1xBxD: torch.Tensor, labelled: None = None
+    ) -> torch.Tensor:
         """The loss of a batch x_BxCxHxW in [0, 1]."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.c.dtype == "bfloat16"):
             h, maps = self.first(F.pixel_unshuffle(2 * x - 1, self.c.encoder.patch)), []
@@ -161,11 +191,12 @@ class Net(nn.Module):
         return (self.c.objective.beta * kl - log_mix_logistic(out.float(), x, self.levels)).mean()
 
 
-def log_mix_logistic(out, x, levels):
+def log_mix_logistic(out: torch.Tensor, x: torch.Tensor, levels: int) -> torch.Tensor:
     """densities.discretized_mix_logistic of out_BxOxHxW; shape B."""
     c = x.shape[1]
     logits, *rest = out.chunk(1 + 2 * c + c * (c - 1) // 2, 1)
-    gammas, v = iter(rest[2 * c :]), 2 * x - 1
+    gammas = iter(rest[2 * c :])
+    v = 2 * x - 1
     log_p = F.log_softmax(logits, 1)
     for i in range(c):
         mu = rest[i]

@@ -29,6 +29,7 @@ HIDDEN = {
     *("__MACOSX", "__pycache__", "lost+found", "$RECYCLE.BIN", "System Volume Information"),
 }
 BATCH = 64  # images of one call
+EPIPE = 141  # 128 + SIGPIPE: what a shell reports of a program whose reader is gone
 
 
 def is_hidden(name: str) -> bool:
@@ -188,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return EPIPE
     return 1 if bad else 0
 
 

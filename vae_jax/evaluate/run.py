@@ -9,6 +9,7 @@ from vae_jax import distributions as densities
 from vae_jax.data import evaluation
 from vae_jax.evaluate import classification, generation, latent, likelihood, recognition
 from vae_jax.mesh import hosts
+from vae_jax.report.pictures import first_images
 from vae_jax.train import program as compile_lib
 from vae_jax.train.step import stream
 
@@ -135,8 +136,9 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
         metrics["bits_per_dim"] = densities.bits_per_dim(-metrics["iw_nats"], dataset.shape)
     else:
         why["bits_per_dim"] = f"{c.likelihood.name} is a density, not a likelihood of discrete data"
-    first = jnp.asarray(test.image[:40])
-    x = evaluation.inputs(c, levels)({"image": first, "id": jnp.arange(len(first))})
+    rows = first_images(test.label, min(40, len(test.image)))
+    first = jnp.asarray(test.image[rows])
+    x = evaluation.inputs(c, levels)({"image": first, "id": jnp.asarray(rows)})
     pictures |= generation.pictures(model, params, x, stream(c.seed, "pictures"))
     drawn = pictures["samples"][: generation.SHOWN]
     pictures["neighbours"] = [drawn, generation.nearest(drawn, dataset.train.image, levels)]

@@ -60,6 +60,7 @@ def assess(workdir, *, which="best", iw_k=None, subjects=(), others=(), data_dir
     clock = meta["latest"]["clock"]
     trained = clock["seconds"]
     run = {
+        "name": os.path.basename(os.path.normpath(workdir)),
         "dataset": c.data.name,
         "objective": c.objective.name,
         "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
@@ -80,8 +81,7 @@ def assess(workdir, *, which="best", iw_k=None, subjects=(), others=(), data_dir
     if not hosts.first():
         return metrics, run
     checkpoint.write_json(os.path.join(workdir, "metrics.json"), metrics)
-    path = report.write(
-        os.path.join(workdir, "report"),
+    content = report.Report(
         title=f"{c.objective.name} on {c.data.name}",
         metrics=metrics,
         pictures=report.Pictures(**pictures),
@@ -90,6 +90,7 @@ def assess(workdir, *, which="best", iw_k=None, subjects=(), others=(), data_dir
         run=run,
         classes=s.dataset.classes,
     )
+    path = report.write(os.path.join(workdir, "report"), content)
     report.print_summary(metrics, path)
     if publish:
         _publish(publish, c, metrics, run)

@@ -41,7 +41,10 @@ SCHEMA = {
     "seconds": (int, float),  # of the whole command
     "figures": (dict,),
 }
-OPTIONAL = {"settings": (dict,)}  # {name: text}: flags of XLA, load and what else matters
+OPTIONAL = {
+    "settings": (dict,),  # {name: text} of what else the figures depend on: flags of XLA, load, ...
+    "command_now": TEXT,  # gives the figures again, where the modules of `command` have moved
+}
 FIGURE = {"value": NUMBER, "unit": TEXT, "sd": NUMBER, "n": (int, type(None))}
 BLOCK = re.compile(r"(<!-- results: *([^|>]+?) *\| *([^>]+?) *-->\n).*?(<!-- /results -->)", re.S)
 SPAN = re.compile(r"(<!-- r:([\w-]+)\.([^\s:>]+)(?::(\S+))? -->).*?(<!-- /r -->)", re.S)

@@ -1,0 +1,42 @@
+"""Compare the training step on one and on eight devices; count recompilations and transfers.
+
+python -m benchmarks.step --out=results/step.json
+"""
+
+import os
+
+from benchmarks import common
+
+STEPS = 100
+
+
+def measure() -> common.FIGURES:
+    """The largest relative difference of the loss traces, and the step's calls to the host."""
+    import jax
+    import numpy as np
+
+    from tests import test_errors, test_step
+    from vae_jax.tools import results
+
+    one, _ = test_step.trace(test_step.small(), jax.devices()[:1], STEPS)
+    eight, _ = test_step.trace(test_step.small(), jax.devices()[:8], STEPS)
+    difference = float(np.max(np.abs(one - eight) / np.abs(one)))
+    compilations, transfers = test_step.asked_of_the_host()
+    return {
+        "trace_difference": results.figure(difference, "relative", n=STEPS),
+        "recompilations": results.figure(compilations, "after the first step", n=5),
+        "host_transfers": results.figure(transfers, "inside a step", n=5),
+        "bad_inputs": results.figure(len(test_errors.FLAGS), "one clear line each"),
+    }
+
+
+def main() -> None:
+    args = common.parser(__doc__).parse_args()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    recorder = common.Recorder("step", args.out)
+    recorder.write("digits, joint, MLP, batch 32", measure())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Every module that the command of a published result names exists."""
+
+import ast
+import json
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = sorted((ROOT / "results").glob("*.json"))
+MEASUREMENTS = sorted(
+    path.stem
+    for path in (ROOT / "benchmarks").glob("*.py")
+    if 'if __name__ == "__main__":' in path.read_text()
+)
+
+
+def source_file(command: str) -> str:
+    """The file that a command runs: its script, or the file of ``-m MODULE``."""
+    program = re.search(r"python (?:-m ([\w.]+)|(\S+\.py))", command)
+    assert program, command
+    module, script = program.groups()
+    return script or module.replace(".", "/") + ".py"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_the_command_of_a_result_names_a_module_that_exists(path: pathlib.Path) -> None:
+    result = json.loads(path.read_text())
+    source = ROOT / source_file(result.get("command_now", result["command"]))
+    assert source.is_file(), f"{path.name}: {source} is gone; want it in command_now"
+    assert '__name__ == "__main__"' in source.read_text()
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_a_measurement_says_its_own_command(name: str) -> None:
+    """The docstring of a module names the module itself, with the flags that its parser has."""
+    text = (ROOT / "benchmarks" / f"{name}.py").read_text()
+    doc = ast.get_docstring(ast.parse(text))
+    commands = re.findall(rf"python -m benchmarks\.{name}( .+)", doc)
+    assert commands
+    source = text + (ROOT / "benchmarks" / "common.py").read_text()
+    for flag in re.findall(r"--\w+", " ".join(commands)):
+        assert f'"{flag}"' in source, f"{name} has no {flag}"
