@@ -77,7 +77,7 @@ def validation_due(c: ConfigDict, step: int) -> bool:
 
 
 class Log:
-    """Write the means of the metrics since the last row, every ``log_every`` steps and before validation."""
+    """Write the metrics' means, every ``log_every`` steps and before validation."""
 
     def __init__(self, run: Run, names: Sequence[str]) -> None:
         self._run = run
@@ -133,7 +133,7 @@ class Save:
 
 
 class Validate:
-    """Evaluate the validation split, write its rows and save, every ``eval.every`` steps and at the end.
+    """Validate, write the rows and save, every ``eval.every`` steps and at the end.
 
     Raises:
       UserError: a figure is not finite.
@@ -166,8 +166,8 @@ class Validate:
 def evaluation_of(setup: Setup) -> Callable[..., list[Row]]:
     """``evaluate(state)``: the means over the validation split, a row for each run.
 
-    It takes averaged parameters and the same noise each time. ``evaluate(state, batches)`` looks at so many
-    batches only, to compile.
+    It takes averaged parameters and the same noise each time. ``evaluate(state, batches)`` looks at
+    so many batches only, to compile.
     """
     c = setup.c
     count = config_lib.replica_count(c)
@@ -201,6 +201,6 @@ def _flat(leaf: jax.Array) -> np.ndarray:
 
 
 def selection(c: ConfigDict, row: Row) -> float:
-    """The figure that names the best checkpoint (``eval.select``), signed so that lower is better."""
+    """The metric that names the best checkpoint, signed so that lower is better."""
     value = row[c.eval.select]
     return -value if c.eval.select in ("elbo", "accuracy") else value

@@ -29,7 +29,7 @@ Clock = dict[str, float]
 
 
 def new_clock() -> Clock:
-    """The times that a checkpoint keeps: ``seconds`` of the training loop and of each of :data:`PARTS`.
+    """Seconds of the training loop and of each of :data:`PARTS`, which a checkpoint keeps.
 
     Those of :data:`LOOP` are within the loop; compile and restart are outside it.
     """
@@ -42,7 +42,7 @@ def _wall(clock: Clock) -> float:
 
 
 def goodput(clock: Clock) -> float:
-    """The share of the wall time that steps had. Restart has what a death cost, repeated steps too."""
+    """The steps' share of the wall time. Repeated steps count as restart."""
     steps = clock["seconds"] - sum(clock[f"{part}_seconds"] for part in LOOP)
     return steps / _wall(clock)
 
@@ -59,13 +59,15 @@ def shares(clock: Clock) -> str:
 class Watch:
     """Adds up a clock's parts, and reports a stall: no step for ``times`` the median.
 
-    Each process reports its own, with its last step and the stack of every thread, once for each stall. Of
-    several processes those that wait for another stand in a collective; the slow one does not.
+    Each process reports its own, with its last step and the stack of every thread, once for each
+    stall. Of several processes those that wait for another stand in a collective; the slow one does
+    not.
 
     Args:
-      since: when this part of the run began, as ``time.time()``; after a restart, when its checkpoint was saved.
-      least: seconds without a step that are never a stall; ten times as many while it compiles, validates
-        or saves.
+      since: when this part of the run began, as ``time.time()``; after a restart, when its
+        checkpoint was saved.
+      least: seconds without a step that are never a stall; ten times as many while it compiles,
+        validates or saves.
     """
 
     def __init__(
@@ -124,9 +126,10 @@ class Watch:
     def skew(self, steps: int) -> dict[str, float]:
         """How unevenly the processes spent the last ``steps`` steps; nothing for one process.
 
-        A step has collectives, so it takes all processes the same time: the fast ones wait. The difference is
-        in what each does alone, in data, log and checkpoint: ``host_skew_ms`` is the milliseconds a step that
-        ``slowest_host`` took more than the fastest. All processes are to call it together.
+        A step has collectives, so it takes all processes the same time: the fast ones wait. The
+        difference is in what each does alone, in data, log and checkpoint: ``host_skew_ms`` is the
+        milliseconds a step that ``slowest_host`` took more than the fastest. All processes are to
+        call it together.
         """
         before = self._alone
         self._alone = self._seconds("data", "log", "checkpoint")
@@ -140,7 +143,7 @@ class Watch:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add the time inside to a part of the clock; what compiles within the loop is not the loop's."""
+        """Add the time inside to a part of the clock; compiling is no time of the loop."""
         began = time.monotonic()
         self.doing = name
         try:
@@ -203,7 +206,7 @@ class Profile:
         self._asked = True
 
     def before(self, at: int, pending: jax.Array | None) -> None:
-        """Begin or end before the call after step ``at``; ``pending``: the metrics of the call before."""
+        """Begin or end after step ``at``; ``pending``: the metrics of the last call."""
         if self._on and at >= self._span[1]:
             self.end(pending)
         if self._asked and not self._on:

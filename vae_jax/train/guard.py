@@ -36,7 +36,8 @@ class Guard:
       saved: the checkpoints of each of the R runs, for the error message.
 
     Raises:
-      UserError: a metric is not finite, or more than ``config.optim.skip`` steps in a row were skipped.
+      UserError: a metric is not finite, or more than ``config.optim.skip`` steps in a row were
+        skipped.
     """
 
     def __init__(self, c: ConfigDict, names: Sequence[str], saved: Sequence[Any]) -> None:
@@ -83,7 +84,7 @@ class Guard:
 
 
 class Pending:
-    """The metrics of the call before, unread, and the rows that were read since the last :meth:`take`."""
+    """The unread metrics of the last call, and the rows read since :meth:`take`."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard

@@ -1,4 +1,4 @@
-"""The training loop: restore or begin; dispatch, read the call before, act every N steps; finish."""
+"""The training loop: restore or begin; dispatch, read, act every N steps; finish."""
 
 import contextlib
 import functools
@@ -18,13 +18,12 @@ from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.mesh import hosts, rules, store
 from vae_jax.mesh.hosts import STOPPED
-from vae_jax.train import checkpoint, clock
+from vae_jax.train import checkpoint, clock, log
 from vae_jax.train import program as program_lib
 from vae_jax.train.actions import Log, Member, Run, Save, Validate
 from vae_jax.train.guard import Guard, Pending
-from vae_jax.train.log import MetricsLog
 from vae_jax.train.progress import Progress
-from vae_jax.train.run import Setup, begin_from, claim, members, setup
+from vae_jax.train.run import Setup, begin_from, claim, manifest_fields, members, setup
 
 __all__ = ["STOPPED", "train"]
 
@@ -32,7 +31,8 @@ Tell = Callable[[str], Any]  # takes one line for the person
 
 
 class Stop:
-    """SIGINT and SIGTERM ask the loop to save and leave; a second one leaves at once.
+    """SIGINT, SIGTERM and SIGHUP (a lost terminal) ask the loop to save and leave; a second one
+    leaves at once.
 
     Of several processes any one may be asked. SIGTERM is then jax's: it has them agree on a call.
     """
@@ -40,11 +40,15 @@ class Stop:
     def __init__(self) -> None:
         self.signal = None
         self._several = hosts.several()
-        numbers = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT]
+        if not self._several:
+            numbers.append(signal.SIGTERM)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
+            numbers.append(signal.SIGHUP)
         self._old = {number: signal.signal(number, self._ask) for number in numbers}
 
     def asked(self, call: int) -> bool:
-        """Whether to leave before this call, the same on every process; calls are counted by one."""
+        """Whether to leave before call number ``call``, the same on every process."""
         if self._several and multihost_utils.reached_preemption_sync_point(call):
             self.signal = signal.SIGTERM
         return self.signal is not None
@@ -67,8 +71,8 @@ class Stop:
 def train(c: ConfigDict, workdir: str, say: Tell = print, profile: tuple[int, int] | None = None) -> bool:
     """Train from nothing or from the workdir's last good checkpoint to ``c.steps``.
 
-    ``say`` takes one line for the person; ``profile``: the steps (a, b) to trace. Returns True, or False
-    where a signal stopped it.
+    ``say`` takes one line for the person; ``profile``: the steps (a, b) to trace. Returns True, or
+    False where a signal stopped it.
 
     Raises:
       UserError: bad input; or a loss that is not finite, with its step and the term.
@@ -83,12 +87,12 @@ def train(c: ConfigDict, workdir: str, say: Tell = print, profile: tuple[int, in
         raise UserError(f"processes={processes}: replicas are of one process; want --processes=1")
     if not hosts.first():
         say = _silent
-    with contextlib.ExitStack() as locks:
+    with log.output_may_close(), contextlib.ExitStack() as locks:
 
         def claim_all() -> None:
             configs = {workdir: c} | {folder: one for one, folder in folders}
             for folder, one in configs.items():
-                locks.callback(os.close, claim(folder, one))
+                locks.callback(os.close, claim(folder, one, say))
 
         hosts.agree(claim_all)
         start = _restore_or_begin(parts, folders, workdir, say)
@@ -123,7 +127,7 @@ def _restore_or_begin(parts: Setup, folders: Sequence[tuple[ConfigDict, str]], w
     """The state of the last good checkpoint, or a fresh one, and the step to go on from."""
     c = parts.c
     state, places = program_lib.init(c, parts.model, parts.mesh, parts.dataset)
-    saved = [checkpoint.Checkpoints(folder, say) for _, folder in folders]
+    saved = [checkpoint.Checkpoints(folder, say, config=manifest_fields(one)) for one, folder in folders]
     spent = clock.new_clock()
     restored = _restore(state, places, saved)
     if restored is not None:
@@ -141,7 +145,7 @@ def _restore_or_begin(parts: Setup, folders: Sequence[tuple[ConfigDict, str]], w
 
 
 def _restore(state: Any, places: Any, saved: Sequence[checkpoint.Checkpoints]) -> tuple[Any, dict[str, Any]] | None:
-    """(state, meta) of the last good step, of replicas the last that all have; None where there is none."""
+    """(state, meta) of the last good step that all replicas have; None: there is none."""
     if len(saved) == 1:
         return saved[0].restore(checkpoint.abstract(state, places))
     device = SingleDeviceSharding(jax.devices()[0])
@@ -167,13 +171,13 @@ def _train(
     watch: clock.Watch,
     output: Output,
 ) -> bool:
-    """Open what a run writes, loop, and close it again whatever happens; True where all steps are done."""
+    """Open the files of a run, loop, close them whatever happens; True: all steps are done."""
     c = parts.c
     stop = Stop()
     runs = []
     for (one, folder), saved in zip(folders, start.saved, strict=True):
-        log = MetricsLog(folder, start.step) if hosts.first() else None
-        runs.append(Member(one, saved, log))
+        rows = log.MetricsLog(folder, start.step) if hosts.first() else None
+        runs.append(Member(one, saved, rows))
     progress = Progress(start.step, c.steps)
     profile = clock.Profile(output.workdir, output.profile, c.steps_per_call, output.say)
     run = Run(parts, runs, watch, progress, profile)
@@ -233,7 +237,7 @@ def _compile(run: Run, start: Start) -> program_lib.Training:
 
 
 def _sources(run: Run, program: program_lib.Training, start: int) -> Iterator[Any]:
-    """What each call of the program draws from: the data on the device, or the batches of its S steps."""
+    """The input of each call: the data on the device, or the batches of its S steps."""
     c, mesh = run.c, run.setup.mesh
     if program.source is not None:
         while True:
@@ -261,7 +265,7 @@ def _stack(batches: Sequence[Any]) -> Any:
 
 
 def _close(run: Run, stop: Stop, failure: BaseException | None) -> None:
-    """Close everything, also where closing fails; the first error counts, and no later one hides it."""
+    """Close everything, also where closing fails; no later error hides the first."""
     closers = [run.watch.close, run.profile.close, run.progress.close]
     for member in run.members:
         if member.log:

@@ -21,7 +21,7 @@ def line(rows: Sequence[dict[str, float]]) -> str:
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere. ``start`` and ``steps``: its first and last step."""
+    """A bar on a terminal, plain lines elsewhere, from step ``start`` to ``steps``."""
 
     def __init__(self, start: int, steps: int) -> None:
         self._steps = steps
