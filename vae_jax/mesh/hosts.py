@@ -104,7 +104,8 @@ def _initialize(
         if coordinator and process and not _listens(coordinator):
             what = f"cannot be reached after {wait} s; want --coordinator=HOST:PORT of process 0"
         else:
-            what = f"not all processes came in {wait} s; want {processes or 'all'}, each with another --process"
+            want = f"want {processes or 'all'}, each with another --process"
+            what = f"not all processes came in {wait} s; {want}"
         print(f"error: {who}: {what}", file=sys.stderr, flush=True)
         os._exit(1)
 
@@ -118,7 +119,7 @@ def _initialize(
             process,
             initialization_timeout=wait + 60,
             heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=3600,  # process 0 may still write the report; a dead one is noticed before
+            shutdown_timeout_seconds=3600,  # process 0 may write the report
             **options,
         )
         jax.devices()  # waits for every process's own

@@ -77,7 +77,8 @@ def make_mesh(c: Mapping[str, int], devices: Sequence[jax.Device] | None = None)
         return Mesh(_laid(shape, used), AXES, axis_types=types)
     if sizes["data"] % len(slices):
         near = max(len(slices), sizes["data"] // len(slices) * len(slices))
-        raise UserError(f"mesh.data={sizes['data']}: want a multiple of the {len(slices)} slices; nearest: {near}")
+        want = f"want a multiple of the {len(slices)} slices; nearest: {near}"
+        raise UserError(f"mesh.data={sizes['data']}: {want}")
     inside = (sizes["data"] // len(slices), *shape[1:])
     between = (len(slices), 1, 1, 1)
     return Mesh(mesh_utils.create_hybrid_device_mesh(inside, between, used), AXES, axis_types=types)
@@ -106,9 +107,8 @@ def check_batch(batch: int, mesh: Mesh, field: str = "batch", micros: int = 1) -
     if batch % n:
         near, why = max(n, round(batch / n) * n), f" x {micros} microbatches" if micros > 1 else ""
         axes = "mesh.data" if mesh.shape["fsdp"] == 1 else "mesh.data x mesh.fsdp"
-        raise UserError(
-            f"{field}={batch}: does not divide over {ways(mesh)} devices ({axes}){why}; nearest that does: {near}"
-        )
+        what = f"does not divide over {ways(mesh)} devices ({axes}){why}"
+        raise UserError(f"{field}={batch}: {what}; nearest that does: {near}")
 
 
 def check_replicas(replicas: int, mesh: Mesh) -> None:
@@ -119,7 +119,8 @@ def check_replicas(replicas: int, mesh: Mesh) -> None:
             raise UserError(f"mesh.{axis}={mesh.shape[axis]}: replicas are not split; want 1")
     if replicas and replicas % n:
         near = max(d for d in range(1, n + 1) if replicas % d == 0)
-        raise UserError(f"mesh.data={n}: {replicas} replicas do not divide over {n} devices; want mesh.data={near}")
+        what = f"{replicas} replicas do not divide over {n} devices"
+        raise UserError(f"mesh.data={n}: {what}; want mesh.data={near}")
 
 
 def check_samples(c: ConfigDict, mesh: Mesh, labels: int) -> None:
@@ -127,10 +128,10 @@ def check_samples(c: ConfigDict, mesh: Mesh, labels: int) -> None:
     n, k = mesh.shape["samples"], c.objective.get("samples", 1)
     if n > 1 and k % n and (not labels or labels % n):
         near = max(d for d in range(1, n) if max(k, labels) % d == 0)
-        raise UserError(
-            f"mesh.samples={n}: does not divide objective.samples={k}{f' or {labels} labels' if labels else ''}; "
-            f"nearest that does: {near}"
-        )
+        what = f"does not divide objective.samples={k}"
+        if labels:
+            what += f" or {labels} labels"
+        raise UserError(f"mesh.samples={n}: {what}; nearest that does: {near}")
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> P:
@@ -171,22 +172,38 @@ def over_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
 def describe(tree: Any, places: Any, pictures: int = 2) -> str:
     """The table of a tree's shapes and shardings that tools/partition.py prints."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    rows, held, whole = [("parameter", "shape", "spec", "bytes on a device")], 0, 0
-    found = []
+    rows = [("parameter", "shape", "spec", "bytes on a device")]
+    on_device = 0
+    total = 0
+    params = []
     for (path, x), place in zip(leaves, jax.tree.leaves(places), strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
+        count = math.prod(x.shape)
         size = math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
-        held, whole = held + size, whole + math.prod(x.shape) * x.dtype.itemsize
-        words = "whole" if place.is_fully_replicated else ", ".join(str(a or "–") for a in place.spec)
+        on_device += size
+        total += count * x.dtype.itemsize
         if name.startswith("params/"):
-            rows.append((name, "x".join(map(str, x.shape)) or "1", words, f"{size:,}"))
-            found.append((math.prod(x.shape), name, x.shape, place))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.append(f"whole state: {whole:,} bytes; on each device {held:,}")
-    for _, name, shape, place in sorted(found, key=lambda f: -f[0])[:pictures]:
-        lines += ["", f"{name}, {'x'.join(map(str, shape))}: which devices hold which block", *picture(shape, place)]
+            shape = "x".join(map(str, x.shape)) or "1"
+            rows.append((name, shape, _words(place), f"{size:,}"))
+            params.append((count, name, x.shape, place))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    lines.append(f"whole state: {total:,} bytes; on each device {on_device:,}")
+    params.sort(key=lambda entry: -entry[0])
+    for _, name, shape, place in params[:pictures]:
+        sizes = "x".join(map(str, shape))
+        lines += ["", f"{name}, {sizes}: which devices hold which block", *picture(shape, place)]
     return "\n".join(lines)
+
+
+def _words(place: NamedSharding) -> str:
+    """A sharding in words: 'whole', or the axis of each dimension."""
+    if place.is_fully_replicated:
+        return "whole"
+    return ", ".join(str(axis or "–") for axis in place.spec)
 
 
 def picture(shape: tuple[int, ...], place: NamedSharding) -> list[str]:

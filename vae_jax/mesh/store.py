@@ -38,7 +38,8 @@ def check(workdir: str | os.PathLike[str]) -> None:
     if not remote(workdir):
         return
     if not str(workdir).startswith("gs://"):
-        raise UserError(f"workdir={workdir}: Orbax writes to no such store; want a folder, or gs://BUCKET/FOLDER")
+        want = "want a folder, or gs://BUCKET/FOLDER"
+        raise UserError(f"workdir={workdir}: Orbax writes to no such store; {want}")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"workdir={workdir}: wants the package gcsfs: pip install -r requirements-store.txt")
     import fsspec

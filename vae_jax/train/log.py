@@ -82,7 +82,7 @@ class MetricsLog:
     it is on a disk.
 
     Args:
-      folder: made where missing.
+      folder: is created where missing.
       resume_step: the step that training goes on from. Rows of later steps are dropped (those steps
         are run again), and so is a torn last line. None begins a new file.
     """
