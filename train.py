@@ -13,7 +13,8 @@ from vae_jax import cli as flags_lib
 from vae_jax.mesh import hosts
 
 
-def define(values):
+def define(values: flags.FlagValues) -> None:
+    """Declare the flags of this script."""
     flags.DEFINE_string("config", "configs/digits.py", "a file of configs/", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run; one that holds it goes on", flag_values=values)
     flags.DEFINE_bool("explain", False, "print what the objective is, and train nothing", flag_values=values)
@@ -25,10 +26,11 @@ def define(values):
     hosts.define(values)
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
+    """Train and evaluate; the exit code."""
     values, pairs = flags_lib.parse(argv, define)
     from vae_jax import config
-    from vae_jax.train import loop
+    from vae_jax.train import log, loop
     from vae_jax.train import program as compile
 
     if not values.workdir and not values.explain:
@@ -47,14 +49,16 @@ def run(argv):
     flags_lib.advise()
     hosts.join(values)
     compile.use_cache()
-    if not loop.train(c, values.workdir, profile=span and (int(span[1]), int(span[2]))):
-        return loop.STOPPED
-    from vae_jax.tools import assess
+    steps = span and (int(span[1]), int(span[2]))
+    with log.output_may_close():
+        if not loop.train(c, values.workdir, profile=steps):
+            return loop.STOPPED
+        from vae_jax.tools import assess
 
-    if config.replica_count(c):
-        assess.sweep(c, values.workdir, publish=values.results)
-    else:
-        assess.assess(values.workdir, publish=values.results)
+        if config.replica_count(c):
+            assess.sweep(c, values.workdir, publish=values.results)
+        else:
+            assess.assess(values.workdir, publish=values.results)
     return 0
 
 

@@ -1,16 +1,24 @@
 #!/usr/bin/env bash
 # Train on a Cloud TPU VM slice: the same command on every host, which find each other by themselves.
 # Fill in these six, then: launch/tpu_pod.sh create | train | delete
+# Nothing is created while a placeholder (OWNER, /mnt/FILL_IN) is unfilled. TYPE is the smallest slice: one host.
 set -euo pipefail
 
 NAME=vae-jax
 ZONE=us-west4-a
-TYPE=v5litepod-256
+TYPE=v5litepod-4 # chips: 4, 8, 16 ... 256
 VERSION=v2-alpha-tpuv5-lite
-WORKDIR=/mnt/shared/runs/pod # a file system that every host has mounted at this place (Filestore, Parallelstore)
+WORKDIR=/mnt/FILL_IN/runs/pod # a file system that every host has mounted at this place (Filestore, Parallelstore)
 REPOSITORY=https://github.com/OWNER/vae_jax
 FLAGS="" # of train.py: --config=configs/mnist.py ...
 [ $# -lt 2 ] || FLAGS=$(printf " %q" "${@:2}")
+
+case "$WORKDIR$REPOSITORY" in
+*FILL_IN* | */OWNER/*)
+    echo "error: launch/tpu_pod.sh: REPOSITORY=$REPOSITORY, WORKDIR=$WORKDIR: want both filled in; nothing was created" >&2
+    exit 2
+    ;;
+esac
 
 tpu() { gcloud compute tpus tpu-vm "$1" "$NAME" --zone="$ZONE" "${@:2}"; }
 everywhere() { tpu ssh --worker=all --command="$1"; }

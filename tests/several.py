@@ -72,7 +72,7 @@ def figures(c, mesh, dataset):
     """log-likelihood figures of each of the images, and the validation figures, of a fresh state."""
     from vae_jax.evaluate import likelihood
     from vae_jax.models import model
-    from vae_jax.train import loop, step
+    from vae_jax.train import actions, step
     from vae_jax.train import program as compile_lib
     from vae_jax.train import run as workdir
 
@@ -82,7 +82,7 @@ def figures(c, mesh, dataset):
     fresh, _ = compile_lib.init(c, m, mesh, dataset)
     key = step.stream(c.seed, "test")
     found = likelihood.log_likelihood(c, m, fresh.params, test, dataset.levels, mesh, key, k=2)
-    (mean,) = loop._validator(workdir.Setup(c, dataset, m, mesh))(fresh)
+    (mean,) = actions.evaluation_of(workdir.Setup(c, dataset, m, mesh))(fresh)
     return {"iw": found["iw"].tolist(), "validation": mean}
 
 

@@ -1,29 +1,34 @@
-"""The device mesh, an ordered table of partition rules, and what a config's state looks like under both.
+"""The device mesh, an ordered table of partition rules, and a state's layout under both.
 
 ``python -m vae_jax.tools.partition`` prints them.
 """
 
 import math
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from vae_jax.config import UserError
 from vae_jax.mesh.layout import BATCH
 
 AXES = ("data", "fsdp", "model", "samples")
 
-# First match wins; paths look like 'params/decoder/Layer_0/dense/kernel'. A spec is that of the last dimensions: of a
-# kernel (…, inputs, outputs). An axis that does not divide its dimension is left out, but `fsdp` then goes to the
-# largest free dimension that it divides. Vectors stay whole: a few kilobytes, and each gather costs a latency.
+# First match wins; paths look like 'params/decoder/Layer_0/dense/kernel'. A spec is that of the
+# last dimensions: of a kernel (…, inputs, outputs). An axis that does not divide its dimension is
+# left out, but `fsdp` then goes to the largest free dimension that it divides. Vectors stay whole:
+# a few kilobytes, and each gather costs a latency.
 RULES = (
     (r"bias$", P()),  # those of a scan's levels lie in one matrix
-    # Pairs as in Megatron (Shoeybi et al. 2019, arXiv:1909.08053, section 3): the first layer is split by columns, the
-    # second by rows, so that what lies between them stays split and one sum over `model` serves both.
+    # Pairs as in Megatron (Shoeybi et al. 2019, arXiv:1909.08053, section 3): the first layer is
+    # split by columns, the second by rows, so that what lies between them stays split and one sum
+    # over `model` serves both.
     (r"(Layer|Dense)_\d*[13579]/(dense/)?kernel$", P("model", "fsdp")),
     (r"gated/kernel$", P("model", "fsdp")),  # by rows: its columns are two halves, multiplied with each other
     (r"(Dense_\d+|dense|label)/kernel$", P("fsdp", "model")),
@@ -32,24 +37,26 @@ RULES = (
 )
 
 
-def make_mesh(c, devices=None):
+def make_mesh(c: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of ``config.mesh``, axes :data:`AXES`, over ``devices`` (default: all).
 
-    Where the devices are of several slices, ``data`` goes over the slices first: only the mean of the gradients
-    crosses the network between them.
+    Where the devices are of several slices, ``data`` goes over the slices first: only the mean of
+    the gradients crosses the network between them.
 
     Raises:
       UserError: the sizes do not fit the number of devices, or of slices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    n, sizes = len(devices), {axis: c[axis] for axis in AXES}
+    n = len(devices)
+    sizes = {axis: c[axis] for axis in AXES}
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
         raise UserError(f"mesh.{free[1]}=-1: want at most one -1 in mesh")
     fixed = {axis: size for axis, size in sizes.items() if size != -1}
     known = math.prod(fixed.values())
     if known > n or (free and n % known):
-        # The largest of them is the one to blame; what fits beside the others is a divisor of what they leave.
+        # The largest of them is the one to blame; what fits beside the others is a divisor of what
+        # they leave.
         axis = max(fixed, key=fixed.get)
         rest = n // (known // fixed[axis])
         fits = [d for d in range(1, rest + 1) if not free or n % (d * known // fixed[axis]) == 0]
@@ -62,19 +69,23 @@ def make_mesh(c, devices=None):
         raise UserError(f"mesh.{axis}={fixed[axis]}: {asked} does not fit {n} device{'s' * (n > 1)}; {right}")
     if free:
         sizes[free[0]] = n // known
-    shape, used = tuple(sizes.values()), devices[: math.prod(sizes.values())]
-    types, slices = (AxisType.Auto,) * len(AXES), {getattr(d, "slice_index", 0) for d in used}
+    shape = tuple(sizes.values())
+    used = devices[: math.prod(shape)]
+    types = (AxisType.Auto,) * len(AXES)
+    slices = {getattr(d, "slice_index", 0) for d in used}
     if len(slices) == 1:
         return Mesh(_laid(shape, used), AXES, axis_types=types)
     if sizes["data"] % len(slices):
         near = max(len(slices), sizes["data"] // len(slices) * len(slices))
-        raise UserError(f"mesh.data={sizes['data']}: want a multiple of the {len(slices)} slices; nearest: {near}")
-    inside, between = (sizes["data"] // len(slices), *shape[1:]), (len(slices), 1, 1, 1)
+        want = f"want a multiple of the {len(slices)} slices; nearest: {near}"
+        raise UserError(f"mesh.data={sizes['data']}: {want}")
+    inside = (sizes["data"] // len(slices), *shape[1:])
+    between = (len(slices), 1, 1, 1)
     return Mesh(mesh_utils.create_hybrid_device_mesh(inside, between, used), AXES, axis_types=types)
 
 
-def _laid(shape, devices):
-    """Devices as an array of this shape, neighbours on the network side by side where they can be."""
+def _laid(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices as an array of this shape, neighbours on the network side by side."""
     for split in (False, True):  # a torus whose sides are no products of the axes, such as 32 x 8 on 16 x 16, is cut
         try:
             return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
@@ -85,46 +96,46 @@ def _laid(shape, devices):
     return np.array(devices).reshape(shape)
 
 
-def ways(mesh):
-    """Over how many devices a batch is split."""
+def ways(mesh: Mesh) -> int:
+    """The number of devices that a batch is split over."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_batch(batch, mesh, field="batch", micros=1):
+def check_batch(batch: int, mesh: Mesh, field: str = "batch", micros: int = 1) -> None:
     """Raise where the mesh (and ``config.accumulate``) do not divide the batch."""
     n = ways(mesh) * micros
     if batch % n:
         near, why = max(n, round(batch / n) * n), f" x {micros} microbatches" if micros > 1 else ""
         axes = "mesh.data" if mesh.shape["fsdp"] == 1 else "mesh.data x mesh.fsdp"
-        raise UserError(
-            f"{field}={batch}: does not divide over {ways(mesh)} devices ({axes}){why}; nearest that does: {near}"
-        )
+        what = f"does not divide over {ways(mesh)} devices ({axes}){why}"
+        raise UserError(f"{field}={batch}: {what}; nearest that does: {near}")
 
 
-def check_replicas(replicas, mesh):
-    """Raise where the replicas cannot be dealt out over the mesh's data axis, each whole on one device."""
+def check_replicas(replicas: int, mesh: Mesh) -> None:
+    """Raise where the mesh's data axis does not divide the replicas."""
     n = mesh.shape["data"]
     for axis in AXES[1:]:
         if replicas and mesh.shape[axis] > 1:
             raise UserError(f"mesh.{axis}={mesh.shape[axis]}: replicas are not split; want 1")
     if replicas and replicas % n:
         near = max(d for d in range(1, n + 1) if replicas % d == 0)
-        raise UserError(f"mesh.data={n}: {replicas} replicas do not divide over {n} devices; want mesh.data={near}")
+        what = f"{replicas} replicas do not divide over {n} devices"
+        raise UserError(f"mesh.data={n}: {what}; want mesh.data={near}")
 
 
-def check_samples(c, mesh, labels):
-    """Raise where the mesh axis ``samples`` has nothing to split: neither K draws nor (``labels`` > 0) labels."""
+def check_samples(c: ConfigDict, mesh: Mesh, labels: int) -> None:
+    """Raise where the mesh axis ``samples`` divides neither the K draws nor the labels."""
     n, k = mesh.shape["samples"], c.objective.get("samples", 1)
     if n > 1 and k % n and (not labels or labels % n):
         near = max(d for d in range(1, n) if max(k, labels) % d == 0)
-        raise UserError(
-            f"mesh.samples={n}: does not divide objective.samples={k}{f' or {labels} labels' if labels else ''}; "
-            f"nearest that does: {near}"
-        )
+        what = f"does not divide objective.samples={k}"
+        if labels:
+            what += f" or {labels} labels"
+        raise UserError(f"mesh.samples={n}: {what}; nearest that does: {near}")
 
 
-def spec(path, shape, mesh, rules=RULES):
-    """The first rule's PartitionSpec for a leaf; axes of the mesh that do not divide its dimensions are left out."""
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> P:
+    """The first rule's PartitionSpec for a leaf, without axes that do not divide it."""
     if len(shape) < 2:
         return P()
     wanted = next(s for pattern, s in rules if re.search(pattern, path))
@@ -139,47 +150,64 @@ def spec(path, shape, mesh, rules=RULES):
     return P(*fits)
 
 
-def shardings(tree, mesh, rules=RULES):
+def shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> Any:
     """A NamedSharding for each leaf of a tree of arrays or shapes."""
 
-    def leaf(path, x):
-        return NamedSharding(mesh, spec(jax.tree_util.keystr(path, simple=True, separator="/"), x.shape, mesh, rules))
+    def leaf(path: Any, x: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, spec(name, x.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def over_batch(mesh, leading=0):
+def over_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """Arrays split over the batch's axes of the mesh, after ``leading`` whole dimensions."""
     return NamedSharding(mesh, P(*(None,) * leading, BATCH))
 
 
-def describe(tree, places, pictures=2):
-    """The table that ``python -m vae_jax.tools.partition`` prints of a tree of shapes and its shardings."""
+def describe(tree: Any, places: Any, pictures: int = 2) -> str:
+    """The table of a tree's shapes and shardings that tools/partition.py prints."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    rows, held, whole = [("parameter", "shape", "spec", "bytes on a device")], 0, 0
-    found = []
+    rows = [("parameter", "shape", "spec", "bytes on a device")]
+    on_device = 0
+    total = 0
+    params = []
     for (path, x), place in zip(leaves, jax.tree.leaves(places), strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
+        count = math.prod(x.shape)
         size = math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
-        held, whole = held + size, whole + math.prod(x.shape) * x.dtype.itemsize
-        words = "whole" if place.is_fully_replicated else ", ".join(str(a or "–") for a in place.spec)
+        on_device += size
+        total += count * x.dtype.itemsize
         if name.startswith("params/"):
-            rows.append((name, "x".join(map(str, x.shape)) or "1", words, f"{size:,}"))
-            found.append((math.prod(x.shape), name, x.shape, place))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.append(f"whole state: {whole:,} bytes; on each device {held:,}")
-    for _, name, shape, place in sorted(found, key=lambda f: -f[0])[:pictures]:
-        lines += ["", f"{name}, {'x'.join(map(str, shape))}: which devices hold which block", *picture(shape, place)]
+            shape = "x".join(map(str, x.shape)) or "1"
+            rows.append((name, shape, _words(place), f"{size:,}"))
+            params.append((count, name, x.shape, place))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    lines.append(f"whole state: {total:,} bytes; on each device {on_device:,}")
+    params.sort(key=lambda entry: -entry[0])
+    for _, name, shape, place in params[:pictures]:
+        sizes = "x".join(map(str, shape))
+        lines += ["", f"{name}, {sizes}: which devices hold which block", *picture(shape, place)]
     return "\n".join(lines)
 
 
-def picture(shape, place):
-    """Lines with a cell for each block of an array, last two dimensions; in it the numbers of its devices."""
+def _words(place: NamedSharding) -> str:
+    """A sharding in words: 'whole', or the axis of each dimension."""
+    if place.is_fully_replicated:
+        return "whole"
+    return ", ".join(str(axis or "–") for axis in place.spec)
+
+
+def picture(shape: tuple[int, ...], place: NamedSharding) -> list[str]:
+    """Lines with a cell for each block of an array's last two dimensions: its devices."""
     blocks = {}
     for device, index in place.devices_indices_map(shape).items():
         corner = tuple(s.start or 0 for s in index[-2:])
@@ -193,7 +221,7 @@ def picture(shape, place):
     return lines
 
 
-def runs(ids):
+def runs(ids: Sequence[int]) -> str:
     """[0, 1, 2, 5] → '0-2 5'."""
     starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
     return " ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in np.split(ids, starts[1:]))

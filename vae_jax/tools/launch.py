@@ -1,12 +1,16 @@
 """Start a script as several processes of this machine, and start it again where one of them dies.
 
-    python -m vae_jax.tools.launch --processes=2 --devices_per_process=2 -- train.py --workdir=runs/two
+    python -m vae_jax.tools.launch --processes=2 --devices_per_process=2 -- train.py
+    --workdir=runs/two
 
-Each line of output has its process's number before it. When a process dies the others are ended, and all begin
-again from the last checkpoint, --restarts times at most, after 1, 2, 4 ... seconds. SIGTERM and Ctrl-C are passed
-on: the run saves and ends. The exit code is the run's: 0 done, 2 bad input, 75 stopped and saved, others as they are.
+Each line of output has its process's number before it. When a process dies the others are ended,
+and all begin again from the last checkpoint, --restarts times at most, after 1, 2, 4 ... seconds.
+SIGTERM and Ctrl-C are passed
+on: the run saves and ends. The exit code is the run's: 0 done, 2 bad input, 75 stopped and saved,
+  others as they are.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -14,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import IO, Any
 
 from absl import flags
 
@@ -25,7 +30,8 @@ GRACE = 10  # seconds for the others to end by themselves
 LONGEST = 60  # seconds between two tries, at most
 
 
-def define(values):
+def define(values: flags.FlagValues) -> None:
+    """Declare the launcher's flags."""
     flags.DEFINE_integer("processes", 1, "how many", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("devices_per_process", 1, "CPU devices, or GPUs, of each", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("restarts", 10, "times to begin again after a death", lower_bound=0, flag_values=values)
@@ -34,11 +40,12 @@ def define(values):
 class Job:
     """The processes of one try."""
 
-    def __init__(self, command, processes, devices):
+    def __init__(self, command: list[str], processes: int, devices: int) -> None:
         with socket.socket() as s:
             s.bind(("localhost", 0))
             coordinator = f"localhost:{s.getsockname()[1]}"
-        self.processes, self.readers = [], []
+        self.processes = []
+        self.readers = []
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(processes * devices)))
         for p in range(processes):
             mine = gpus.split(",")[p * devices : (p + 1) * devices]
@@ -56,18 +63,20 @@ class Job:
             self.readers.append(threading.Thread(target=_copy, args=(one.stdout, f"[{p}] ".encode()), daemon=True))
             self.readers[-1].start()
 
-    def send(self, number):
+    def send(self, number: int) -> None:
         for one in self.processes:
             if one.poll() is None:
                 one.send_signal(number)
 
-    def wait(self):
+    def wait(self) -> int:
         """The exit code of the first process that failed, or 0; by then none is left."""
-        code, limit = 0, None
+        code = 0
+        limit = None
         while any(one.poll() is None for one in self.processes):
             ended = [one.returncode for one in self.processes if one.returncode]
             if ended and not code:
-                code, limit = ended[0], time.monotonic() + GRACE
+                code = ended[0]
+                limit = time.monotonic() + GRACE
             if limit and time.monotonic() > limit and code != hosts.STOPPED:
                 self.send(signal.SIGKILL)
             time.sleep(0.05)
@@ -76,25 +85,30 @@ class Job:
         return code or next((one.returncode for one in self.processes if one.returncode), 0)
 
 
-def _copy(lines, prefix):
+def _copy(lines: IO[bytes], prefix: bytes) -> None:
+    """Copy a process's output, or drop it: a full pipe would stop the run."""
     for line in lines:
-        sys.stdout.buffer.write(prefix + line)
-        sys.stdout.buffer.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.buffer.write(prefix + line)
+            sys.stdout.buffer.flush()
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
+    """Start the processes, again where one dies; the exit code of the run."""
     if "--" not in argv or argv[-1] == "--":
         raise UserError("launch: want the script after --, as in -- train.py --workdir=runs/one")
     at = argv.index("--")
-    values, command = flags_lib.parse(argv[:at], define)[0], argv[at + 1 :]
-    asked, job = [], None
+    values, _ = flags_lib.parse(argv[:at], define)
+    command = argv[at + 1 :]
+    asked = []
+    job = None
 
-    def ask(number, _):
+    def ask(number: int, _: Any) -> None:
         asked.append(number)
         if job:
             job.send(signal.SIGKILL if len(asked) > 1 else signal.SIGTERM)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, ask)
     for trial in range(values.restarts + 1):
         if asked:

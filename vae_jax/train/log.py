@@ -1,14 +1,21 @@
-"""``metrics.jsonl``, a strict JSON object per line: ``{"step": 100, "split": "train", "loss": 1.5}``; and files
-written whole: beside their place, then moved there, so that a reader never sees half of one.
+"""``metrics.jsonl``, one strict JSON object a line, and files that are written whole.
+
+A row is ``{"step": 100, "split": "train", "loss": 1.5}``. A file is written beside its place, then
+moved there, so that a reader never sees half of one.
 """
 
+import contextlib
 import importlib
 import io
 import json
 import math
 import os
+import sys
 import tempfile
 import threading
+import time
+from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -18,12 +25,13 @@ from vae_jax.mesh import store
 METRICS_FILE = "metrics.jsonl"
 
 
-def disk_error(path, error):
+def disk_error(path: str, error: OSError) -> UserError:
+    """The error of a disk as one line."""
     want = "want a folder that can be written, on a disk with room"
     return UserError(f"{path}: {error.strerror or error}; {want}")
 
 
-def replace(path, data):
+def replace(path: str, data: bytes) -> None:
     """Write bytes beside ``path``, then move them there: the old file or the new one, not half."""
     if store.remote(path):
         return store.write(path, data)
@@ -43,12 +51,14 @@ def replace(path, data):
         raise disk_error(path, error) from None
 
 
-def _history_lines(path):
+def _history_lines(path: str) -> list[tuple[str, dict[str, Any]]]:
     """(line, row) of each whole line. A torn last line (the writer was killed) is left out."""
     try:
         lines = epath.Path(path).read_bytes().decode("utf-8", "replace").split("\n")
     except FileNotFoundError:
         return []
+    except OSError as error:  # a folder, or without the right to it
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; want a file") from None
     pairs = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is '' or torn
         try:
@@ -62,67 +72,138 @@ def _history_lines(path):
     return pairs
 
 
-def read_history(folder):
+def read_history(folder: str) -> list[dict[str, Any]]:
     """The rows of ``folder/metrics.jsonl``, oldest first; [] where there is none."""
     return [row for _, row in _history_lines(os.path.join(folder, METRICS_FILE))]
 
 
 class MetricsLog:
-    """Rows of metrics as JSON lines, mirrored to TensorBoard in ``folder/tensorboard/SPLIT`` where it is on a disk.
+    """Rows of metrics as JSON lines, mirrored to TensorBoard in ``folder/tensorboard/SPLIT`` where
+    it is on a disk.
 
     Args:
-      folder: made where missing.
+      folder: is created where missing.
       resume_step: the step that training goes on from. Rows of later steps are dropped (those steps
         are run again), and so is a torn last line. None begins a new file.
     """
 
-    def __init__(self, folder, resume_step=None):
-        self._folder, self._resume_step, self._writers = folder, resume_step, {}
+    def __init__(self, folder: str, resume_step: int | None = None) -> None:
+        self._folder = folder
+        self._resume_step = resume_step
+        self._events = {}  # TensorBoard's files
         self._path = os.path.join(folder, METRICS_FILE)
-        kept = [] if resume_step is None else _history_lines(self._path)
-        kept = [line + "\n" for line, row in kept if row["step"] <= resume_step]
-        replace(self._path, "".join(kept).encode())
+        pairs = [] if resume_step is None else _history_lines(self._path)
+        kept = "".join(line + "\n" for line, row in pairs if row["step"] <= resume_step)
+        replace(self._path, kept.encode())
         if store.remote(folder):
-            self._file = io.StringIO("".join(kept))
+            self._file = io.StringIO(kept)
             self._file.seek(0, io.SEEK_END)
             return
         # Its import takes as long as some small runs: meanwhile the program is compiled.
-        threading.Thread(target=importlib.import_module, args=("tensorboardX",), daemon=True).start()
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-
-    def write(self, step, split, values):
-        """Append one row; a number that is not finite becomes null. A later kill -9 keeps the row."""
-        values = {k: float(v) for k, v in values.items()}
-        finite = {k: v for k, v in values.items() if math.isfinite(v)}
-        row = {"step": int(step), "split": split} | {k: finite.get(k) for k in values}
+        name = "tensorboardX.event_file_writer"
+        threading.Thread(target=importlib.import_module, args=(name,), daemon=True).start()
         try:
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
-            self._file.flush()
-            if store.remote(self._folder):
-                return
-            for key, value in finite.items():
-                self._writer(split).add_scalar(key, value, int(step))
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         except OSError as error:
             raise disk_error(self._path, error) from None
 
-    def _writer(self, split):
-        """A writer per split: TensorBoard then draws train and validation in one chart."""
-        if split not in self._writers:
-            from tensorboardX import SummaryWriter
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Append one row; a number that is not finite becomes null. kill -9 keeps the row."""
+        values = {name: float(value) for name, value in values.items()}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        row = {"step": int(step), "split": split} | {name: finite.get(name) for name in values}
+        try:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
+            if not store.remote(self._folder):
+                self._write_events(int(step), split, finite)
+        except OSError as error:
+            raise disk_error(self._path, error) from None
 
-            # TensorBoard hides the events from purge_step on that an earlier process wrote.
-            purge = None if self._resume_step is None else self._resume_step + 1
-            where = os.path.join(self._folder, "tensorboard", split)
-            self._writers[split] = SummaryWriter(where, purge_step=purge, flush_secs=30)
-        return self._writers[split]
+    def _write_events(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Write TensorBoard's events at once: a thread could not report a full disk."""
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-    def flush(self):
-        """Write what a store has not yet, before the checkpoint after it; a disk has every row already."""
+        if split not in self._events:
+            from tensorboardX.event_file_writer import EventsWriter
+
+            # A file per split: TensorBoard then draws train and validation in one chart.
+            folder = os.path.join(self._folder, "tensorboard", split)
+            os.makedirs(folder, exist_ok=True)
+            self._events[split] = EventsWriter(os.path.join(folder, "events"))
+            if self._resume_step is not None:
+                # TensorBoard hides the events from this step on that an earlier process wrote.
+                start = SessionLog(status=SessionLog.START)
+                first = self._resume_step + 1
+                event = Event(wall_time=time.time(), step=first, session_log=start)
+                self._events[split].write_event(event)
+        for name, value in values.items():
+            scalar = summary.scalar(name, value)
+            event = Event(wall_time=time.time(), step=step, summary=scalar)
+            self._events[split].write_event(event)
+        self._events[split].flush()
+
+    def flush(self) -> None:
+        """Write the rows that a store lacks, before a checkpoint; a disk has them already."""
         if store.remote(self._folder):
             replace(self._path, self._file.getvalue().encode())
 
-    def close(self):
+    def close(self) -> None:
         self.flush()
-        self._file.close()
-        for writer in self._writers.values():
-            writer.close()
+        try:
+            self._file.close()
+            for events in self._events.values():
+                events.close()
+        except OSError as error:
+            raise disk_error(self._path, error) from None
+
+
+class _Droppable:
+    """A stream of text that drops what cannot be written, with one line elsewhere."""
+
+    def __init__(self, stream: Any, other: Any) -> None:
+        self._stream = stream
+        self._other = other
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._drop(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        """Let the stream lead nowhere from now on, also what is still in its buffer."""
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        with contextlib.suppress(OSError, ValueError):
+            why = error.strerror or error
+            self._other.write(f"output cannot be written ({why}) and is dropped; the run goes on\n")
+            self._other.flush()
+
+
+@contextlib.contextmanager
+def output_may_close() -> Iterator[None]:
+    """Inside, a closed pipe or a lost terminal does not end the run."""
+    out = sys.stdout
+    err = sys.stderr
+    sys.stdout = _Droppable(out, err)
+    sys.stderr = _Droppable(err, out)
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        sys.stdout = out
+        sys.stderr = err

@@ -1,4 +1,4 @@
-"""A run's folder: what a config makes of a machine, whose folder it is, and what is saved in it."""
+"""A run's folder: the parts that a config builds, the lock on the folder, and its checkpoints."""
 
 import dataclasses
 import fcntl
@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from etils import epath
+from ml_collections import ConfigDict
 
 from vae_jax import cli as flags
 from vae_jax import config as config_lib
@@ -18,7 +21,7 @@ from vae_jax.config import UserError
 from vae_jax.mesh import rules as sharding
 from vae_jax.mesh import store
 from vae_jax.models import model
-from vae_jax.train import checkpoint, step
+from vae_jax.train import checkpoint, log, step
 from vae_jax.train import program as compile_lib
 
 # Fields that may differ when a run goes on: they change no number of it.
@@ -39,110 +42,216 @@ FREE = (
 
 @dataclasses.dataclass
 class Setup:
-    """What a config makes of a machine: the parts that training and evaluation share."""
+    """The parts that a config builds on a machine, which training and evaluation share."""
 
-    c: object
-    dataset: object
-    model: object
-    mesh: object
+    c: ConfigDict
+    dataset: Any
+    model: Any
+    mesh: jax.sharding.Mesh
 
 
-def setup(c):
+def setup(c: ConfigDict) -> Setup:
+    """Build a config's data set, model and mesh, and check that they fit each other.
+
+    Raises:
+      UserError: they do not.
+    """
     config_lib.validate(c)
     mesh = sharding.make_mesh(c.mesh)
-    if not c.unroll and {c.encoder.name, c.decoder.name} & nets.CONVOLUTIONAL and jax.default_backend() == "cpu":
-        raise UserError("unroll=False: convolutions in a loop are ten times slower on CPU; want unroll=True")
+    convolutional = {c.encoder.name, c.decoder.name} & nets.CONVOLUTIONAL
+    if not c.unroll and convolutional and jax.default_backend() == "cpu":
+        why = "convolutions in a loop are ten times slower on CPU"
+        raise UserError(f"unroll=False: {why}; want unroll=True")
     dataset = data.load(c.data)
     s = Setup(c, dataset, model.build_for(c, dataset), mesh)
     sharding.check_replicas(config_lib.replica_count(c), mesh)
     alone = config_lib.override(c, {})
     params = compile_lib.shapes(alone, s.model, mesh)[0].params
-    figures = step.check(alone, s.model, dataset, params)
-    if c.eval.select not in figures:
-        raise UserError(f"eval.select={c.eval.select}: objective {c.objective.name} gives {', '.join(sorted(figures))}")
-    if c.eval.select == "loss" and hasattr(config_lib.resolve("objective", c.objective.name), "init"):
-        raise UserError(f"eval.select=loss: that of {c.objective.name} changes as it learns; want elbo")
+    names = step.check(alone, s.model, dataset, params)
+    objective = c.objective.name
+    if c.eval.select not in names:
+        has = ", ".join(sorted(names))
+        raise UserError(f"eval.select={c.eval.select}: objective {objective} gives {has}")
+    if c.eval.select == "loss" and hasattr(config_lib.resolve("objective", objective), "init"):
+        raise UserError(f"eval.select=loss: that of {objective} changes as it learns; want elbo")
     return s
 
 
-def claim(workdir, c):
+def claim(workdir: str, c: ConfigDict, say: Callable[[str], Any] = print) -> int:
     """Make or reopen a workdir for this config; the lock's descriptor, to be closed at the end.
 
+    A run that saved nothing has nothing to lose: another config begins anew in its folder.
+
     Raises:
-      UserError: it is a file, cannot be written, is in use, or holds a run of another config.
+      UserError: it is a file, cannot be written, is in use, or holds checkpoints of another config.
     """
-    if store.remote(workdir):  # a store locks nothing: this is between the runs of one machine
-        name = hashlib.sha256(store.absolute(workdir).encode()).hexdigest()[:16]
-        held = os.path.join(tempfile.gettempdir(), f"vae_jax-{name}.lock")
-    else:
-        held = os.path.join(workdir, "lock")
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"workdir={workdir}: is a file; want a folder")
+    lock = _lock(workdir)
     try:
-        os.makedirs(os.path.dirname(held), exist_ok=True)
-        lock = os.open(held, os.O_CREAT | os.O_RDWR)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system when the process ends
+        _check_config(workdir, c, say)
+        # With the fields that are free to change as they are now.
+        checkpoint.write_json(os.path.join(workdir, "config.json"), config_lib.to_json(c))
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _lock(workdir: str) -> int:
+    """A store locks nothing: there, runs of one machine are kept apart."""
+    path = os.path.join(workdir, "lock")
+    if store.remote(workdir):
+        name = hashlib.sha256(store.absolute(workdir).encode()).hexdigest()[:16]
+        path = os.path.join(tempfile.gettempdir(), f"vae_jax-{name}.lock")
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        lock = os.open(path, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed when the process ends
     except BlockingIOError:
         raise UserError(f"workdir={workdir}: another run is using it") from None
     except OSError as error:
         raise UserError(f"workdir={workdir}: cannot write: {error.strerror}") from None
-    path = os.path.join(workdir, "config.json")
-    if epath.Path(path).exists():
-        changed = config_lib.differences(read_config(workdir), c, FREE)
-        if changed:
-            raise UserError(
-                f"workdir={workdir}: holds a run of another config ({'; '.join(changed)}); want another workdir"
-            )
-    checkpoint.write_json(path, config_lib.to_json(c))  # with what is free to change as it is now
     return lock
 
 
-def members(c, workdir):
-    """[(config, folder)] of each replica: a folder like that of a run alone; of a run alone, itself."""
+def _check_config(workdir: str, c: ConfigDict, say: Callable[[str], Any]) -> None:
+    """Raise where the run in a workdir is another config's and has saved something."""
+    path = epath.Path(workdir, "config.json")
+    saved = _has_saved(workdir)
+    if path.exists():
+        try:
+            changed = config_lib.differences(read_config(workdir), c, FREE)
+        except UserError:
+            if saved:
+                raise
+            changed = ["config.json is damaged"]
+        if changed and saved:
+            what = f"holds a run of another config ({'; '.join(changed)})"
+            raise UserError(f"workdir={workdir}: {what}; want another workdir")
+        if changed:
+            say(f"workdir={workdir}: the run in it saved nothing; begins anew")
+    _check_manifests(workdir, c)
+    known = [checkpoint.config_fields(workdir, step) for step in checkpoint.steps(workdir)]
+    if known and not path.exists() and None in known:
+        raise UserError(f"workdir={workdir}: holds checkpoints but no config.json; want another workdir")
+
+
+def _has_saved(workdir: str) -> bool:
+    """Whether a run, or a replica of it, has a checkpoint, good or not."""
+    replicas = [n for n in store.names(workdir) if n.startswith("replica_")]
+    for folder in [workdir, *(os.path.join(workdir, name) for name in replicas)]:
+        if checkpoint.steps(folder) or store.names(os.path.join(folder, "damaged")):
+            return True
+    return False
+
+
+def manifest_fields(c: ConfigDict) -> dict[str, Any]:
+    """The fields of a config that a manifest keeps: those that may not change."""
+    fields = config_lib.flatten(config_lib.to_json(c))
+    return {name: value for name, value in fields.items() if not name.startswith(FREE)}
+
+
+def _check_manifests(workdir: str, c: ConfigDict) -> None:
+    """Raise where checkpoints were saved with another config than ``c``.
+
+    Fields that are in one of both only are newer or older than the other, and are not compared.
+    """
+    fields = manifest_fields(c)
+    for at in checkpoint.steps(workdir):
+        saved = checkpoint.config_fields(workdir, at) or {}
+        changed = [
+            f"{name}: {value} -> {fields[name]}" for name, value in saved.items() if fields.get(name, value) != value
+        ]
+        if changed:
+            why = f"checkpoint {at} was saved with another config ({'; '.join(changed)})"
+            raise UserError(f"workdir={workdir}: {why}; want config.json as it was, or another workdir")
+
+
+def members(c: ConfigDict, workdir: str) -> list[tuple[ConfigDict, str]]:
+    """[(config, folder)] of each replica, or of the run itself where it is alone."""
     count = config_lib.replica_count(c)
     if not count:
         return [(c, workdir)]
     return [(config_lib.replica(c, r), os.path.join(workdir, f"replica_{r}")) for r in range(count)]
 
 
-def siblings(workdir):
-    """The folders of all replicas of the run that this folder is a replica of, if only their seeds differ; else []."""
+def siblings(workdir: str) -> list[str]:
+    """The folders of this replica and its siblings if only their seeds differ; else []."""
     folder = store.absolute(workdir)
     above = os.path.dirname(folder)
     if not epath.Path(above, "config.json").is_file():
         return []
     c = read_config(above)
     folders = [path for _, path in members(c, above)]
-    return folders if folder in folders and list(config_lib.flatten(c.replicas)) == ["seed"] else []
+    if folder not in folders or list(config_lib.flatten(c.replicas)) != ["seed"]:
+        return []
+    return folders
 
 
-def read_config(workdir):
-    """The config of the run in a workdir."""
+def read_config(workdir: str) -> ConfigDict:
+    """The config of the run in a workdir.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
     store.check(workdir)
     path = epath.Path(workdir, "config.json")
     try:
-        return config_lib.from_json(json.loads(path.read_bytes()))
+        tree = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"workdir={workdir}: no run in it (no config.json)") from None
     except NotADirectoryError:
         raise UserError(f"workdir={workdir}: is a file; want a folder") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: want an object with the fields of a config, not {tree!r:.40}")
+    for name, value in config_lib.default().items():
+        if isinstance(value, ConfigDict) and not isinstance(tree.get(name, {}), dict):
+            raise UserError(f"{path}: {name}: want an object with its fields, not {tree[name]!r:.40}")
+    try:
+        return config_lib.from_json(tree)
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: damaged: {error}") from None
 
 
-def restore(workdir, which="best", *, data_dir="", mesh=(), say=print):
+class Restored(NamedTuple):
+    """What :func:`restore` reads: the parts that its config builds, the state, and its meta."""
+
+    setup: Setup
+    state: Any
+    meta: dict[str, Any]
+
+
+def restore(
+    workdir: str,
+    which: str | int = "best",
+    *,
+    data_dir: str = "",
+    mesh: Sequence[tuple[str, str]] = (),
+    say: Callable[[str], Any] = print,
+) -> Restored:
     """(Setup, state, meta) of a good checkpoint: 'best' by validation, 'latest' or a step.
 
-    The mesh has all devices there are on ``data``, unless ``mesh`` has [(field, value)], such as ("mesh.model", "2").
-    ``meta["latest"]`` is the meta of the latest step: how long the whole run has taken.
+    The mesh has all devices on ``data``, unless ``mesh`` has [(field, value)], such as
+    ("mesh.model", "2"). ``meta["latest"]`` is the meta of the latest step: how long the whole run
+    has taken.
 
     Raises:
-      UserError: there is no run, or no good checkpoint in it.
+      UserError: there is no run, no good checkpoint in it, or a file of it is damaged.
     """
     c = read_config(workdir)
-    if config_lib.replica_count(c):
-        raise UserError(f"workdir={workdir}: holds {config_lib.replica_count(c)} replicas; want {workdir}/replica_0, …")
-    c.mesh.data, c.mesh.fsdp, c.mesh.model, c.mesh.samples = -1, 1, 1, 1  # of this machine, not of the one that trained
+    count = config_lib.replica_count(c)
+    if count:
+        raise UserError(f"workdir={workdir}: holds {count} replicas; want {workdir}/replica_0, …")
+    _check_manifests(workdir, c)
+    log.read_history(workdir)  # a damaged one is named before the work, not after it
+    c.mesh.data = -1  # of this machine, not of the one that trained
+    for axis in ("fsdp", "model", "samples"):
+        c.mesh[axis] = 1
     c = flags.apply(c, mesh)
     if data_dir:
         c.data.dir = data_dir
@@ -151,28 +260,42 @@ def restore(workdir, which="best", *, data_dir="", mesh=(), say=print):
     if not checkpoint.steps(workdir):
         raise UserError(f"workdir={workdir}: no checkpoint in it; run train.py first")
     saved = checkpoint.Checkpoints(workdir, say, write=False)
-    found = saved.restore(checkpoint.abstract(shapes, places), which)
-    if found is None:
+    restored = saved.restore(checkpoint.abstract(shapes, places), which)
+    if restored is None:
         raise UserError(f"workdir={workdir}: no good checkpoint in it")
-    state, meta = found
-    meta["latest"] = saved.meta()
+    state, meta = restored
+    meta["latest"] = saved.meta() or dict(meta)
     saved.close()
-    return s, state, meta
+    return Restored(s, state, meta)
 
 
-def begin_from(folder, state, places):
-    """A fresh ``state`` with the parameters of the last checkpoint in ``folder`` (their moving average, where it has
-    one) in every part of the model that has the same name and shapes.
+def begin_from(folder: str, state: Any, places: Any) -> Any:
+    """A fresh ``state`` with parameters of the last checkpoint in ``folder``.
+
+    They (their moving average, where it has one) go to every part of the model that has the same
+    name and shapes.
 
     Raises:
       UserError: there is no such run, or it has no such part.
     """
     _, other, _ = restore(folder, "latest")
-    theirs, ours = step.averaged(other), state.params
-    same = lambda a, b: jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)  # noqa: E731
-    taken = {part: p for part, p in theirs.items() if part in ours and jax.tree.leaves(p) and same(p, ours[part])}
+    ours = state.params
+    taken = {}
+    for part, theirs in step.averaged(other).items():
+        if part in ours and jax.tree.leaves(theirs) and _same_shapes(theirs, ours[part]):
+            taken[part] = theirs
     if not taken:
-        raise UserError(f"init_from={folder}: no part of its model has the names and shapes of this one's")
-    begun = lambda tree, at: jax.device_put({**tree, **taken}, at)  # noqa: E731
-    ema = state.ema if state.ema == () else jax.tree.map(jnp.copy, begun(state.ema, places.ema))
-    return state._replace(params=jax.tree.map(jnp.copy, begun(ours, places.params)), ema=ema)
+        why = "no part of its model has the names and shapes of this one's"
+        raise UserError(f"init_from={folder}: {why}")
+
+    def replaced(tree: Any, place: Any) -> Any:
+        return jax.tree.map(jnp.copy, jax.device_put({**tree, **taken}, place))
+
+    ema = state.ema
+    if ema != ():
+        ema = replaced(ema, places.ema)
+    return state._replace(params=replaced(ours, places.params), ema=ema)
+
+
+def _same_shapes(a: Any, b: Any) -> bool:
+    return jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
