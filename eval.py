@@ -14,10 +14,18 @@ from vae_jax.mesh import hosts
 def define(values):
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
-    flags.DEFINE_integer("iw_k", None, "importance samples per image", lower_bound=1, flag_values=values)
-    flags.DEFINE_list("tasks", [], "more: classification, recognition, ood, robustness", flag_values=values)
-    flags.DEFINE_list("ood", [], "data sets that are not of training's kind, for tasks=ood", flag_values=values)
-    flags.DEFINE_string("results", "", "also write the figures to this file, results/NAME.json", flag_values=values)
+    flags.DEFINE_integer(
+        "iw_k", None, "importance samples per image", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_list(
+        "tasks", [], "more: classification, recognition, ood, robustness", flag_values=values
+    )
+    flags.DEFINE_list(
+        "ood", [], "data sets that are not of training's kind, for tasks=ood", flag_values=values
+    )
+    flags.DEFINE_string(
+        "results", "", "also write the figures to this file, results/NAME.json", flag_values=values
+    )
     flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
     hosts.define(values)
 
@@ -31,7 +39,9 @@ def run(argv):
 
     for field, _ in pairs:
         if not field.startswith("mesh."):
-            raise config.UserError(f"{field}: the run's config is fixed; eval.py takes no --config.* but config.mesh.*")
+            raise config.UserError(
+                f"{field}: the run's config is fixed; eval.py takes no --config.* but config.mesh.*"
+            )
     if not values.workdir:
         raise config.UserError("workdir: want --workdir=FOLDER")
     which = values.checkpoint
@@ -43,7 +53,9 @@ def run(argv):
         if task not in tasks.TASKS:
             raise config.UserError(f"tasks={task}: unknown; {config.nearest(task, tasks.TASKS)}")
     if bool(values.ood) != ("ood" in values.tasks):
-        raise config.UserError("tasks=ood: wants another data set, and --ood=NAME wants --tasks=ood")
+        raise config.UserError(
+            "tasks=ood: wants another data set, and --ood=NAME wants --tasks=ood"
+        )
     hosts.join(values)
     compile.use_cache()
     assess.assess(

@@ -16,12 +16,23 @@ from vae_jax.mesh import hosts
 def define(values: flags.FlagValues) -> None:
     """Declare the flags of this script."""
     flags.DEFINE_string("config", "configs/digits.py", "a file of configs/", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of the run; one that holds it goes on", flag_values=values)
-    flags.DEFINE_bool("explain", False, "print what the objective is, and train nothing", flag_values=values)
-    flags.DEFINE_string("results", "", "also write the figures to this file, results/NAME.json", flag_values=values)
-    flags.DEFINE_string("data_dir", "", "where TFDS data is (same as --config.data.dir)", flag_values=values)
     flags.DEFINE_string(
-        "profile", "", "steps A-B to trace into WORKDIR/profile; SIGUSR1 traces as well", flag_values=values
+        "workdir", None, "folder of the run; one that holds it goes on", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "explain", False, "print what the objective is, and train nothing", flag_values=values
+    )
+    flags.DEFINE_string(
+        "results", "", "also write the figures to this file, results/NAME.json", flag_values=values
+    )
+    flags.DEFINE_string(
+        "data_dir", "", "where TFDS data is (same as --config.data.dir)", flag_values=values
+    )
+    flags.DEFINE_string(
+        "profile",
+        "",
+        "steps A-B to trace into WORKDIR/profile; SIGUSR1 traces as well",
+        flag_values=values,
     )
     hosts.define(values)
 
@@ -45,7 +56,9 @@ def run(argv: list[str]) -> int:
         c.data.dir = values.data_dir
     span = re.fullmatch(r"(\d+)-(\d+)", values.profile)
     if values.profile and not (span and int(span[1]) <= int(span[2])):
-        raise config.UserError(f"profile={values.profile}: want the first and the last step, as 100-120")
+        raise config.UserError(
+            f"profile={values.profile}: want the first and the last step, as 100-120"
+        )
     flags_lib.advise()
     hosts.join(values)
     compile.use_cache()

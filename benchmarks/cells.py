@@ -363,7 +363,9 @@ def agreement(c: ConfigDict, dataset: Dataset, params: dict, peer: Any) -> dict[
     labelled = None
     if c.data.labelled_batch:
         batch["labelled"] = _batch(m, dataset, np.flatnonzero(dataset.train.label >= 0)[:n])
-        labelled_keys = distributions.example_keys(jax.random.fold_in(key, 1), batch["labelled"]["id"])
+        labelled_keys = distributions.example_keys(
+            jax.random.fold_in(key, 1), batch["labelled"]["id"]
+        )
         batch["labelled"]["keys"] = labelled_keys
         labelled = [batch["labelled"]["image"], batch["labelled"]["label"]]
         labelled.append(_noise(m, labelled_keys, samples))

@@ -27,7 +27,7 @@ def environment(cache: str) -> dict[str, str]:
     The process starts as a user's does: the variables that ``cli.main`` sets when it restarts a
     program for huge pages are left out.
     """
-    env = {name: value for name, value in os.environ.items() if name != cli.HUGE_PAGES}
+    env = dict(os.environ)
     tunables = env.get("GLIBC_TUNABLES", "").removesuffix(cli.TUNABLE)
     env["GLIBC_TUNABLES"] = tunables.rstrip(":")
     env["VAE_JAX_CACHE"] = os.path.join(cache, "programs")

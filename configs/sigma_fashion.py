@@ -3,7 +3,7 @@ best one.
 
     python train.py --config=configs/sigma_fashion.py --data_dir=~/data --workdir=runs/sigma_fashion
     python train.py --config=configs/unit_fashion.py --data_dir=~/data --workdir=runs/unit_fashion
-    python -m benchmarks.measure sigma --workdir=runs/sigma_fashion --twin=runs/unit_fashion \
+    python -m benchmarks.sigma --workdir=runs/sigma_fashion --unit=runs/unit_fashion \
         --out=results/sigma.json
 
 configs/unit_fashion.py has the variance 1 of a plain squared error. Figures, time and device:

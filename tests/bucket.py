@@ -25,14 +25,20 @@ def generation(storage, bucket, name):
 
 def download(request, response, storage, *args, **kwargs):
     with one_at_a_time:
-        response["x-goog-generation"] = generation(storage, request.params["bucket_name"], request.params["object_id"])
+        response["x-goog-generation"] = generation(
+            storage, request.params["bucket_name"], request.params["object_id"]
+        )
         read(request, response, storage, *args, **kwargs)
 
 
 def insert(request, response, storage, *args, **kwargs):
     with one_at_a_time:
         wanted, name = request.query.get("ifGenerationMatch"), request.query.get("name")
-        if wanted and name and wanted[0] != generation(storage, request.params["bucket_name"], name[0]):
+        if (
+            wanted
+            and name
+            and wanted[0] != generation(storage, request.params["bucket_name"], name[0])
+        ):
             response.status = HTTPStatus.PRECONDITION_FAILED
         else:
             write(request, response, storage, *args, **kwargs)
@@ -40,7 +46,9 @@ def insert(request, response, storage, *args, **kwargs):
 
 if __name__ == "__main__":
     objects.download, objects.insert = download, insert
-    from gcp_storage_emulator.server import create_server  # it takes the functions when it is imported
+    from gcp_storage_emulator.server import (
+        create_server,  # it takes the functions when it is imported
+    )
 
     create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="bucket").start()
     while True:

@@ -43,6 +43,7 @@ def data_dir():
 
 def pytest_collection_modifyitems(items):
     """Files that start processes first: they take the longest, and one worker runs all of a file."""
-    slow = ["test_hosts", "test_loop", "test_errors", "test_replicas", "test_readme", "test_benchmark"]
+    slow = ["test_hosts", "test_loop", "test_errors", "test_replicas", "test_readme"]
+    slow += ["test_faults", "test_script", "test_cells", "test_study"]
     rank = {name: i for i, name in enumerate(slow)}
     items.sort(key=lambda item: rank.get(item.module.__name__.rpartition(".")[2], len(slow)))

@@ -28,7 +28,14 @@ def config(devices, *, fed=False, steps=STEPS):
     from tests.test_step import small
 
     # One optimiser step per call and plain Adam steps: float32 sums in another order stay small.
-    c = small(steps=steps, log_every=1, eval__every=EVERY, eval__batch=24, eval__iw_k=2, mesh__data=devices)
+    c = small(
+        steps=steps,
+        log_every=1,
+        eval__every=EVERY,
+        eval__batch=24,
+        eval__iw_k=2,
+        mesh__data=devices,
+    )
     c.data.on_device_mb = 0 if fed else 1024
     return c
 

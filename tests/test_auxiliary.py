@@ -24,7 +24,9 @@ jit = compile_lib.simple
 
 def small(kind, **fields):
     model, params = tiny(kind, classifier=config.call("classifier", "mlp", widths=(4,)), **fields)
-    return model, jax.tree.map(lambda a: 0.4 * a, params)  # or q is narrower than p, and weights have no variance
+    return model, jax.tree.map(
+        lambda a: 0.4 * a, params
+    )  # or q is narrower than p, and weights have no variance
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -40,11 +42,16 @@ def test_the_bound_is_below_the_exact_evidence_which_importance_weights_reach(ki
     def grid(y):  # log p(x, a, z | y) on the grid, for three images
         logits = model.image_given(params, a, y, z).reshape(len(a), PIXELS)
         image = lambda x: -jnp.logaddexp(0, logits * (1 - 2 * x.reshape(PIXELS))).sum(-1)  # noqa: E731
-        first = lambda x: model.first_given(params, jnp.broadcast_to(x, (len(a), *SHAPE)), y, z).log_prob(a)  # noqa: E731
+        first = lambda x: model.first_given(
+            params, jnp.broadcast_to(x, (len(a), *SHAPE)), y, z
+        ).log_prob(a)  # noqa: E731
         return jax.vmap(lambda x: image(x) + first(x))(x3)
 
     log_pz = stats.norm.logpdf(np.asarray(z, np.float64)[:, 0])
-    exact = [logsumexp(np.asarray(grid(jnp.full(len(a), y)), np.float64) + log_pz + cell, axis=1) for y in (0, 1)]
+    exact = [
+        logsumexp(np.asarray(grid(jnp.full(len(a), y)), np.float64) + log_pz + cell, axis=1)
+        for y in (0, 1)
+    ]
     exact = logsumexp(exact, axis=0) - np.log(2)
     d = jit(lambda x: likelihood.draws(model, params, x, jnp.arange(3), KEY, 0, 4000))(x3)
     elbo = np.asarray(d.log_px - d.kl[..., 0], np.float64)
@@ -68,7 +75,9 @@ def test_the_objective_is_the_sums_written_out(kind, auxiliary):
         terms = OBJECTIVES[kind](model, params, batch, KEYS, alpha=7.0, labelled=0.5, samples=2)
         every = [[model.draw(params, X, k, y=jnp.full(5, y)) for y in (0, 1)] for k in keys_u]
         given = [model.draw(params, X[:3], k, y=LABEL[:3]) for k in keys_l]
-        logits = [model.classify(params, x, k) for x, keys in ((X, keys_u), (X[:3], keys_l)) for k in keys]
+        logits = [
+            model.classify(params, x, k) for x, keys in ((X, keys_u), (X[:3], keys_l)) for k in keys
+        ]
         return (
             terms,
             every,
@@ -89,15 +98,23 @@ def test_the_objective_is_the_sums_written_out(kind, auxiliary):
     ce = -np.mean([q[np.arange(3), LABEL[:3]] for q in log_q[2:]], 0)
     np.testing.assert_allclose(terms.labelled.elbo, value, rtol=1e-5)
     np.testing.assert_allclose(terms.labelled.loss, 7 * ce - 0.5 * value, rtol=1e-5)
-    still = {part for part, g in gradient.items() if not any(np.any(leaf) for leaf in jax.tree.leaves(g))}
-    assert still == ({"encoder", "posterior", "decoder", "prior"} if kind == "m1m2" else {"prior"}), "M1 is constant"
+    still = {
+        part for part, g in gradient.items() if not any(np.any(leaf) for leaf in jax.tree.leaves(g))
+    }
+    assert still == (
+        {"encoder", "posterior", "decoder", "prior"} if kind == "m1m2" else {"prior"}
+    ), "M1 is constant"
 
 
 def test_what_a_net_is_not_given_it_does_not_see():
     """p(a|y,z) of SDGM is another function of x in ADGM; q(y|a) of M1+M2 sees x through a alone."""
     for kind, sees in (("adgm", True), ("sdgm", False)):
         model, params = small(kind)
-        first_given = jit(lambda p, x, model=model: model.first_given(p, x, jnp.zeros(5, int), jnp.zeros((5, 1))).mu)
+        first_given = jit(
+            lambda p, x, model=model: (
+                model.first_given(p, x, jnp.zeros(5, int), jnp.zeros((5, 1))).mu
+            )
+        )
         p, other = first_given(params, X), first_given(params, 1 - X)
         assert (np.abs(p - other) > 1e-6).any() == sees
     model, params = small("m1m2")
@@ -109,17 +126,26 @@ def test_what_a_net_is_not_given_it_does_not_see():
 @pytest.mark.slow
 def test_m1m2_begins_with_m1_and_leaves_it(tmp_path):
     """A run of M1, then M2 on its codes: M1's encoder and decoder are there to the last bit, all else moves."""
-    changes = dict(mesh__data=1, steps=20, eval__every=20, log_every=20, steps_per_call=20, unroll=False)
+    changes = dict(
+        mesh__data=1, steps=20, eval__every=20, log_every=20, steps_per_call=20, unroll=False
+    )
     m1 = semi_supervised(data__labels=0, data__labelled_batch=0, **changes)
-    m1.classifier, m1.objective = config.call("classifier", "none"), config.call("objective", "elbo")
+    m1.classifier, m1.objective = (
+        config.call("classifier", "none"),
+        config.call("objective", "elbo"),
+    )
     assert loop.train(m1, str(tmp_path / "m1"), say=lambda _: None)
     c = semi_supervised(init_from=str(tmp_path / "m1"), **changes)
     c.classifier = config.call("classifier", "mlp", widths=(32,))
     c.objective = config.call("objective", "m1m2")
     assert loop.train(c, str(tmp_path / "m1m2"), say=lambda _: None)
-    (_, before, _), (s, after, _) = (workdir.restore(str(tmp_path / n), "latest") for n in ("m1", "m1m2"))
+    (_, before, _), (s, after, _) = (
+        workdir.restore(str(tmp_path / n), "latest") for n in ("m1", "m1m2")
+    )
     for part in ("encoder", "posterior", "decoder"):
-        jax.tree.map(np.testing.assert_array_equal, step.averaged(before)[part], step.averaged(after)[part])
+        jax.tree.map(
+            np.testing.assert_array_equal, step.averaged(before)[part], step.averaged(after)[part]
+        )
     fresh = compile_lib.init(c, s.model, s.mesh, s.dataset)[0].params
     for part in ("label_trunk", "latent", "first"):
         assert any(
@@ -142,7 +168,12 @@ def test_models_side_by_side_are_one_of_each_label():
     def run(params):
         every = jax.vmap(lambda y: model.draw(params, X, KEYS, y=y).log_w)(jnp.arange(2))
         rows = jax.vmap(lambda x, y: model.encode(params, x[None], y).mu[0])(X, LABEL)
-        return every, model.draw(params, X, KEYS, y=LABEL).log_w, model.encode(params, X, LABEL).mu, rows
+        return (
+            every,
+            model.draw(params, X, KEYS, y=LABEL).log_w,
+            model.encode(params, X, LABEL).mu,
+            rows,
+        )
 
     (every, given, mu, rows), (moved, _, _, _) = run(params), run(other)
     np.testing.assert_array_equal(every[1], moved[1])
@@ -151,7 +182,9 @@ def test_models_side_by_side_are_one_of_each_label():
     np.testing.assert_allclose(mu, rows, rtol=1e-5)
 
 
-@pytest.mark.parametrize("label", [(0, 1, 2, 3, 2, 0, 1, 2), (1, 1, 3, 1, 1, 1, 0, 1)], ids=["even", "uneven"])
+@pytest.mark.parametrize(
+    "label", [(0, 1, 2, 3, 2, 0, 1, 2), (1, 1, 3, 1, 1, 1, 0, 1)], ids=["even", "uneven"]
+)
 def test_of_an_uneven_batch_no_row_is_lost(label):
     """Each row goes through the nets of its label, also where more rows have a label than it has places: values and
     gradients are those of all labels' nets picked from."""
@@ -164,6 +197,8 @@ def test_of_an_uneven_batch_no_row_is_lost(label):
     def picked(params):
         return jax.vmap(lambda y: model.encode(params, x, y).mu)(jnp.arange(4))[y, jnp.arange(8)]
 
-    grown = [jit(jax.value_and_grad(lambda p, f=f: (f(p) ** 2).sum()))(params) for f in (own, picked)]
+    grown = [
+        jit(jax.value_and_grad(lambda p, f=f: (f(p) ** 2).sum()))(params) for f in (own, picked)
+    ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *grown)
     assert np.ptp(own(params), axis=0).max() > 0.1

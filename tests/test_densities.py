@@ -168,7 +168,9 @@ def test_samples_come_with_their_density_in_every_layout(name):
     np.testing.assert_array_equal(z_KxBxD, dist.sample(keys(7, 3)))
     np.testing.assert_allclose(dist.log_prob(z_KxBxD), log_prob, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(jax.vmap(dist.log_prob)(z_KxBxD), log_prob, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(jnp.stack([dist.log_prob(z) for z in z_KxBxD]), log_prob, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        jnp.stack([dist.log_prob(z) for z in z_KxBxD]), log_prob, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
@@ -200,7 +202,9 @@ def test_soft_clip_is_the_identity_in_the_middle_and_bounded_outside():
     got = de.soft_clip(far, -14.0, 14.0)
     assert (np.abs(got) <= 14).all() and (np.sign(got) == np.sign(far)).all()
     np.testing.assert_allclose(de.soft_clip(np.float32(14), -14.0, 14.0), 13.5)
-    np.testing.assert_array_equal(de.soft_clip(np.linspace(-0.25, 0.25, 9), -0.5, 0.5), np.linspace(-0.25, 0.25, 9))
+    np.testing.assert_array_equal(
+        de.soft_clip(np.linspace(-0.25, 0.25, 9), -0.5, 0.5), np.linspace(-0.25, 0.25, 9)
+    )
 
 
 def test_soft_clip_never_loses_the_gradient():
@@ -210,7 +214,9 @@ def test_soft_clip_never_loses_the_gradient():
     gradient = f(v)
     assert (gradient > 0).all() and (gradient <= 1).all()
     np.testing.assert_allclose(gradient, (1 + u) ** -2.0, rtol=1e-5)
-    assert (np.diff(de.soft_clip(np.linspace(-200, 200, 4001, dtype=np.float32), -14, 14)) > 0).all()
+    assert (
+        np.diff(de.soft_clip(np.linspace(-200, 200, 4001, dtype=np.float32), -14, 14)) > 0
+    ).all()
 
 
 def test_stop_leaves_the_path_through_z_only():
@@ -244,10 +250,14 @@ def direct_mixture(mixture, z):
 
 @pytest.mark.parametrize("offset", [-10.0, 0.0, 3.0])
 def test_mixture_density_is_the_direct_form_however_narrow(offset):
-    mixture = de.MixtureOfNormals(random(50), random(50, 20, scale=3), random(50, 20, seed=1) + np.float32(offset))
+    mixture = de.MixtureOfNormals(
+        random(50), random(50, 20, scale=3), random(50, 20, seed=1) + np.float32(offset)
+    )
     z = random(4, 8, 20, seed=2)
     z[0] = mixture.mu[:8] + 1e-3  # where a narrow component's square is a small difference
-    np.testing.assert_allclose(mixture.log_prob(z), direct_mixture(mixture, z), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(
+        mixture.log_prob(z), direct_mixture(mixture, z), rtol=1e-5, atol=1e-3
+    )
 
 
 def test_mixture_of_one_is_a_normal_and_logits_need_not_be_normalised():
@@ -293,12 +303,16 @@ def test_gradients_are_those_of_finite_differences_in_float64():
     with jax.enable_x64(True):
         arguments = tuple(np.asarray(random(2, 3, seed=s), np.float64) for s in range(6))
         assert all(v.dtype == jnp.float64 for v in jax.eval_shape(everything, *arguments))
-        check_grads(jax.jit(everything), arguments, order=1, modes=["rev"], atol=1e-6, rtol=1e-6, eps=1e-6)
+        check_grads(
+            jax.jit(everything), arguments, order=1, modes=["rev"], atol=1e-6, rtol=1e-6, eps=1e-6
+        )
 
 
 def test_values_and_gradients_are_finite_at_extremes():
     arguments = [random(2, 3, seed=s, scale=3) for s in range(6)]
-    scalar = jax.jit(jax.value_and_grad(lambda *a: sum(v.sum() for v in everything(*a)), argnums=range(6)))
+    scalar = jax.jit(
+        jax.value_and_grad(lambda *a: sum(v.sum() for v in everything(*a)), argnums=range(6))
+    )
     for logvar in (-30.0, 0.0, 30.0):
         arguments[2] = np.full((2, 3), logvar, np.float32)
         value, gradients = scalar(*arguments)

@@ -27,7 +27,11 @@ def folder(path, classes, each=4, size=(9, 11)):
 
 # (what is wrong, extra flags, a pattern of the one line)
 FLAGS = [
-    ("a limit of steps that none leaves out", ["--config.optim.skip_above=9"], r"optim\.skip_above=9\.0: no step is"),
+    (
+        "a limit of steps that none leaves out",
+        ["--config.optim.skip_above=9"],
+        r"optim\.skip_above=9\.0: no step is",
+    ),
     ("unknown field", ["--config.optim.lrr=1"], r"optim\.lrr=1: unknown field; nearest: optim\.lr"),
     ("unknown section", ["--config.opt.lr=1"], r"opt\.lr=1: unknown field"),
     ("a section set as a value", ["--config.optim=3"], r"optim=3: a section"),
@@ -40,10 +44,18 @@ FLAGS = [
     ("negative rate", ["--config.optim.lr=-1"], r"optim\.lr=-1\.0: want a number > 0"),
     ("zero batch", ["--config.batch=0"], r"batch=0: want a number > 0"),
     ("nan", ["--config.optim.lr=nan"], r"optim\.lr=nan: want a finite number"),
-    ("zero width", ["--config.encoder.widths=(64,0)"], r"encoder\.widths=\(64, 0\): want numbers >= 1"),
+    (
+        "zero width",
+        ["--config.encoder.widths=(64,0)"],
+        r"encoder\.widths=\(64, 0\): want numbers >= 1",
+    ),
     ("zero latent", ["--config.latent=0"], r"latent=0: want a number > 0"),
     ("negative beta", ["--config.objective.beta=-2"], r"objective\.beta=-2\.0: want numbers >= 0"),
-    ("unknown activation", ["--config.encoder.activation=rely"], r"activation=rely: unknown; nearest: relu"),
+    (
+        "unknown activation",
+        ["--config.encoder.activation=rely"],
+        r"activation=rely: unknown; nearest: relu",
+    ),
     (
         "attention",
         ["--config.encoder.name=vit", "--config.encoder.attention=flash"],
@@ -62,7 +74,11 @@ FLAGS = [
     ),
     (
         "fused attention without its device",
-        ["--config.decoder.name=vit", "--config.decoder.attention=cudnn", "--config.dtype=bfloat16"],
+        [
+            "--config.decoder.name=vit",
+            "--config.decoder.attention=cudnn",
+            "--config.dtype=bfloat16",
+        ],
         r"attention=cudnn: wants an NVIDIA GPU, the device is cpu; want xla",
     ),
     ("huge run", ["--config.steps=100000000"], r"steps=100000000: want steps \* batch < 2\*\*32"),
@@ -73,23 +89,63 @@ FLAGS = [
     ),
     ("dtype", ["--config.dtype=float16"], r"dtype=float16: want float32 or bfloat16"),
     ("unknown net", ["--config.encoder.name=con"], r"encoder\.name=con: unknown; nearest: conv"),
-    ("unknown objective", ["--config.objective.name=elbow"], r"objective\.name=elbow: unknown; nearest: elbo"),
-    ("own loss, no file", ["--config.objective.name=no_file:f"], r"objective\.name=no_file:f: no file no_file\.py"),
+    (
+        "unknown objective",
+        ["--config.objective.name=elbow"],
+        r"objective\.name=elbow: unknown; nearest: elbo",
+    ),
+    (
+        "own loss, no file",
+        ["--config.objective.name=no_file:f"],
+        r"objective\.name=no_file:f: no file no_file\.py",
+    ),
     (
         "field of another objective",
         ["--config.objective.name=elbo", "--config.objective.gamma=1"],
         r"objective\.gamma=1: unknown",
     ),
     ("unknown data", ["--config.data.name=digit"], r"data\.name=digit: .*digits"),
-    ("unprepared data", ["--config.data.name=mnist", "--data_dir=/nonexistent"], r"mnist.*prepare mnist"),
-    ("no such folder", ["--config.data.name=folder:/nonexistent", "--config.data.size=8"], r"/nonexistent"),
-    ("validation share", ["--config.data.validation=0.9"], r"data\.validation=0\.9: want 0 < value <= 0\.5"),
-    ("binarize", ["--config.data.binarize=maybe"], r"data\.binarize=maybe: want none, threshold, static, dynamic"),
-    ("held out, unknown", ["--config.data.hold_out=(3,10)"], r"data\.hold_out=\(3, 10\): .*digits has 10 classes"),
-    ("held out twice", ["--config.data.hold_out=(3,3)"], r"data\.hold_out=\(3, 3\): want different places"),
-    ("held out, nearly all", ["--config.data.hold_out=(0,1,2,3,4,5,6,7,8)"], r"data\.hold_out=.*two classes to stay"),
+    (
+        "unprepared data",
+        ["--config.data.name=mnist", "--data_dir=/nonexistent"],
+        r"mnist.*prepare mnist",
+    ),
+    (
+        "no such folder",
+        ["--config.data.name=folder:/nonexistent", "--config.data.size=8"],
+        r"/nonexistent",
+    ),
+    (
+        "validation share",
+        ["--config.data.validation=0.9"],
+        r"data\.validation=0\.9: want 0 < value <= 0\.5",
+    ),
+    (
+        "binarize",
+        ["--config.data.binarize=maybe"],
+        r"data\.binarize=maybe: want none, threshold, static, dynamic",
+    ),
+    (
+        "held out, unknown",
+        ["--config.data.hold_out=(3,10)"],
+        r"data\.hold_out=\(3, 10\): .*digits has 10 classes",
+    ),
+    (
+        "held out twice",
+        ["--config.data.hold_out=(3,3)"],
+        r"data\.hold_out=\(3, 3\): want different places",
+    ),
+    (
+        "held out, nearly all",
+        ["--config.data.hold_out=(0,1,2,3,4,5,6,7,8)"],
+        r"data\.hold_out=.*two classes to stay",
+    ),
     ("shift beyond the image", ["--config.data.shift=9"], r"data\.shift=9: .*8"),
-    ("Bernoulli on grey", ["--config.likelihood.name=bernoulli"], r"likelihood\.name=bernoulli: .*17 levels"),
+    (
+        "Bernoulli on grey",
+        ["--config.likelihood.name=bernoulli"],
+        r"likelihood\.name=bernoulli: .*17 levels",
+    ),
     (
         "density of binary data",
         ["--config.likelihood.name=gaussian", "--config.data.binarize=dynamic"],
@@ -115,7 +171,11 @@ FLAGS = [
         ["--config.mesh.model=3"],
         r"mesh\.model=3: 3 does not fit 8 devices; nearest that fits: 2",
     ),
-    ("too many devices", ["--config.mesh.data=16"], r"mesh\.data=16: 16 does not fit 8 devices; nearest that fits: 8"),
+    (
+        "too many devices",
+        ["--config.mesh.data=16"],
+        r"mesh\.data=16: 16 does not fit 8 devices; nearest that fits: 8",
+    ),
     ("two free axes", ["--config.mesh.model=-1"], r"mesh\.model=-1: want at most one -1"),
     ("select", ["--config.eval.select=speed"], r"eval\.select=speed: want loss, elbo"),
     (
@@ -125,25 +185,34 @@ FLAGS = [
     ),
     ("decay for adam", ["--config.optim.name=adam"], r"optim\.weight_decay=0\.01: adam has none"),
     ("no samples", ["--config.objective.samples=0"], r"objective\.samples=0: want numbers >= 1"),
-    ("no decoder for a bound", ["--config.decoder.name=none"], r"decoder\.name=none: this objective needs one"),
+    (
+        "no decoder for a bound",
+        ["--config.decoder.name=none"],
+        r"decoder\.name=none: this objective needs one",
+    ),
     (
         "strides for other widths",
         ["--config.unroll=True", "--config.encoder.name=conv", "--config.encoder.widths=(8,8,8)"],
         r"encoder\.strides=\(2, 2\): want as many as widths=\(8, 8, 8\)",
     ),
-    ("convolutions in a loop", ["--config.encoder.name=conv"], r"unroll=False: convolutions in a loop"),
     (
         "a figure that the objective does not give",
         ["--config.objective.name=elbo", "--config.eval.select=accuracy"],
         r"eval\.select=accuracy: objective elbo gives elbo, kl, log_px, loss",
     ),
-    ("a loss that moves", ["--config.objective.name=geco"], r"eval\.select=loss: that of geco changes"),
+    (
+        "a loss that moves",
+        ["--config.objective.name=geco"],
+        r"eval\.select=loss: that of geco changes",
+    ),
     ("unknown flag", ["--wrkdir=x"], r"Unknown command line flag 'wrkdir'"),
     ("a word", ["extra"], r"extra: want flags only"),
 ]
 
 
-@pytest.mark.parametrize(("flags", "pattern"), [f[1:] for f in FLAGS], ids=[f[0].replace(" ", "_") for f in FLAGS])
+@pytest.mark.parametrize(
+    ("flags", "pattern"), [f[1:] for f in FLAGS], ids=[f[0].replace(" ", "_") for f in FLAGS]
+)
 def test_flags(flags, pattern, tmp_path):
     workdir = tmp_path / "run"
     says(train.run, ["train.py", DIGITS, f"--workdir={workdir}", *flags], pattern)
@@ -163,7 +232,10 @@ def test_config_pages(tmp_path):
     cases = [
         ("def get_config(:\n", r"page\.py: line 1"),
         ("x = 1\n", r"no function get_config"),
-        ("from vae_jax import config\ndef get_config():\n c = config.default()\n c.optim.lrr = 1\n return c\n", r"lrr"),
+        (
+            "from vae_jax import config\ndef get_config():\n c = config.default()\n c.optim.lrr = 1\n return c\n",
+            r"lrr",
+        ),
         (
             "from vae_jax import config\ndef get_config():\n c = config.default()\n c.batch = 'x'\n return c\n",
             r"batch|int",
@@ -190,26 +262,44 @@ def test_labels_where_there_are_none():
     from vae_jax.models import model
 
     c = config.load("configs/digits.py")
-    with pytest.raises(UserError, match=r"classifier\.name=mlp: data\.name=digits has no labels; want none"):
+    with pytest.raises(
+        UserError, match=r"classifier\.name=mlp: data\.name=digits has no labels; want none"
+    ):
         model.build(c, shape=(8, 8, 1), levels=17, classes=0, binary=False)
 
 
 def test_workdirs(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    says(train.run, ["train.py", DIGITS, f"--workdir={file}"], r"workdir=.*file: is a file; want a folder")
+    says(
+        train.run,
+        ["train.py", DIGITS, f"--workdir={file}"],
+        r"workdir=.*file: is a file; want a folder",
+    )
     says(evaluate.run, ["eval.py", f"--workdir={file}"], r"is a file")
     says(evaluate.run, ["eval.py", f"--workdir={tmp_path / 'none'}"], r"no run in it")
     says(evaluate.run, ["eval.py"], r"workdir: want")
     says(
-        evaluate.run, ["eval.py", "--workdir=x", "--checkpoint=first"], r"checkpoint=first: want best, latest or a step"
+        evaluate.run,
+        ["eval.py", "--workdir=x", "--checkpoint=first"],
+        r"checkpoint=first: want best, latest or a step",
     )
     says(evaluate.run, ["eval.py", "--workdir=x", "--iw_k=0"], r"iw_k")
-    says(evaluate.run, ["eval.py", "--workdir=x", "--tasks=odd"], r"tasks=odd: unknown; nearest: ood")
+    says(
+        evaluate.run, ["eval.py", "--workdir=x", "--tasks=odd"], r"tasks=odd: unknown; nearest: ood"
+    )
     for flag in ("--tasks=ood", "--ood=mnist"):
         says(evaluate.run, ["eval.py", "--workdir=x", flag], r"tasks=ood: wants another data set")
-    says(evaluate.run, ["eval.py", "--workdir=x", "--config.batch=3"], r"batch: the run's config is fixed")
-    says(evaluate.run, ["eval.py", f"--workdir={tmp_path / 'none'}", "--config.mesh.model=2"], r"no run in it")
+    says(
+        evaluate.run,
+        ["eval.py", "--workdir=x", "--config.batch=3"],
+        r"batch: the run's config is fixed",
+    )
+    says(
+        evaluate.run,
+        ["eval.py", f"--workdir={tmp_path / 'none'}", "--config.mesh.model=2"],
+        r"no run in it",
+    )
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{")
@@ -235,7 +325,9 @@ def test_folders_of_images(tmp_path):
 
 
 def command(*argv, **kwargs):
-    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, timeout=120, **kwargs)
+    return subprocess.run(
+        [sys.executable, *argv], capture_output=True, text=True, timeout=120, **kwargs
+    )
 
 
 def test_the_command_exits_with_one_line_and_no_traceback(tmp_path):
@@ -245,7 +337,9 @@ def test_the_command_exits_with_one_line_and_no_traceback(tmp_path):
 
 
 def small_disk():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # bytes per file: EFBIG, as a quota gives
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (20_000, 20_000)
+    )  # bytes per file: EFBIG, as a quota gives
 
 
 @pytest.mark.slow
@@ -264,27 +358,43 @@ def test_a_disk_that_takes_no_more(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     # tensorstore's own threads may speak before; the last word is ours.
-    assert re.match(r"error: .*not written|error: .*cannot write", done.stderr.strip().splitlines()[-1]), done.stderr
-    assert not os.path.exists(tmp_path / "run" / "manifests" / "20.json"), "a half-written checkpoint is not named good"
+    assert re.match(
+        r"error: .*not written|error: .*cannot write", done.stderr.strip().splitlines()[-1]
+    ), done.stderr
+    assert not os.path.exists(tmp_path / "run" / "manifests" / "20.json"), (
+        "a half-written checkpoint is not named good"
+    )
 
 
 def test_a_full_disk(tmp_path):
     """A real file system of 1 MiB: the run says so before it writes, and what is there stays."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
-        flags = ["--config.steps=20", "--config.eval.every=20", "--config.log_every=20", "--config.optim.warmup=0"]
+        flags = [
+            "--config.steps=20",
+            "--config.eval.every=20",
+            "--config.log_every=20",
+            "--config.optim.warmup=0",
+        ]
         done = command("train.py", DIGITS, f"--workdir={disk / 'run'}", *flags)
         assert done.returncode == 2
-        assert re.search(r"^error: workdir=.*disk full: a checkpoint needs \d+ MiB", done.stderr, re.M), done.stderr
+        assert re.search(
+            r"^error: workdir=.*disk full: a checkpoint needs \d+ MiB", done.stderr, re.M
+        ), done.stderr
         assert "Traceback" not in done.stderr
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not os.path.isdir("/proc/sys"), reason="needs a folder that refuses writes")
+@pytest.mark.skipif(
+    os.geteuid() == 0 and not os.path.isdir("/proc/sys"),
+    reason="needs a folder that refuses writes",
+)
 def test_a_disk_that_cannot_be_written():
     says(
         train.run,

@@ -25,17 +25,26 @@ def digits(images, binarize="none", **parts):
     """(config, dataset cut to so many test images, model, parameters) of a small MLP on digits."""
     c = config.default()
     c.latent, c.data.binarize = 3, binarize
-    c.encoder, c.decoder = (config.call(part, "mlp", widths=(8,)) for part in ("encoder", "decoder"))
+    c.encoder, c.decoder = (
+        config.call(part, "mlp", widths=(8,)) for part in ("encoder", "decoder")
+    )
     for part, (name, fields) in parts.items():
         c[part] = config.call(part, name, **fields)
     dataset = data.load(c.data)
-    dataset = dataset._replace(test=data.Split(dataset.test.image[:images], dataset.test.label[:images]))
+    dataset = dataset._replace(
+        test=data.Split(dataset.test.image[:images], dataset.test.label[:images])
+    )
     model = model_lib.build_for(c, dataset)
 
     @compile_lib.simple
-    def parameters(key):  # fresh flows are the identity and fresh mixtures symmetric: not what a test wants
+    def parameters(
+        key,
+    ):  # fresh flows are the identity and fresh mixtures symmetric: not what a test wants
         leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
-        noise = [0.3 * jax.random.normal(jax.random.fold_in(key, i), a.shape) for i, a in enumerate(leaves)]
+        noise = [
+            0.3 * jax.random.normal(jax.random.fold_in(key, i), a.shape)
+            for i, a in enumerate(leaves)
+        ]
         return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
 
     return c, dataset, model, parameters(KEY)
@@ -58,7 +67,9 @@ def test_cross_entropy_survives_extreme_logits():
 
 def test_ece_written_out():
     # Bins of width 1/15: 0.95 in the last (two right of three), 0.5 in the eighth (one right of one).
-    got = classification.expected_calibration_error(np.array([0.95, 0.95, 0.95, 0.5]), np.array([1, 1, 0, 1]))
+    got = classification.expected_calibration_error(
+        np.array([0.95, 0.95, 0.95, 0.5]), np.array([1, 1, 0, 1])
+    )
     assert got == pytest.approx((3 * abs(2 / 3 - 0.95) + abs(1 - 0.5)) / 4)
     assert classification.expected_calibration_error(np.array([1.0]), np.array([1])) == 0
 
@@ -68,12 +79,19 @@ def test_ece_of_a_calibrated_classifier_is_within_sampling_error():
     confidence = rng.uniform(0.1, 1, 100_000)
     correct = rng.uniform(size=100_000) < confidence
     # E|gap| of a bin is sqrt(2 p q / (pi n)); the sum over 15 bins is below 0.4 / sqrt(n / 15).
-    assert classification.expected_calibration_error(confidence, correct) < 0.4 / np.sqrt(100_000 / 15)
+    assert classification.expected_calibration_error(confidence, correct) < 0.4 / np.sqrt(
+        100_000 / 15
+    )
 
 
 def test_neighbours_against_a_double_loop():
     rng = np.random.default_rng(0)
-    a, ya, b, yb = rng.normal(size=(60, 3)), rng.integers(0, 2, 60), rng.normal(size=(20, 3)), rng.integers(0, 2, 20)
+    a, ya, b, yb = (
+        rng.normal(size=(60, 3)),
+        rng.integers(0, 2, 60),
+        rng.normal(size=(20, 3)),
+        rng.integers(0, 2, 20),
+    )
     hits = 0
     for x, y in zip(b, yb, strict=True):
         votes = ya[np.argsort(((a - x) ** 2).sum(1))[:5]]
@@ -90,7 +108,9 @@ def test_the_rate_is_mutual_information_plus_aggregate_kl_and_the_closed_forms()
     """x ~ N(0, 1), q(z|x) = N(a x, s²): q(z) = N(0, a² + s²), I = ½ log(1 + a²/s²), both exact for N → ∞."""
     a, s, n = 0.8, 0.5, 4000
     x = np.random.default_rng(0).normal(size=(n, 1))
-    q = densities.Normal(jnp.asarray(a * x, jnp.float32), jnp.full((n, 1), 2 * np.log(s), jnp.float32))
+    q = densities.Normal(
+        jnp.asarray(a * x, jnp.float32), jnp.full((n, 1), 2 * np.log(s), jnp.float32)
+    )
     prior = densities.Normal(jnp.zeros(1), jnp.zeros(1))
     got = latent.surgery(q, prior, jax.random.key(0))
     assert got["rate"] == pytest.approx(got["mutual_information"] + got["aggregate_kl"], abs=1e-6)
@@ -124,7 +144,10 @@ def test_mutual_information_gap():
     [
         (("gaussian", {}), ("normal", {})),
         (("full", {}), ("mixture", {"components": 5})),
-        (("iaf", {"steps": 2, "hidden": (8,), "context": 4}), ("realnvp", {"steps": 2, "hidden": (8,)})),
+        (
+            ("iaf", {"steps": 2, "hidden": (8,), "context": 4}),
+            ("realnvp", {"steps": 2, "hidden": (8,)}),
+        ),
         (("gaussian", {}), ("vamp", {"components": 5})),
     ],
 )
@@ -133,13 +156,21 @@ def test_streamed_figures_are_the_direct_ones_whatever_q_and_p(posterior, prior)
     n, k = 5, 11
     c, dataset, model, params = digits(n, posterior=posterior, prior=prior)
     mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
-    got = likelihood.log_likelihood(c, model, params, dataset.test, dataset.levels, mesh, KEY, k=k, chunk=4)
+    got = likelihood.log_likelihood(
+        c, model, params, dataset.test, dataset.levels, mesh, KEY, k=k, chunk=4
+    )
     x = jnp.asarray(dataset.test.image, jnp.float32) / (dataset.levels - 1)
-    direct = compile_lib.simple(lambda p, x: likelihood.draws(model, p, x, jnp.arange(n), KEY, 0, k))(params, x)
-    log_w, log_px, kl = (np.asarray(a, np.float64) for a in (direct.log_w, direct.log_px, direct.kl.sum(-1)))
+    direct = compile_lib.simple(
+        lambda p, x: likelihood.draws(model, p, x, jnp.arange(n), KEY, 0, k)
+    )(params, x)
+    log_w, log_px, kl = (
+        np.asarray(a, np.float64) for a in (direct.log_w, direct.log_px, direct.kl.sum(-1))
+    )
     close = {"rtol": 2e-5, "atol": 1e-4}
     np.testing.assert_allclose(got["iw"], logsumexp(log_w, axis=1) - np.log(k), **close)
-    np.testing.assert_allclose(got["ess"], np.exp(2 * logsumexp(log_w, axis=1) - logsumexp(2 * log_w, axis=1)), 1e-3)
+    np.testing.assert_allclose(
+        got["ess"], np.exp(2 * logsumexp(log_w, axis=1) - logsumexp(2 * log_w, axis=1)), 1e-3
+    )
     np.testing.assert_allclose(got["log_px"], log_px.mean(1), **close)
     np.testing.assert_allclose(got["kl"], kl.mean(1), **close)
     np.testing.assert_allclose(got["elbo"], log_px.mean(1) - kl.mean(1), **close)
@@ -172,7 +203,9 @@ def test_samples_over_the_model_axis_are_those_of_one_device():
         mesh = sharding.make_mesh(c.mesh, jax.devices()[:devices])
         places = sharding.shardings(params, mesh)
         here = jax.device_put(params, places)
-        out = likelihood.log_likelihood(c, model, here, dataset.test, dataset.levels, mesh, KEY, k=k, chunk=8)
+        out = likelihood.log_likelihood(
+            c, model, here, dataset.test, dataset.levels, mesh, KEY, k=k, chunk=8
+        )
         assert jax.tree.map(lambda a: a.sharding, here) == places
         x, carry = jnp.zeros((n, *dataset.shape)), (jnp.zeros(n),) * 4
         f = lambda p, x, i, carry: likelihood.add_samples(carry, model, p, x, i, KEY, 0, 64, mesh)  # noqa: E731
@@ -206,10 +239,16 @@ def test_batches_are_every_example_once_with_its_place_and_no_label_of_its_own_m
     split = data.Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), None)
     mesh = sharding.make_mesh(config.default().mesh, jax.devices()[:2])
     for every, want in ((1, range(10)), (3, (0, 3, 6, 9))):
-        found = [(b["id"][:real], b["image"].ravel()[:real]) for b, real in evaluation.batches(split, 3, mesh, every)]
+        found = [
+            (b["id"][:real], b["image"].ravel()[:real])
+            for b, real in evaluation.batches(split, 3, mesh, every)
+        ]
         for got in zip(*found, strict=True):
             assert np.concatenate(got).tolist() == list(want)
-    assert all("label" not in b and b["mask"].sum() == real for b, real in evaluation.batches(split, 3, mesh))
+    assert all(
+        "label" not in b and b["mask"].sum() == real
+        for b, real in evaluation.batches(split, 3, mesh)
+    )
     labelled = split._replace(label=np.arange(10, dtype=np.int32))
     assert all((b["label"] == b["id"]).all() for b, _ in evaluation.batches(labelled, 4, mesh, 3))
 

@@ -30,7 +30,9 @@ def coupling_flow(d, scale=None):
     init = jax.jit(net.init)
     params = [init(jax.random.key(i), jnp.zeros(d))["params"] for i in range(STEPS)]
     params = params if scale is None else perturb(params, scale)
-    return de.coupling_flow(de.Normal(jnp.zeros(d), jnp.zeros(d)), lambda p, z: net.apply({"params": p}, z), params)
+    return de.coupling_flow(
+        de.Normal(jnp.zeros(d), jnp.zeros(d)), lambda p, z: net.apply({"params": p}, z), params
+    )
 
 
 def iaf(b, d, scale=None):
@@ -42,7 +44,9 @@ def iaf(b, d, scale=None):
     params = [init(jax.random.key(i), jnp.zeros((b, d)), context)["params"] for i in range(STEPS)]
     params = params if scale is None else perturb(params, scale)
     base = de.Normal(draw(8, b, d), 0.3 * draw(9, b, d))
-    return de.autoregressive_flow(base, lambda p, z, c: net.apply({"params": p}, z, c), params, context)
+    return de.autoregressive_flow(
+        base, lambda p, z, c: net.apply({"params": p}, z, c), params, context
+    )
 
 
 def flow_of(kind, b, d, scale=None):
@@ -65,7 +69,9 @@ def test_made_sees_earlier_dimensions_and_all_of_the_context(dim, hidden):
     net = MADE(hidden, dim)
     z, context = jax.random.normal(KEY, (dim,)), jnp.ones(3)
     params = perturb(jax.jit(net.init)(KEY, z, context), 1.0)
-    for by_z, by_context in jax.jit(jax.jacobian(lambda *a: net.apply(params, *a), (0, 1)))(z, context):
+    for by_z, by_context in jax.jit(jax.jacobian(lambda *a: net.apply(params, *a), (0, 1)))(
+        z, context
+    ):
         below = np.tri(dim, k=-1, dtype=bool)
         assert (by_z[~below] == 0).all()
         assert (by_z[below] != 0).all()
@@ -136,7 +142,9 @@ def test_samples_come_with_their_density_in_every_layout(kind):
     z_KxBxD, log_q = sample(flow, keys(3, 6))
     assert z_KxBxD.shape == (3, 6, 5) and log_q.shape == (3, 6)
     np.testing.assert_allclose(log_prob(flow, z_KxBxD), log_q, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(jax.jit(jax.vmap(flow.log_prob))(z_KxBxD), log_q, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(flow.log_prob))(z_KxBxD), log_q, rtol=1e-3, atol=1e-3
+    )
     assert (np.abs(z_KxBxD - flow.base.sample(keys(3, 6))) > 1e-2).any()
 
 
@@ -151,7 +159,9 @@ def test_a_flows_density_integrates_to_one_and_is_that_of_its_samples(kind):
     for moment in (lambda v: v, np.abs, lambda v: v[:, :1] * v[:, 1:]):
         values = moment(z)
         error = values.std(0) / np.sqrt(len(values))
-        assert (np.abs(values.mean(0) - p @ moment(np.asarray(grid_GxD)[:, 0])) < 4 * error + 2e-3).all()
+        assert (
+            np.abs(values.mean(0) - p @ moment(np.asarray(grid_GxD)[:, 0])) < 4 * error + 2e-3
+        ).all()
 
 
 @KINDS
@@ -165,7 +175,9 @@ def test_stop_makes_a_flows_parameters_constant(kind):
     by_flow, by_z = gradients(de.stop)
     assert all((g == 0).all() for g in jax.tree.leaves(by_flow))
     np.testing.assert_allclose(by_z, gradients(lambda f: f)[1], rtol=1e-6)
-    moved = jax.jit(jax.grad(lambda f: f.sample_and_log_prob(keys(4))[1].sum()))(flow)  # a sample's log q
+    moved = jax.jit(jax.grad(lambda f: f.sample_and_log_prob(keys(4))[1].sum()))(
+        flow
+    )  # a sample's log q
     assert any((g != 0).any() for g in jax.tree.leaves(moved.params))
 
 
@@ -191,4 +203,6 @@ def test_gradients_are_those_of_finite_differences_in_float64(kind):
         flow = jax.tree.map(lambda v: v.astype(jnp.float64), flow_of(kind, 2, 3, 0.4))
         z = jax.random.normal(KEY, (2, 3), jnp.float64)
         for f in (lambda f, z: f.log_prob(z), lambda f, z: f.sample_and_log_prob(keys(2))):
-            check_grads(jax.jit(f), (flow, z), order=1, modes=["rev"], atol=1e-5, rtol=1e-5, eps=1e-6)
+            check_grads(
+                jax.jit(f), (flow, z), order=1, modes=["rev"], atol=1e-5, rtol=1e-5, eps=1e-6
+            )

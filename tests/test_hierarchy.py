@@ -26,7 +26,14 @@ dot = functools.partial(jnp.matmul, precision="highest")
 
 # z1 ~ N(0, I₂), z2 = V z1 + N(0, t² I₃), x = W z2 + b + N(0, s² I₅): every joint of them is a Gaussian.
 RNG = np.random.default_rng(0)
-V, W, BIAS, T2, S2, B = RNG.normal(size=(3, 2)), RNG.normal(size=(5, 3)), RNG.normal(size=5), 0.6, 0.4, 4
+V, W, BIAS, T2, S2, B = (
+    RNG.normal(size=(3, 2)),
+    RNG.normal(size=(5, 3)),
+    RNG.normal(size=5),
+    0.6,
+    0.4,
+    4,
+)
 COV_Z2 = V @ V.T + T2 * np.eye(3)
 COV_X = W @ COV_Z2 @ W.T + S2 * np.eye(5)
 X = RNG.multivariate_normal(BIAS, COV_X, size=B)
@@ -50,7 +57,9 @@ def exact():
 
 def top_down(params, x, choose, given, rows):
     q, p = params["encoder"], params["decoder"]
-    full = lambda mu, tril: densities.FullNormal(mu, jnp.broadcast_to(jnp.tril(tril), (*mu.shape, mu.shape[-1])))  # noqa: E731
+    full = lambda mu, tril: densities.FullNormal(
+        mu, jnp.broadcast_to(jnp.tril(tril), (*mu.shape, mu.shape[-1]))
+    )  # noqa: E731
     p1 = densities.Normal(jnp.zeros((rows, 2)), jnp.zeros((rows, 2)))
     q1 = None if x is None else full(dot(x, q["a"].T) + q["c"], q["l"])
     z1, first = choose(q1, p1, jax.tree.map(lambda a: a[0], given[0]))
@@ -90,7 +99,9 @@ def test_with_the_exact_posterior_every_draw_is_the_evidence():
     d = jit(lambda p, k: many(LINEAR, p, IMAGE, k, 3))(TRUE, batch_keys(0))
     assert d.log_pz.shape == d.log_qz.shape == d.kl.shape == (3, B, 2) and d.z.shape == (3, B, 5)
     np.testing.assert_allclose(d.log_w, np.broadcast_to(LOG_PX, (3, B)), rtol=1e-4, atol=2e-4)
-    q, p = jit(lambda p, z: [f.log_prob(z) for f in (LINEAR.encode(p, IMAGE), LINEAR.prior(p))])(TRUE, d.z[0])
+    q, p = jit(lambda p, z: [f.log_prob(z) for f in (LINEAR.encode(p, IMAGE), LINEAR.prior(p))])(
+        TRUE, d.z[0]
+    )
     np.testing.assert_allclose(q, d.log_qz[0].sum(-1), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(p, d.log_pz[0].sum(-1), rtol=1e-4, atol=1e-4)
 
@@ -107,7 +118,9 @@ def test_the_bound_rises_to_the_evidence_and_the_levels_kl_is_log_q_minus_log_p_
     assert gap.std() > 0.1  # the two are not the same number
 
 
-@pytest.mark.parametrize(("name", "kwargs"), [("elbo", {"stl": True}), ("iwae", {"samples": 3, "estimator": "dreg"})])
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [("elbo", {"stl": True}), ("iwae", {"samples": 3, "estimator": "dreg"})]
+)
 def test_at_the_exact_posterior_the_path_gradient_has_no_noise(name, kwargs):
     """log w does not depend on z there, so q's gradient is zero draw by draw; the plain one is not."""
 
@@ -115,7 +128,9 @@ def test_at_the_exact_posterior_the_path_gradient_has_no_noise(name, kwargs):
         loss = lambda q: OBJECTIVES[name](  # noqa: E731
             LINEAR, params | {"encoder": q}, {"image": IMAGE}, key, **kwargs
         ).loss.mean()
-        return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(jax.grad(loss)(params["encoder"]))])
+        return jnp.concatenate(
+            [jnp.ravel(g) for g in jax.tree.leaves(jax.grad(loss)(params["encoder"]))]
+        )
 
     quiet = jit(functools.partial(gradient, **kwargs))(TRUE, batch_keys(0))
     loud = jit(functools.partial(gradient, samples=3))(TRUE, batch_keys(0))
@@ -130,7 +145,10 @@ def test_dreg_and_the_pathwise_gradient_agree_in_expectation():
         return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(jax.grad(loss)(OTHER))])
 
     keys = jax.random.split(jax.random.key(3), (2000, B))
-    a, b = (np.asarray(jit(jax.vmap(functools.partial(gradient, estimator=e)))(keys)) for e in ("pathwise", "dreg"))
+    a, b = (
+        np.asarray(jit(jax.vmap(functools.partial(gradient, estimator=e)))(keys))
+        for e in ("pathwise", "dreg")
+    )
     difference = a - b
     assert (np.abs(difference.mean(0)) < 5 * difference.std(0) / math.sqrt(len(keys)) + 1e-5).all()
 
@@ -145,7 +163,9 @@ def small(kind, **fields):
         c.decoder = config.call("decoder", "ladder", latents=(2, 3, 4), width=8, inner=8, **fields)
     else:
         c.encoder = config.call("encoder", "residual", widths=(4, 4), depths=(1, 1), patch=2)
-        c.decoder = config.call("decoder", "vdvae", widths=(4, 4), depths=(2, 1), channels=2, patch=2, **fields)
+        c.decoder = config.call(
+            "decoder", "vdvae", widths=(4, 4), depths=(2, 1), channels=2, patch=2, **fields
+        )
     return c
 
 
@@ -156,8 +176,16 @@ def built(kind, shape=(8, 8, 1), classes=0, **changes):
     m = model_lib.build(c, shape=shape, levels=17, classes=classes, binary=False)
     shapes = jax.eval_shape(m.init, jax.random.key(0))
     leaves, tree = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(0)  # a fresh prior does not depend on what is above it: not what a test wants
-    return c, m, jax.tree.unflatten(tree, [jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype) for a in leaves])
+    rng = np.random.default_rng(
+        0
+    )  # a fresh prior does not depend on what is above it: not what a test wants
+    return (
+        c,
+        m,
+        jax.tree.unflatten(
+            tree, [jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype) for a in leaves]
+        ),
+    )
 
 
 @pytest.mark.parametrize("kind", ["ladder", "vdvae", "scan"])
@@ -168,8 +196,15 @@ def test_a_levels_latent_moves_no_level_above_it(kind):
     z = jax.random.normal(jax.random.key(2), (1, m.latent))
     sizes = [d for n, d in m.groups for _ in range(n)]
     for features, which in ((lambda: m.features(params, x), 2), (lambda: None, 1)):
-        jacobian = jit(jax.jacrev(lambda z, f=features, w=which: m.at(params, f(), z)[w][0]))(z)[:, 0]
-        norms = np.array([[np.abs(part).sum() for part in np.split(row, np.cumsum(sizes)[:-1])] for row in jacobian])
+        jacobian = jit(jax.jacrev(lambda z, f=features, w=which: m.at(params, f(), z)[w][0]))(z)[
+            :, 0
+        ]
+        norms = np.array(
+            [
+                [np.abs(part).sum() for part in np.split(row, np.cumsum(sizes)[:-1])]
+                for row in jacobian
+            ]
+        )
         assert (norms[np.triu_indices(len(sizes), 1)] == 0).all()
         assert (norms[np.tril_indices(len(sizes))] > 1e-6).all()
 
@@ -178,7 +213,10 @@ def test_a_levels_latent_moves_no_level_above_it(kind):
 @pytest.mark.parametrize("how", [{}, {"stop": True}, {"scale": 0.5}])
 def test_one_draw_is_the_first_of_several(kind, how):
     _, m, params = built(kind)
-    x, keys = jax.random.uniform(jax.random.key(0), (5, 8, 8, 1)), jax.random.split(jax.random.key(1), (2, 5))
+    x, keys = (
+        jax.random.uniform(jax.random.key(0), (5, 8, 8, 1)),
+        jax.random.split(jax.random.key(1), (2, 5)),
+    )
     how = lambda n, how=how: {k: jnp.full((n, 5), v) if k == "scale" else v for k, v in how.items()}  # noqa: E731
     one = jit(lambda p: m.draw(p, x, keys[:1], **how(1)))(params)
     two = jit(lambda p: m.draw(p, x, keys, **how(2)))(params)
@@ -206,11 +244,15 @@ def test_first_levels_from_the_image_the_others_from_the_prior_with_a_temperatur
     mu, cold = jit(lambda p: (m.encode(p, x).mu, m.prior(p).mu))(params)
     half = complete(1, 0.0)
     np.testing.assert_allclose(complete(m.levels, 1.0), mu, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(complete(0, 0.0), np.broadcast_to(cold, mu.shape), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        complete(0, 0.0), np.broadcast_to(cold, mu.shape), rtol=1e-5, atol=1e-5
+    )
     np.testing.assert_allclose(half[:, : sizes[0]], mu[:, : sizes[0]], rtol=1e-5, atol=1e-5)
     assert np.abs(half - mu)[:, sizes[0] :].max() > 1e-3
     warm = complete(0, jnp.array([0.0, 1.0, 0.0]))  # one temperature for each level
-    np.testing.assert_allclose(warm[:, : sizes[0]], np.broadcast_to(cold, mu.shape)[:, : sizes[0]], atol=1e-5)
+    np.testing.assert_allclose(
+        warm[:, : sizes[0]], np.broadcast_to(cold, mu.shape)[:, : sizes[0]], atol=1e-5
+    )
     assert np.abs(warm - cold)[:, sizes[0] : sizes[0] + sizes[1]].min(1).max() > 0
 
 
@@ -234,10 +276,15 @@ def test_levels_in_a_loop_and_rematerialised_are_the_same_levels():
             theirs, want = ({**t, "decoder": stack(t["decoder"])} for t in (params, gradient))
         got, back = run(other)(theirs)
         np.testing.assert_allclose(got, value, rtol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), back, want)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), back, want
+        )
 
 
-CONDITIONAL = {"objective": config.call("objective", "m2"), "classifier": config.call("classifier", "mlp")}
+CONDITIONAL = {
+    "objective": config.call("objective", "m2"),
+    "classifier": config.call("classifier", "mlp"),
+}
 
 
 @pytest.mark.parametrize("kind", ["ladder", "vdvae"])
@@ -246,8 +293,13 @@ def test_labels_shape_the_prior_and_the_bound_of_a_conditional_hierarchy(kind):
     x = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
     sample = jit(lambda y: m.sample(params, batch_keys(0, 2), y))
     assert np.abs(sample(jnp.array([0, 0])) - sample(jnp.array([1, 1]))).max() > 1e-3
-    z, image = sample(jnp.array([0, 0])), jit(lambda z, y: m.likelihood.mean(m.decode(params, z, y)))
-    assert np.abs(image(z, jnp.array([0, 0])) - image(z, jnp.array([1, 0])))[0].max() > 1e-3  # p(x|y,z)
+    z, image = (
+        sample(jnp.array([0, 0])),
+        jit(lambda z, y: m.likelihood.mean(m.decode(params, z, y))),
+    )
+    assert (
+        np.abs(image(z, jnp.array([0, 0])) - image(z, jnp.array([1, 0])))[0].max() > 1e-3
+    )  # p(x|y,z)
     batch = {"image": x, "label": jnp.array([0, 2])}
     terms = jit(lambda p: OBJECTIVES["m2"](m, p, batch, batch_keys(2, 2)))(params)
     assert np.isfinite(terms.loss).all() and terms.loss.shape == (2,)
@@ -260,7 +312,9 @@ def test_the_levels_of_a_labelled_bound_sum_to_its_kl():
     """Example by example, as the bound of m2 has it; of images without a label no level is known."""
     c, m, params = built("ladder", classes=3, **CONDITIONAL)
     rng, mesh = np.random.default_rng(0), sharding.make_mesh(c.mesh, jax.devices()[:1])
-    split = data.Split(rng.integers(0, 17, (6, 8, 8, 1)).astype(np.uint8), np.array([0, 2, 1, -1, 2, 0], np.int32))
+    split = data.Split(
+        rng.integers(0, 17, (6, 8, 8, 1)).astype(np.uint8), np.array([0, 2, 1, -1, 2, 0], np.int32)
+    )
     rates_L = level_rates(c, m, params, split, 17, mesh)
     known, key = data.labelled(split), step.stream(c.seed, "levels")
 
@@ -269,7 +323,9 @@ def test_the_levels_of_a_labelled_bound_sum_to_its_kl():
         keys = jax.random.fold_in(jax.random.fold_in(key, i), 0)[None, None]
         return bound(m.draw(params, x[None] / 16, keys, y=y[None]))[2][0]
 
-    kl = lambda label: np.mean([rate(x, i, y) for i, (x, y) in enumerate(zip(known.image, label, strict=True))])  # noqa: E731
+    kl = lambda label: np.mean(
+        [rate(x, i, y) for i, (x, y) in enumerate(zip(known.image, label, strict=True))]
+    )  # noqa: E731
     assert rates_L.shape == (3,) and (rates_L > 0).all() and len(known.label) == 5
     np.testing.assert_allclose(rates_L.sum(), kl(known.label), rtol=1e-5)
     assert abs(kl((known.label + 1) % 3) / rates_L.sum() - 1) > 1e-3
@@ -281,7 +337,10 @@ def test_the_levels_of_a_labelled_bound_sum_to_its_kl():
     ("change", "message"),
     [
         ({"encoder": config.call("encoder", "conv")}, "encoder.name=conv: decoder ladder wants"),
-        ({"encoder": config.call("encoder", "mlp")}, r"decoder.latents=\(2, 3, 4\): want as many levels as"),
+        (
+            {"encoder": config.call("encoder", "mlp")},
+            r"decoder.latents=\(2, 3, 4\): want as many levels as",
+        ),
         ({"latent": 7}, "latent=7: decoder ladder has levels of its own"),
         ({"prior": config.call("prior", "vamp")}, "prior.name=vamp: decoder ladder has levels"),
     ],
@@ -322,7 +381,9 @@ def test_one_device_eight_shards_and_microbatches_make_the_same_trace():
 def test_bfloat16_nets_keep_the_loss_of_float32_within_half_a_percent():
     """The mean loss over the last quarter of 200 steps; the noise of both is the same."""
     (a, _), (b, _) = (
-        test_step.trace(ladder_step(dtype=dtype, steps_per_call=20, unroll=False), jax.devices()[:1], 10)
+        test_step.trace(
+            ladder_step(dtype=dtype, steps_per_call=20, unroll=False), jax.devices()[:1], 10
+        )
         for dtype in ("float32", "bfloat16")
     )
     assert a[-50:].mean() < 0.9 * a[0]  # it learns
@@ -333,7 +394,9 @@ def test_pictures_of_a_hierarchy():
     _, m, params = built("ladder")
     x = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
     found = generation.pictures(m, params, x, jax.random.key(2), samples=6, columns=3)
-    assert len(found["levels"]) == 1 + m.levels + 1 and len(found["temperatures"]) == len(generation.TEMPERATURES)
+    assert len(found["levels"]) == 1 + m.levels + 1 and len(found["temperatures"]) == len(
+        generation.TEMPERATURES
+    )
     np.testing.assert_allclose(found["levels"][-1], found["reconstructions"], rtol=1e-5, atol=1e-5)
     masked, whole = found["inpainting"]
     np.testing.assert_array_equal(masked[:, :4], x[:, :4])

@@ -46,7 +46,9 @@ def start(folder, tasks, processes=2, devices=2):
     argv += ["-m", "tests.several", f"--folder={folder}", f"--tasks={','.join(tasks)}"]
     done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    outcomes = [json.loads((folder / f"outcome_{processes}_{p}.json").read_text()) for p in range(processes)]
+    outcomes = [
+        json.loads((folder / f"outcome_{processes}_{p}.json").read_text()) for p in range(processes)
+    ]
     return outcomes, done.stdout
 
 
@@ -63,7 +65,9 @@ def runs(tmp_path_factory):
     in_process(folder / "one", 1)
     several.cut(folder / "one", folder / "from_one", 8)
     lock = workdir.claim(folder / "taken", several.config(4))
-    outcomes, printed = start(folder, ["fed", "again", "from_one", "count", "taken", "skew", "preempted"])
+    outcomes, printed = start(
+        folder, ["fed", "again", "from_one", "count", "taken", "skew", "preempted"]
+    )
     os.close(lock)
     return folder, outcomes, printed
 
@@ -98,7 +102,9 @@ def test_resume_on_the_same_layout_is_bit_for_bit(runs):
 
 def test_what_one_process_began_two_go_on_with(runs):
     folder, _, _ = runs
-    close(several.state(folder / "from_one", 1)[0], several.state(folder / "one", 1)[0])  # 1 x 1 to step 8, then 2 x 2
+    close(
+        several.state(folder / "from_one", 1)[0], several.state(folder / "one", 1)[0]
+    )  # 1 x 1 to step 8, then 2 x 2
 
 
 @pytest.mark.parametrize("devices", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 8))])
@@ -152,7 +158,9 @@ def test_the_log_names_the_process_that_the_others_wait_for(runs):
         assert 0 <= even["host_skew_ms"] < 1, "since it was asked last"
     lines = (folder / "fed" / "metrics.jsonl").read_text().splitlines()
     for row in map(json.loads, lines):
-        assert ("host_skew_ms" in row) == (row["split"] == "train"), "one process has none, and a validation"
+        assert ("host_skew_ms" in row) == (row["split"] == "train"), (
+            "one process has none, and a validation"
+        )
 
 
 def test_a_process_reads_only_its_rows_and_all_together_the_batch():
@@ -161,12 +169,16 @@ def test_a_process_reads_only_its_rows_and_all_together_the_batch():
     whole = next(data.host_batches(dataset.train, start=3, steps=1, batch=c.batch, seed=0))
     parts = []
     for rows in (np.arange(0, 16), np.arange(16, 32)):
-        feed = data.host_batches(dataset.train, start=3, steps=1, batch=c.batch, seed=0, share=lambda _, r=rows: r)
+        feed = data.host_batches(
+            dataset.train, start=3, steps=1, batch=c.batch, seed=0, share=lambda _, r=rows: r
+        )
         parts.append(next(feed))
     for name, values in whole.items():
         np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), values)
     mesh = sharding.make_mesh(c.mesh, jax.devices()[:4])
-    np.testing.assert_array_equal(hosts.rows(sharding.over_batch(mesh), c.batch), np.arange(c.batch))
+    np.testing.assert_array_equal(
+        hosts.rows(sharding.over_batch(mesh), c.batch), np.arange(c.batch)
+    )
 
 
 # --- joining ---
@@ -194,7 +206,12 @@ def test_wrong_flags_are_one_line(flags, line):
     ids=["unreachable", "alone"],
 )
 def test_a_process_that_meets_nobody_says_so_and_ends(process, line, tmp_path):
-    at = [f"--coordinator=localhost:{free_port()}", "--processes=2", f"--process={process}", "--wait=2"]
+    at = [
+        f"--coordinator=localhost:{free_port()}",
+        "--processes=2",
+        f"--process={process}",
+        "--wait=2",
+    ]
     argv = [sys.executable, "train.py", f"--workdir={tmp_path / 'run'}", *at]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and re.fullmatch(line, done.stderr), done.stderr
@@ -213,9 +230,25 @@ def free_port():
     ("variables", "found"),
     [
         ({}, None),
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a"}, None),
+        (
+            {
+                "SLURM_JOB_ID": "7",
+                "SLURM_NTASKS": "1",
+                "SLURM_PROCID": "0",
+                "SLURM_STEP_NODELIST": "a",
+            },
+            None,
+        ),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, None),  # the batch script itself, outside srun
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a[1-4]"}, "SLURM"),
+        (
+            {
+                "SLURM_JOB_ID": "7",
+                "SLURM_NTASKS": "4",
+                "SLURM_PROCID": "0",
+                "SLURM_STEP_NODELIST": "a[1-4]",
+            },
+            "SLURM",
+        ),
         ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
         ({"TPU_WORKER_HOSTNAMES": "a"}, None),
@@ -224,7 +257,11 @@ def free_port():
     ],
 )
 def test_only_a_launcher_of_several_processes_is_joined(variables, found, monkeypatch):
-    for name in [n for n in os.environ if n.startswith(("SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "KUBERNETES_"))]:
+    for name in [
+        n
+        for n in os.environ
+        if n.startswith(("SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "KUBERNETES_"))
+    ]:
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -236,9 +273,21 @@ def test_only_a_launcher_of_several_processes_is_joined(variables, found, monkey
 
 def launched(tmp_path, body, *flags, **kwargs):
     script = tmp_path / "script.py"
-    script.write_text("import os, pathlib, signal, sys, time\nhere = pathlib.Path(__file__).parent\n" + body)
-    argv = [sys.executable, "-m", "vae_jax.tools.launch", "--processes=2", *flags, "--", str(script)]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+    script.write_text(
+        "import os, pathlib, signal, sys, time\nhere = pathlib.Path(__file__).parent\n" + body
+    )
+    argv = [
+        sys.executable,
+        "-m",
+        "vae_jax.tools.launch",
+        "--processes=2",
+        *flags,
+        "--",
+        str(script),
+    ]
+    return subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
+    )
 
 
 TRIES = """
@@ -251,7 +300,9 @@ n = len(tries.read_text())
 
 def test_a_death_ends_the_others_and_all_begin_again(tmp_path):
     body = TRIES + "print('try', n)\n"
-    body += "if n < 3 and process == '1': os.kill(os.getpid(), signal.SIGKILL)\nif n < 3: os._exit(1)\n"
+    body += (
+        "if n < 3 and process == '1': os.kill(os.getpid(), signal.SIGKILL)\nif n < 3: os._exit(1)\n"
+    )
     process = launched(tmp_path, body, "--restarts=2")
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0, printed
@@ -260,7 +311,9 @@ def test_a_death_ends_the_others_and_all_begin_again(tmp_path):
     assert printed.count("all begin again in") == 2
 
 
-@pytest.mark.parametrize(("code", "ends", "tries"), [(0, 0, 1), (2, 2, 1), (hosts.STOPPED, 75, 1), (3, 3, 2)])
+@pytest.mark.parametrize(
+    ("code", "ends", "tries"), [(0, 0, 1), (2, 2, 1), (hosts.STOPPED, 75, 1), (3, 3, 2)]
+)
 def test_the_exit_code_is_the_runs(tmp_path, code, ends, tries):
     process = launched(tmp_path, TRIES + f"sys.exit({code})\n", "--restarts=1")
     printed, _ = process.communicate(timeout=60)
@@ -298,7 +351,9 @@ def test_a_job_that_loses_or_stops_one_process_ends_in_the_same_state(stop, tmp_
     rng = random.Random(time.time())
     for attempt in range(5):  # a job that was done before the signal came says nothing
         folder = tmp_path / str(attempt)
-        hits, different, rows, _ = kill_resume.launched(tmp_path / "reference", folder, rng, 2, stop, kills=1)
+        hits, different, rows, _ = kill_resume.launched(
+            tmp_path / "reference", folder, rng, 2, stop, kills=1
+        )
         assert different == [] and rows
         if hits:
             return
@@ -327,6 +382,10 @@ def test_the_recipes_start_what_is_there():
     assert len(options) > 5 and all(re.fullmatch(r"--[a-z-]+(=\S+)?", option) for option in options)
     jobset = yaml.safe_load(text["gke_jobset.yaml"])["spec"]
     job = jobset["replicatedJobs"][0]["template"]["spec"]
-    assert job["parallelism"] == job["completions"] and job["backoffLimit"] == 0 and jobset["failurePolicy"]
+    assert (
+        job["parallelism"] == job["completions"]
+        and job["backoffLimit"] == 0
+        and jobset["failurePolicy"]
+    )
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
     assert job["template"]["spec"]["containers"][0]["command"][:2] == ["python", "train.py"]

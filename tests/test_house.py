@@ -18,8 +18,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vae_jax"
 # The way through the house: a module imports only what stands before it (or within its own folder).
 ORDER = (
-    *("config", "mesh", "cli", "data", "distributions", "nets", "models", "objectives"),
-    *("train", "evaluate", "report", "tools"),
+    *("config", "ops", "mesh", "cli", "data", "distributions", "nets", "models", "objectives"),
+    *("train", "report", "evaluate", "tools"),
 )
 HEAVY = {"tensorflow_datasets", "sklearn", "matplotlib", "grain", "PIL"}  # seconds to import
 # A figure: a number with a unit. In README it stands between results marks, or beside its paper.
@@ -61,7 +61,9 @@ def test_imports_only_go_up_the_list():
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize(("library", "owner"), [("flax.linen", "nets"), ("orbax", "train/checkpoint")])
+@pytest.mark.parametrize(
+    ("library", "owner"), [("flax.linen", "nets"), ("orbax", "train/checkpoint")]
+)
 def test_a_library_has_one_address(library, owner):
     users = {
         str(path)
@@ -254,10 +256,16 @@ def test_every_figure_in_the_readme_comes_from_results():
     if not readme.exists():
         pytest.skip("no README.md yet")
     text = readme.read_text()
-    assert results.render(text, ROOT / "results") == text, "run python -m vae_jax.tools.results README.md"
+    assert results.render(text, ROOT / "results") == text, (
+        "run python -m vae_jax.tools.results README.md"
+    )
     text = results.SPAN.sub("", results.BLOCK.sub("", text))
     text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
-    loose = [line for line in text.splitlines() if FIGURE.search(line) and not re.search("arxiv|published", line, re.I)]
+    loose = [
+        line
+        for line in text.splitlines()
+        if FIGURE.search(line) and not re.search("arxiv|published", line, re.I)
+    ]
     assert not loose, f"figures outside results marks: {loose}"
 
 

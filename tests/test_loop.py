@@ -25,7 +25,9 @@ TINY = kill_resume.COMMAND
 
 
 def run(*argv, **kwargs):
-    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, timeout=280, **kwargs)
+    return subprocess.run(
+        [sys.executable, *argv], capture_output=True, text=True, timeout=280, **kwargs
+    )
 
 
 def rows(workdir):
@@ -59,14 +61,34 @@ def test_a_run_leaves_what_it_promises(finished):
     assert "report" in printed
     metrics = json.loads((workdir / "metrics.json").read_text())
     assert next(iter(metrics)) == "n" and metrics["n"] == 359
-    wanted = {"accuracy", "cross_entropy_nats", "ece", "elbo_nats", "kl_nats", "reconstruction_nats", "iw_nats"}
-    wanted |= {"brier", "macro_f1", "iw_nats_se", "iw_k", "bits_per_dim", "knn_accuracy", "active_units"}
+    wanted = {
+        "accuracy",
+        "cross_entropy_nats",
+        "ece",
+        "elbo_nats",
+        "kl_nats",
+        "reconstruction_nats",
+        "iw_nats",
+    }
+    wanted |= {
+        "brier",
+        "macro_f1",
+        "iw_nats_se",
+        "iw_k",
+        "bits_per_dim",
+        "knn_accuracy",
+        "active_units",
+    }
     wanted |= {"mutual_information_nats", "aggregate_kl_nats"}
     assert set(metrics) == {"n", *wanted}
     assert None not in metrics.values()
-    assert metrics["elbo_nats"] == pytest.approx(-metrics["reconstruction_nats"] - metrics["kl_nats"])
+    assert metrics["elbo_nats"] == pytest.approx(
+        -metrics["reconstruction_nats"] - metrics["kl_nats"]
+    )
     assert (workdir / "report" / "index.html").stat().st_size > 10_000
-    assert [r["step"] for r in rows(workdir) if r["split"] == "validation"] == list(range(20, 201, 20))
+    assert [r["step"] for r in rows(workdir) if r["split"] == "validation"] == list(
+        range(20, 201, 20)
+    )
     assert 200 in checkpoint.steps(workdir) and 180 in checkpoint.steps(workdir)
 
 
@@ -96,19 +118,29 @@ def test_eval_takes_a_mesh_of_its_own(finished, tmp_path):
         assert (s.mesh.shape["data"], s.mesh.shape["model"]) == shape
         key, split = step_lib.stream(s.c.seed, "test"), s.dataset.test
         found.append(
-            likelihood.log_likelihood(s.c, s.model, step_lib.averaged(state), split, s.dataset.levels, s.mesh, key, k=8)
+            likelihood.log_likelihood(
+                s.c, s.model, step_lib.averaged(state), split, s.dataset.levels, s.mesh, key, k=8
+            )
         )
     np.testing.assert_allclose(found[1]["iw"], found[0]["iw"], rtol=1e-5)
-    for mesh, said in (("mesh.model", "3"), "mesh"), (("mesh.modle", "2"), "mesh.modle=2: unknown field"):
+    for mesh, said in (
+        (("mesh.model", "3"), "mesh"),
+        (("mesh.modle", "2"), "mesh.modle=2: unknown field"),
+    ):
         with pytest.raises(UserError, match=said):
             assess.assess(folder, mesh=[mesh], say=lambda line: None)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(finished, tmp_path, number):
     workdir = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, *TINY, f"--workdir={workdir}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *TINY, f"--workdir={workdir}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     for line in process.stdout:
         if line.startswith("step"):
@@ -188,7 +220,11 @@ def test_every_file_of_a_checkpoint_is_under_the_checksum(finished, tmp_path):
 
 def test_a_resumed_run_trains_over_a_damaged_step(finished, tmp_path):
     workdir = copy(finished[0], tmp_path)
-    victim = next(p for p in (workdir / "checkpoints" / "200" / "state").rglob("*") if p.is_file() and p.stat().st_size)
+    victim = next(
+        p
+        for p in (workdir / "checkpoints" / "200" / "state").rglob("*")
+        if p.is_file() and p.stat().st_size
+    )
     victim.write_bytes(b"x" * victim.stat().st_size)
     said = []
     assert loop.train(alone(workdir), str(workdir), said.append)
@@ -204,7 +240,12 @@ def test_the_best_and_the_latest_are_kept_apart(tmp_path):
     saved = checkpoint.Checkpoints(tmp_path)
     state = {"w": jnp.arange(4.0)}
     for step, value in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 5.0), (5, 4.0)):
-        saved.save(step, jax.tree.map(lambda a, s=step: a * s, state), {"step": step, "clock": {}}, select=value)
+        saved.save(
+            step,
+            jax.tree.map(lambda a, s=step: a * s, state),
+            {"step": step, "clock": {}},
+            select=value,
+        )
     saved.save(6, state, {"step": 6, "clock": {}})  # on request: without a figure
     saved.seal()
     assert checkpoint.steps(tmp_path) == [2, 5, 6]
@@ -226,7 +267,9 @@ def test_another_config_is_refused_with_the_fields_that_differ(finished):
     with pytest.raises(UserError) as error:
         workdir_lib.claim(finished[0], c)
     message = str(error.value)
-    assert "latent: 16 -> 3" in message and "optim.lr: 0.002 -> 0.5" in message and "\n" not in message
+    assert (
+        "latent: 16 -> 3" in message and "optim.lr: 0.002 -> 0.5" in message and "\n" not in message
+    )
     assert "log_every" not in message, "what changes no number may change"
 
 
@@ -275,9 +318,14 @@ def test_bad_steps_are_left_out_and_too_many_in_a_row_stop_the_run(tmp_path):
     c.steps, c.log_every, c.eval.every, c.latent, c.optim.skip = 60, 10, 20, 2, 3
     c.encoder = config_lib.call("encoder", "mlp", widths=(4,))
     c.objective = config_lib.ConfigDict({"name": f"{page}:loss"})
-    with pytest.raises(UserError, match=r"optim\.skip=3: 4 bad steps in a row up to step 34: loss=nan.*checkpoint: 20"):
+    with pytest.raises(
+        UserError,
+        match=r"optim\.skip=3: 4 bad steps in a row up to step 34: loss=nan.*checkpoint: 20",
+    ):
         loop.train(c, str(tmp_path / "run"), say=lambda _: None)
-    rows = {row["step"]: row for row in log.read_history(tmp_path / "run") if row["split"] == "train"}
+    rows = {
+        row["step"]: row for row in log.read_history(tmp_path / "run") if row["split"] == "train"
+    }
     assert [rows[at]["skipped"] for at in (10, 20)] == [0.1, 0.0]
     assert 0 < rows[20]["loss"] < rows[10]["loss"]  # means over the good steps
 
@@ -299,10 +347,14 @@ def test_steps_per_call_that_misses_the_step_where_a_run_stopped(finished, tmp_p
     c = workdir_lib.read_config(workdir)
     with c.unlocked():
         c.steps = 300
-    (workdir / "config.json").write_text(json.dumps(config_lib.to_json(c)))  # as if it had stopped at 200 of 300
+    (workdir / "config.json").write_text(
+        json.dumps(config_lib.to_json(c))
+    )  # as if it had stopped at 200 of 300
     c.steps_per_call = c.log_every = c.eval.every = 150
     (workdir / "config.json").write_text(json.dumps(config_lib.to_json(c)))
-    with pytest.raises(UserError, match="steps_per_call=150: want a divisor of 200, the step where the run stopped"):
+    with pytest.raises(
+        UserError, match="steps_per_call=150: want a divisor of 200, the step where the run stopped"
+    ):
         loop.train(c, workdir)
 
 
@@ -310,8 +362,13 @@ def test_the_probe_of_gradient_estimators(finished, tmp_path):
     from vae_jax.evaluate import gradients
 
     workdir = copy(finished[0], tmp_path)
-    gradients.run(["gradients", f"--workdir={workdir}", "--samples=1,4", "--repeats=6", "--batch=8"])
-    rows = {(r["estimator"], r["samples"]): r for r in json.loads((workdir / "gradients.json").read_text())}
+    gradients.run(
+        ["gradients", f"--workdir={workdir}", "--samples=1,4", "--repeats=6", "--batch=8"]
+    )
+    rows = {
+        (r["estimator"], r["samples"]): r
+        for r in json.loads((workdir / "gradients.json").read_text())
+    }
     assert len(rows) == 6 and (workdir / "gradients.png").stat().st_size > 5000
     # For one sample, doubly reparameterised is sticking the landing; generative gradients are pathwise for all.
     for side in ("inference", "generative"):

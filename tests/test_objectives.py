@@ -40,11 +40,15 @@ def linear(pixels=P, latent=D, s2=S2):
         mu = matmul(x.reshape(len(x), -1), params["encoder"]["a"]) + params["encoder"]["c"]
         q = params["posterior"]
         if "scale_tril" in q:
-            return densities.FullNormal(mu, jnp.broadcast_to(jnp.tril(q["scale_tril"]), (*mu.shape, latent)))
+            return densities.FullNormal(
+                mu, jnp.broadcast_to(jnp.tril(q["scale_tril"]), (*mu.shape, latent))
+            )
         return densities.Normal(mu, jnp.broadcast_to(q["logvar"], mu.shape))
 
     def decode(params, z):
-        return (matmul(z, params["decoder"]["w"].T) + params["decoder"]["b"]).reshape(-1, 1, pixels, 1)
+        return (matmul(z, params["decoder"]["w"].T) + params["decoder"]["b"]).reshape(
+            -1, 1, pixels, 1
+        )
 
     return model_lib.Model(
         shape=(1, pixels, 1),
@@ -83,16 +87,28 @@ MODEL = linear()
 BATCH = {"image": jnp.asarray(X, jnp.float32).reshape(B, 1, P, 1), "n": 50}
 GENERATIVE = {"prior": {"mu": np.zeros(D), "logvar": np.zeros(D)}, "decoder": {"w": W, "b": BIAS}}
 TRUE = float32(
-    {**GENERATIVE, "encoder": {"a": A, "c": -BIAS @ A}, "posterior": {"scale_tril": np.linalg.cholesky(SIGMA)}}
+    {
+        **GENERATIVE,
+        "encoder": {"a": A, "c": -BIAS @ A},
+        "posterior": {"scale_tril": np.linalg.cholesky(SIGMA)},
+    }
 )
 # Another q: moved, half turned to the truth, with independent dimensions.
-OTHER_A, OTHER_C, OTHER_LOGVAR = 0.8 * A, -0.8 * BIAS @ A + [0.3, -0.2], np.log(np.diag(SIGMA)) + [0.5, -0.3]
-OTHER = float32({**GENERATIVE, "encoder": {"a": OTHER_A, "c": OTHER_C}, "posterior": {"logvar": OTHER_LOGVAR}})
+OTHER_A, OTHER_C, OTHER_LOGVAR = (
+    0.8 * A,
+    -0.8 * BIAS @ A + [0.3, -0.2],
+    np.log(np.diag(SIGMA)) + [0.5, -0.3],
+)
+OTHER = float32(
+    {**GENERATIVE, "encoder": {"a": OTHER_A, "c": OTHER_C}, "posterior": {"logvar": OTHER_LOGVAR}}
+)
 
 
 def loss(name, **kwargs):
     """(params, key) → mean loss over the batch."""
-    return lambda params, key: OBJECTIVES[name](MODEL, params, BATCH, batch_keys(key), **kwargs).loss.mean()
+    return lambda params, key: OBJECTIVES[name](
+        MODEL, params, BATCH, batch_keys(key), **kwargs
+    ).loss.mean()
 
 
 def terms_of(name, params, key, batch=BATCH, **kwargs):
@@ -135,7 +151,9 @@ def agree(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         mean, error = mean_and_error(x)
         other, error_2 = mean_and_error(y) if y.ndim == x.ndim else (np.asarray(y, np.float64), 0.0)
-        np.testing.assert_array_less(np.abs(mean - other), 4 * np.sqrt(error**2 + error_2**2) + 1e-6)
+        np.testing.assert_array_less(
+            np.abs(mean - other), 4 * np.sqrt(error**2 + error_2**2) + 1e-6
+        )
 
 
 # Values
@@ -184,12 +202,23 @@ def kl_of_other():
     distance = mu - (X - BIAS) @ A
     variance = np.exp(OTHER_LOGVAR)
     quadratic = np.einsum("bi,ij,bj->b", distance, precision, distance)
-    return 0.5 * (np.diag(precision) @ variance + quadratic - D + np.linalg.slogdet(SIGMA)[1] - OTHER_LOGVAR.sum())
+    return 0.5 * (
+        np.diag(precision) @ variance
+        + quadratic
+        - D
+        + np.linalg.slogdet(SIGMA)[1]
+        - OTHER_LOGVAR.sum()
+    )
 
 
 def test_bounds_rise_to_the_evidence():
     n = 4000
-    stack = [("elbo", {}), ("iwae", {"samples": 1}), ("iwae", {"samples": 2}), ("iwae", {"samples": 10})]
+    stack = [
+        ("elbo", {}),
+        ("iwae", {"samples": 1}),
+        ("iwae", {"samples": 2}),
+        ("iwae", {"samples": 10}),
+    ]
     values = [bounds(name, OTHER, i, n, **kwargs) for i, (name, kwargs) in enumerate(stack)]
     (elbo, e0), (iw1, e1), (iw2, e2), (iw10, e10) = (mean_and_error(v) for v in values)
     exact = LOG_PX - kl_of_other()
@@ -198,7 +227,9 @@ def test_bounds_rise_to_the_evidence():
     assert (iw1 + 4 * np.hypot(e1, e2) < iw2).all()
     assert (iw2 + 4 * np.hypot(e2, e10) < iw10).all()
     assert (iw10 < LOG_PX + 4 * e10).all()
-    weights = np.exp(bounds("iwae", OTHER, 9, n, samples=10) - LOG_PX)  # E (1/K) Σ w = p(x), whatever K is
+    weights = np.exp(
+        bounds("iwae", OTHER, 9, n, samples=10) - LOG_PX
+    )  # E (1/K) Σ w = p(x), whatever K is
     mean, error = mean_and_error(weights)
     assert (np.abs(mean - 1) < 4 * error).all()
 
@@ -208,7 +239,9 @@ def test_renyi_bounds_are_ordered_in_alpha_draw_by_draw():
     alphas = jnp.array([1.0, 0.999, 0.9, 0.5, 0.0, -1.0, -5.0])
 
     def run(key):
-        value = lambda name, **kwargs: -OBJECTIVES[name](MODEL, OTHER, BATCH, batch_keys(key), samples=6, **kwargs).loss  # noqa: E731
+        value = lambda name, **kwargs: (
+            -OBJECTIVES[name](MODEL, OTHER, BATCH, batch_keys(key), samples=6, **kwargs).loss
+        )  # noqa: E731
         orders = jax.vmap(lambda alpha: value("renyi", alpha=alpha))(alphas)
         return orders, value("vr_max"), many(MODEL, OTHER, BATCH["image"], batch_keys(key), 6).log_w
 
@@ -242,7 +275,9 @@ def exact_tvo(params, edges):
             return -0.5 * (squares - jnp.linalg.slogdet(pr)[1] + D * math.log(2 * math.pi))
 
         residual = x - b - mean @ w.T
-        log_px = -0.5 * ((residual**2).sum(-1) + jnp.trace(w @ cov @ w.T)) / s2 - 0.5 * P * math.log(2 * math.pi * s2)
+        log_px = -0.5 * (
+            (residual**2).sum(-1) + jnp.trace(w @ cov @ w.T)
+        ) / s2 - 0.5 * P * math.log(2 * math.pi * s2)
         return log_px + normal(prior["mu"], precision_p) - normal(mu_q, precision_q)
 
     return sum((high - low) * expected(low) for low, high in itertools.pairwise(edges))
@@ -253,9 +288,15 @@ TVO_EDGES = (0.0, 0.1, math.sqrt(0.1), 1.0)  # partitions=3, beta1=0.1
 
 def test_tvo_is_its_integral_and_lies_between_the_elbo_and_the_evidence():
     want = np.asarray(jit(exact_tvo, static_argnums=1)(OTHER, TVO_EDGES))
-    LN(jit(exact_tvo, static_argnums=1)(OTHER, (0.0, 1.0)), LOG_PX - kl_of_other(), atol=1e-4)  # the oracle itself
-    mean, error = mean_and_error(bounds("tvo", OTHER, 3, 100, samples=1000, partitions=3, beta1=0.1))
-    assert (np.abs(mean - want) < 4 * error + 1e-3).all()  # self-normalised weights: a bias of order 1/K
+    LN(
+        jit(exact_tvo, static_argnums=1)(OTHER, (0.0, 1.0)), LOG_PX - kl_of_other(), atol=1e-4
+    )  # the oracle itself
+    mean, error = mean_and_error(
+        bounds("tvo", OTHER, 3, 100, samples=1000, partitions=3, beta1=0.1)
+    )
+    assert (
+        np.abs(mean - want) < 4 * error + 1e-3
+    ).all()  # self-normalised weights: a bias of order 1/K
     assert (LOG_PX - kl_of_other() + 0.05 < mean).all() and (mean < LOG_PX - 0.01).all()
 
 
@@ -302,14 +343,19 @@ def test_identities():
     for same in ("renyi1", "ciwae1", "tvo1"):
         LN(-t[same].loss, log_w.mean(0), err_msg=same)
     LN(t["miwae"].loss, t["iwae_first"].loss)
-    exact_kl = 0.5 * ((X @ OTHER_A + OTHER_C) ** 2 + np.exp(OTHER_LOGVAR) - 1 - OTHER_LOGVAR).sum(-1)
+    exact_kl = 0.5 * ((X @ OTHER_A + OTHER_C) ** 2 + np.exp(OTHER_LOGVAR) - 1 - OTHER_LOGVAR).sum(
+        -1
+    )
     LN(t["elbo"].kl, exact_kl)
 
 
 def test_a_group_below_the_free_bits_gets_no_gradient_from_its_kl():
     """Dimension 1 has next to no rate, dimension 0 has much: their KL gradients are beta = 0's and beta = 1's."""
     params = jax.tree.map(lambda a: a, OTHER)
-    params["encoder"] = {"a": OTHER["encoder"]["a"].at[:, 1].multiply(0.01), "c": jnp.array([0.3, 0.02])}
+    params["encoder"] = {
+        "a": OTHER["encoder"]["a"].at[:, 1].multiply(0.01),
+        "c": jnp.array([0.3, 0.02]),
+    }
     params["posterior"] = {"logvar": jnp.array([-1.0, -0.1])}
     key = jax.random.key(0)
 
@@ -379,7 +425,10 @@ def test_the_parts_of_the_total_correlation_decomposition():
     LN(terms.loss, 2 * mi + 3 * tc + 5 * dimension_kl - terms.log_px)
     mu, scale = X @ OTHER_A + OTHER_C, np.exp(OTHER_LOGVAR / 2)
     each = stats.norm(mu[None], scale).pdf(z[:, None])  # B(z) × B(x) × D
-    log_qz, log_product = np.log(each.prod(-1).sum(1) / (n * B)), np.log(each.sum(1) / (n * B)).sum(-1)
+    log_qz, log_product = (
+        np.log(each.prod(-1).sum(1) / (n * B)),
+        np.log(each.sum(1) / (n * B)).sum(-1),
+    )
     LN(mi, np.log(np.diagonal(each.prod(-1))) - log_qz, atol=5e-5)
     LN(tc, log_qz - log_product, atol=5e-5)
     LN(dimension_kl, log_product - stats.norm.logpdf(z).sum(-1), atol=5e-5)
@@ -395,7 +444,9 @@ def test_factor_vae_keeps_its_two_games_apart():
     params = {**OTHER, "objective": jit(lambda key: objective.init(key, MODEL))(jax.random.key(1))}
     terms = terms_of("factor_vae", params, key, gamma=7.0)
     LN(terms.loss, terms.kl - terms.log_px + 7 * terms.extra["tc"])
-    part = lambda name: lambda p: getattr(objective(MODEL, p, BATCH, batch_keys(key), gamma=7.0), name)  # noqa: E731
+    part = lambda name: (
+        lambda p: getattr(objective(MODEL, p, BATCH, batch_keys(key), gamma=7.0), name)
+    )  # noqa: E731
     whole = jit(jax.grad(lambda p: part("loss")(p).mean()))(params)
     own = jit(jax.grad(lambda p: part("extra")(p)["discriminator"].mean()))(params)
     close(whole["objective"], own["objective"])
@@ -404,7 +455,9 @@ def test_factor_vae_keeps_its_two_games_apart():
         assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(own[name]))
 
     def vae(p):  # the discriminator a constant
-        t = objective(MODEL, {**p, "objective": params["objective"]}, BATCH, batch_keys(key), gamma=7.0)
+        t = objective(
+            MODEL, {**p, "objective": params["objective"]}, BATCH, batch_keys(key), gamma=7.0
+        )
         return (t.kl - t.log_px + 7 * t.extra["tc"]).mean()
 
     close({k: whole[k] for k in OTHER}, jit(jax.grad(vae))(OTHER))
@@ -448,7 +501,9 @@ def test_the_discriminator_learns_the_sign_of_the_total_correlation():
 def test_dip_vae_is_numpys_covariance():
     mu, variance = X @ OTHER_A + OTHER_C, np.exp(OTHER_LOGVAR)
     for kind in (1, 2):
-        terms = terms_of("dip_vae", OTHER, jax.random.key(0), kind=kind, off_diagonal=3.0, diagonal=5.0)
+        terms = terms_of(
+            "dip_vae", OTHER, jax.random.key(0), kind=kind, off_diagonal=3.0, diagonal=5.0
+        )
         c = np.cov(mu.T, bias=True) + (np.diag(variance) if kind == 2 else 0)
         want = 3 * 2 * c[0, 1] ** 2 + 5 * ((np.diag(c) - 1) ** 2).sum()
         LN(terms.extra["penalty"], want)
@@ -466,7 +521,9 @@ def test_mmd_is_the_double_loop_and_unbiased():
     LN(mmd(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)), within - 2 * across)
     repeats = jnp.asarray(rng.normal(size=(2, 4000, 6, 3)), jnp.float32)
     mean, error = mean_and_error(jit(jax.vmap(mmd))(*repeats))
-    assert abs(mean) < 4 * error and error < 0.004  # the biased estimate would be 2 (1 − E k) / 6 = 0.16
+    assert (
+        abs(mean) < 4 * error and error < 0.004
+    )  # the biased estimate would be 2 (1 − E k) / 6 = 0.16
     key = jax.random.key(0)
     terms = terms_of("info_vae", OTHER, key, alpha=0.25, weight=10.0)
     LN(terms.loss, 0.75 * terms.kl - terms.log_px + 9.25 * terms.extra["mmd"])
@@ -484,7 +541,10 @@ def test_rows_that_fill_a_batch_up_are_in_no_statistic(name):
         image = jnp.where(mask[:, None, None, None], drawn, fill)
         t = jit(
             lambda: objective(
-                MODEL, params, {"image": image, "n": 50, "mask": mask}, batch_keys(jax.random.key(3), len(image))
+                MODEL,
+                params,
+                {"image": image, "n": 50, "mask": mask},
+                batch_keys(jax.random.key(3), len(image)),
             )
         )()
         return jnp.stack([t.loss, *t.extra.values()])[:, :14]
@@ -496,7 +556,9 @@ def test_rows_that_fill_a_batch_up_are_in_no_statistic(name):
 
 
 def test_scale_gradient_keeps_every_bit():
-    z = jnp.asarray(np.random.default_rng(0).normal(size=1000) * 10.0 ** np.linspace(-37, 37, 1000), jnp.float32)
+    z = jnp.asarray(
+        np.random.default_rng(0).normal(size=1000) * 10.0 ** np.linspace(-37, 37, 1000), jnp.float32
+    )
 
     @jit
     def run(z, scale):
@@ -513,20 +575,34 @@ def test_draws_pass_the_gradients_that_they_say():
     x, key = BATCH["image"], jax.random.key(0)
 
     def g(part, **kwargs):
-        grad = jit(jax.grad(lambda p: jnp.sum(getattr(MODEL.draw(p, x, batch_keys(key), **kwargs), part))))(OTHER)
-        return {name: jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(grad[name])]) for name in grad}
+        grad = jit(
+            jax.grad(lambda p: jnp.sum(getattr(MODEL.draw(p, x, batch_keys(key), **kwargs), part)))
+        )(OTHER)
+        return {
+            name: jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(grad[name])])
+            for name in grad
+        }
 
     zero = g("log_px", scale=jnp.zeros(B))
-    assert (zero["encoder"] == 0).all() and (zero["posterior"] == 0).all() and (np.abs(zero["decoder"]) > 0).any()
+    assert (
+        (zero["encoder"] == 0).all()
+        and (zero["posterior"] == 0).all()
+        and (np.abs(zero["decoder"]) > 0).any()
+    )
     plain = g("log_px")
     assert np.abs(plain["encoder"]).max() > 0.1
     close(g("log_px", scale=jnp.full(B, 0.25))["encoder"], 0.25 * plain["encoder"])
     close(g("log_px", scale=jnp.full(B, 0.25))["decoder"], plain["decoder"])
     # Through log q: its parameters and z (plain), z alone (stop), its parameters alone (scale 0: the score).
-    total = jax.tree.map(lambda a, b: a + b, g("log_qz", stop=True), g("log_qz", scale=jnp.zeros(B)))
+    total = jax.tree.map(
+        lambda a, b: a + b, g("log_qz", stop=True), g("log_qz", scale=jnp.zeros(B))
+    )
     close(total, g("log_qz"), atol=1e-4)
     drawn = jit(
-        lambda scale: [MODEL.draw(OTHER, x, batch_keys(key), **k) for k in ({}, {"stop": True}, {"scale": scale})]
+        lambda scale: [
+            MODEL.draw(OTHER, x, batch_keys(key), **k)
+            for k in ({}, {"stop": True}, {"scale": scale})
+        ]
     )
     same = drawn(x[:, 0, 0, 0])
     for d in same[1:]:
@@ -556,7 +632,9 @@ def test_unbiased_estimators_have_the_same_expectation():
     agree(gradients(loss("iwae", samples=5, estimator="dreg"), OTHER, 4, n), pathwise)
     with pytest.raises(AssertionError):  # known to be biased for K > 1: the test can tell
         agree(gradients(loss("iwae", samples=5, estimator="stl"), OTHER, 5, n), pathwise)
-    agree(gradients(loss("miwae", groups=2, samples=5, estimator="dreg"), OTHER, 6, n // 2), pathwise)
+    agree(
+        gradients(loss("miwae", groups=2, samples=5, estimator="dreg"), OTHER, 6, n // 2), pathwise
+    )
     half = jax.tree.map(lambda a, b: 0.5 * (a + b), elbo, pathwise)
     agree(gradients(loss("ciwae", beta=0.5, samples=5, estimator="dreg"), OTHER, 7, n), half)
 
@@ -575,11 +653,14 @@ def test_piwae_has_the_gradients_of_iwae_and_of_miwae():
     for part in ("encoder", "posterior"):
         close(grad[part], phi[part])
         assert any(
-            np.abs(a - b).max() > 1e-2 for a, b in zip(*map(jax.tree.leaves, (theta[part], phi[part])), strict=True)
+            np.abs(a - b).max() > 1e-2
+            for a, b in zip(*map(jax.tree.leaves, (theta[part], phi[part])), strict=True)
         )
 
 
-@pytest.mark.parametrize(("edges", "samples", "n"), [((0.0, 1.0), 3, 20_000), (TVO_EDGES, 400, 400)])
+@pytest.mark.parametrize(
+    ("edges", "samples", "n"), [((0.0, 1.0), 3, 20_000), (TVO_EDGES, 400, 400)]
+)
 def test_tvos_covariance_gradient_is_that_of_its_bound(edges, samples, n):
     """J = 1 is unbiased with few samples; self-normalised weights leave a bias of order 1/K to the rest."""
     exact = jit(jax.grad(lambda p: -exact_tvo(p, edges).mean()))(OTHER)
@@ -606,7 +687,10 @@ def test_streaming_log_weights_is_the_direct_sum(chunk):
 def test_log_likelihood_does_not_depend_on_batches_chunks_or_devices():
     c = config.default()
     c.latent = 3
-    c.encoder, c.decoder = config.call("encoder", "mlp", widths=(8,)), config.call("decoder", "mlp", widths=(8,))
+    c.encoder, c.decoder = (
+        config.call("encoder", "mlp", widths=(8,)),
+        config.call("decoder", "mlp", widths=(8,)),
+    )
     dataset = data.load(c.data)
     split = data.Split(dataset.test.image[:21], dataset.test.label[:21])
     model = model_lib.build_for(c, dataset)
@@ -615,21 +699,29 @@ def test_log_likelihood_does_not_depend_on_batches_chunks_or_devices():
     def run(batch, chunk, devices):
         c.eval.batch = batch
         mesh = sharding.make_mesh(c.mesh, jax.devices()[:devices])
-        return likelihood.log_likelihood(c, model, params, split, dataset.levels, mesh, key, k=k, chunk=chunk)
+        return likelihood.log_likelihood(
+            c, model, params, split, dataset.levels, mesh, key, k=k, chunk=chunk
+        )
 
     whole = run(21, 7, 1)
-    assert {name: len(v) for name, v in whole.items()} == dict.fromkeys(("log_px", "kl", "iw", "elbo", "ess"), 21)
+    assert {name: len(v) for name, v in whole.items()} == dict.fromkeys(
+        ("log_px", "kl", "iw", "elbo", "ess"), 21
+    )
     assert (whole["iw"] > whole["log_px"] - 100).all() and (whole["ess"] >= 1 - 1e-3).all()
     assert (whole["ess"] <= k + 1e-3).all() and len(np.unique(whole["iw"])) > 15
     for batch, chunk, devices in ((8, 7, 8), (8, 3, 1)):
         other = run(batch, chunk, devices)
         for name in ("iw", "ess", "elbo", "log_px", "kl"):
-            np.testing.assert_allclose(other[name], whole[name], rtol=2e-5, atol=1e-3 if name == "ess" else 0)
+            np.testing.assert_allclose(
+                other[name], whole[name], rtol=2e-5, atol=1e-3 if name == "ess" else 0
+            )
     # The direct sum over the same draws, in float64.
     x = jnp.asarray(split.image[:2], jnp.float32) / (dataset.levels - 1)
     log_w = jit(lambda p: likelihood.draws(model, p, x, jnp.arange(2), key, 0, k).log_w)(params)
     log_w = np.asarray(log_w, np.float64)
-    np.testing.assert_allclose(whole["iw"][:2], np.log(np.exp(log_w - log_w.max()).mean(1)) + log_w.max(), rtol=2e-5)
+    np.testing.assert_allclose(
+        whole["iw"][:2], np.log(np.exp(log_w - log_w.max()).mean(1)) + log_w.max(), rtol=2e-5
+    )
 
 
 # Training
@@ -644,12 +736,19 @@ def test_a_trained_linear_vae_is_the_maximum_likelihood_pca():
     pixels, n = 6, 100
     rng = np.random.default_rng(3)
     mixing = rng.normal(size=(pixels, D)) * [1.0, 0.5]
-    x = rng.normal(size=(n, D)) @ mixing.T + 0.5 * rng.normal(size=(n, pixels)) + rng.normal(size=pixels)
+    x = (
+        rng.normal(size=(n, D)) @ mixing.T
+        + 0.5 * rng.normal(size=(n, pixels))
+        + rng.normal(size=pixels)
+    )
     eigenvalues = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
     s2 = eigenvalues[D:].mean()
     log_det = np.log(eigenvalues[:D]).sum() + (pixels - D) * math.log(s2)
     evidence = -0.5 * (pixels * math.log(2 * math.pi) + log_det + pixels)
-    model, batch = linear(pixels, D, s2), {"image": jnp.asarray(x, jnp.float32).reshape(n, 1, pixels, 1)}
+    model, batch = (
+        linear(pixels, D, s2),
+        {"image": jnp.asarray(x, jnp.float32).reshape(n, 1, pixels, 1)},
+    )
     fixed = float32({"prior": {"mu": np.zeros(D), "logvar": np.zeros(D)}})
     start = float32(
         {
@@ -683,14 +782,22 @@ def test_a_trained_linear_vae_is_the_maximum_likelihood_pca():
 # Every objective on a built model
 
 LATENT, SHAPE, Y = 5, (4, 4, 1), 3
-UNCONDITIONAL = {name for name, f in OBJECTIVES.items() if not getattr(f, "conditional", False)}  # test_semi: others
+UNCONDITIONAL = {
+    name for name, f in OBJECTIVES.items() if not getattr(f, "conditional", False)
+}  # test_semi: others
 
 
 def built(posterior, prior):
     c = config.default()
     c.latent, c.data.binarize = LATENT, "static"
-    c.encoder, c.decoder = config.call("encoder", "mlp", widths=(8,)), config.call("decoder", "mlp", widths=(8,))
-    c.classifier, c.likelihood = config.call("classifier", "mlp"), config.call("likelihood", "bernoulli")
+    c.encoder, c.decoder = (
+        config.call("encoder", "mlp", widths=(8,)),
+        config.call("decoder", "mlp", widths=(8,)),
+    )
+    c.classifier, c.likelihood = (
+        config.call("classifier", "mlp"),
+        config.call("likelihood", "bernoulli"),
+    )
     small = {"iaf": {"hidden": (6,), "context": 4}, "realnvp": {"hidden": (6,), "steps": 2}}
     few = {name: {"components": 4} for name in ("mixture", "vamp")}
     c.posterior = config.call("posterior", posterior, **small.get(posterior, {}))
@@ -727,7 +834,9 @@ def images():
     return {"image": jnp.asarray(x, jnp.float32), "label": jnp.arange(B) % Y, "n": 10}
 
 
-COMBINATIONS = [(q, p) for q in ("gaussian", "full", "iaf") for p in ("normal", "mixture", "vamp", "realnvp")]
+COMBINATIONS = [
+    (q, p) for q in ("gaussian", "full", "iaf") for p in ("normal", "mixture", "vamp", "realnvp")
+]
 REAL = [
     ("gaussian", "normal", None),  # all of them
     ("gaussian", "vamp", ("free_bits", "iwae dreg")),
@@ -766,11 +875,16 @@ def test_every_objective_has_finite_gradients(posterior, prior, titles):
     @jit
     def run(key):
         params = model.init(key)
-        leaves, tree = jax.tree.flatten(params)  # fresh flows are the identity: move away from there
+        leaves, tree = jax.tree.flatten(
+            params
+        )  # fresh flows are the identity: move away from there
         keys = jax.random.split(key, len(leaves))
         noise = [0.3 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
         params = jax.tree.unflatten(tree, [a + e for a, e in zip(leaves, noise, strict=True)])
-        log_w = [model.draw(params, batch["image"], keys_of(batch, key), **k).log_w for k in ({}, {"stop": True})]
+        log_w = [
+            model.draw(params, batch["image"], keys_of(batch, key), **k).log_w
+            for k in ({}, {"stop": True})
+        ]
         out = {}
         for title, (name, kwargs) in calls.items():
 
@@ -788,7 +902,11 @@ def test_every_objective_has_finite_gradients(posterior, prior, titles):
     learned |= dict.fromkeys(("factor_vae", "geco"), nets | {"objective"})
     for title, (grads, t) in out.items():
         assert all(np.isfinite(a).all() for a in jax.tree.leaves((t, grads))), title
-        moved = {part for part in grads if any((np.asarray(a) != 0).any() for a in jax.tree.leaves(grads[part]))}
+        moved = {
+            part
+            for part in grads
+            if any((np.asarray(a) != 0).any() for a in jax.tree.leaves(grads[part]))
+        }
         assert moved == learned.get(title, nets), title
 
 
@@ -796,7 +914,10 @@ def test_joint_with_a_labelled_prior_is_the_bound_on_both():
     """gamma = 1 and p(y|z) by Bayes' rule: log p(x|z) + log p(z|y) + log p(y) - log q(z|x), draw by draw."""
     c = config.default()
     c.latent, c.data.binarize = LATENT, "static"
-    c.encoder, c.decoder = config.call("encoder", "mlp", widths=(8,)), config.call("decoder", "mlp", widths=(8,))
+    c.encoder, c.decoder = (
+        config.call("encoder", "mlp", widths=(8,)),
+        config.call("decoder", "mlp", widths=(8,)),
+    )
     c.prior, c.classifier = config.call("prior", "labelled"), config.call("classifier", "bayes")
     c.likelihood = config.call("likelihood", "bernoulli")
     m = model_lib.build(c, shape=SHAPE, levels=17, classes=Y, binary=True)
@@ -815,7 +936,10 @@ def test_joint_with_a_labelled_prior_is_the_bound_on_both():
 
 
 def test_joint_adds_the_cross_entropy():
-    logits, label = np.random.default_rng(0).normal(size=(4, Y)).astype(np.float32), np.array([0, 2, 1, 1])
+    logits, label = (
+        np.random.default_rng(0).normal(size=(4, Y)).astype(np.float32),
+        np.array([0, 2, 1, 1]),
+    )
     ce, hit = cross_entropy(jnp.asarray(logits), jnp.asarray(label))
     LN(ce, -np.log(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))[np.arange(4), label])
     np.testing.assert_array_equal(hit, logits.argmax(1) == label)
@@ -825,7 +949,9 @@ def test_joint_adds_the_cross_entropy():
     @jit
     def run(key):
         params = model.init(key)
-        run = lambda name, **kwargs: OBJECTIVES[name](model, params, batch, keys_of(batch, key), **kwargs)  # noqa: E731
+        run = lambda name, **kwargs: OBJECTIVES[name](
+            model, params, batch, keys_of(batch, key), **kwargs
+        )  # noqa: E731
         return run("elbo"), run("joint", gamma=4.0)
 
     elbo, t = run(key)

@@ -58,7 +58,9 @@ def test_a_file_is_imported_once_under_a_name_of_its_own(tmp_path, monkeypatch):
     assert sys.modules[function.__module__].loss is function
 
 
-@pytest.mark.parametrize("imports", ["import my_helper_of_losses", "from . import my_helper_of_losses"])
+@pytest.mark.parametrize(
+    "imports", ["import my_helper_of_losses", "from . import my_helper_of_losses"]
+)
 def test_helpers_beside_the_file_are_imported_from_any_folder(tmp_path, imports):
     folder = tmp_path / imports.split()[0]
     name = write_loss(folder, imports=imports)

@@ -19,18 +19,24 @@ RNG = np.random.default_rng(0)
 def test_frechet_is_scipys_and_zero_for_equal_sets():
     a, b = RNG.normal(size=(200, 4)) @ RNG.normal(size=(4, 4)), 1 + RNG.normal(size=(300, 4))
     cov_a, cov_b = np.cov(a.T), np.cov(b.T)
-    want = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * linalg.sqrtm(cov_a @ cov_b).real)
+    want = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(
+        cov_a + cov_b - 2 * linalg.sqrtm(cov_a @ cov_b).real
+    )
     assert quality.frechet(a, b) == pytest.approx(want, rel=1e-8)
     assert quality.frechet(a, a) == pytest.approx(0, abs=1e-8)
     assert quality.frechet(a, a + [3, 0, 0, 0]) == pytest.approx(9)
     flat = a * [1, 1, 0, 0]  # features that never move
-    assert quality.frechet(flat, 2 * flat) == pytest.approx(np.trace(np.cov(flat.T)) + (flat.mean(0) ** 2).sum())
+    assert quality.frechet(flat, 2 * flat) == pytest.approx(
+        np.trace(np.cov(flat.T)) + (flat.mean(0) ** 2).sum()
+    )
 
 
 def test_kernel_distance_is_the_double_loop_and_unbiased():
     a, b = RNG.normal(size=(6, 3)), RNG.normal(size=(5, 3)) + 1
     k = lambda u, v: (u @ v / 3 + 1) ** 3  # noqa: E731
-    pairs = lambda s: np.mean([k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j])  # noqa: E731
+    pairs = lambda s: np.mean(
+        [k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j]
+    )  # noqa: E731
     want = pairs(a) + pairs(b) - 2 * np.mean([k(u, v) for u in a for v in b])
     assert quality.kernel_distance(a, b) == pytest.approx(want)
     same = [quality.kernel_distance(*RNG.normal(size=(2, 50, 3))) for _ in range(200)]
@@ -48,8 +54,12 @@ def test_psnr_and_ssim_are_scikit_images():
     rng = np.random.default_rng(7)
     a = rng.uniform(size=(2, 16, 20, 3))
     b = np.clip(a + rng.normal(size=a.shape) * [[[[0.1]]], [[[0.3]]]], 0, 1)
-    np.testing.assert_allclose(quality.psnr(a, b), [20.44612235468824, 12.399949829946666], rtol=1e-6)
-    np.testing.assert_allclose(quality.ssim(a, b), [0.942404466713357, 0.7020356410180844], rtol=1e-6)
+    np.testing.assert_allclose(
+        quality.psnr(a, b), [20.44612235468824, 12.399949829946666], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        quality.ssim(a, b), [0.942404466713357, 0.7020356410180844], rtol=1e-6
+    )
     np.testing.assert_allclose(quality.ssim(a, a), 1)
 
 
@@ -69,13 +79,28 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quality")
     for name in ("vae", "net"):
         c = config.load("configs/digits.py")
-        c.encoder, c.decoder = (config.call(part, "mlp", widths=(32,)) for part in ("encoder", "decoder"))
-        c.latent, c.steps, c.eval.every, c.log_every, c.optim.warmup, c.eval.iw_k = 8, 100, 100, 100, 20, 1
+        c.encoder, c.decoder = (
+            config.call(part, "mlp", widths=(32,)) for part in ("encoder", "decoder")
+        )
+        c.latent, c.steps, c.eval.every, c.log_every, c.optim.warmup, c.eval.iw_k = (
+            8,
+            100,
+            100,
+            100,
+            20,
+            1,
+        )
         c.mesh.data = 1
         if name == "vae":
-            c.objective, c.classifier = config.call("objective", "elbo"), config.call("classifier", "none")
+            c.objective, c.classifier = (
+                config.call("objective", "elbo"),
+                config.call("classifier", "none"),
+            )
         else:
-            c.objective, c.decoder = config.call("objective", "supervised"), config.call("decoder", "none")
+            c.objective, c.decoder = (
+                config.call("objective", "supervised"),
+                config.call("decoder", "none"),
+            )
         loop.train(c, str(folder / name))
     return folder
 
@@ -91,7 +116,8 @@ def test_the_command_measures_a_run_in_the_features_of_another(runs, found):
     s, state, meta = workdir.restore(str(runs / "net"), say=lambda _: None)
     mark = checkpoint.digest(str(runs / "net"), meta["step"])[:8]
     assert set(found) == {"n", "psnr", "sharpness_samples", "sharpness_reconstructions"} | {
-        f"{name}_{mark}" for name in ("fid", "fid_floor", "fid_halves", "kid", "kid_floor", "precision", "recall")
+        f"{name}_{mark}"
+        for name in ("fid", "fid_floor", "fid_halves", "kid", "kid_floor", "precision", "recall")
     }
     test, train = (split.image for split in (s.dataset.test, s.dataset.train))
     n, every = len(test), len(train) // len(test)
@@ -103,7 +129,9 @@ def test_the_command_measures_a_run_in_the_features_of_another(runs, found):
         assert 0 < found[f"{name}_{mark}"] < 0.5 * found[f"fid_{mark}"]
     assert abs(found[f"kid_floor_{mark}"]) < 0.5 * found[f"kid_{mark}"]
     assert found["sharpness_reconstructions"] < 1 and 5 < found["psnr"] < 30
-    _, shown, images = quality.measure(str(runs / "vae"), str(runs / "net"), 60)  # the first so many
+    _, shown, images = quality.measure(
+        str(runs / "vae"), str(runs / "net"), 60
+    )  # the first so many
     assert shown["n"] == 60 and all(len(v) == 60 for v in images.values())
     np.testing.assert_allclose(images["test"], test[:60] / np.float32(16))
 
@@ -111,7 +139,9 @@ def test_the_command_measures_a_run_in_the_features_of_another(runs, found):
 def test_features_of_the_users_own_function(runs, monkeypatch):
     """Of one number an image, its mean m: (E m − E m')² + (σ − σ')², in the grey scale that the function is given."""
     monkeypatch.chdir(runs)
-    (runs / "weights.py").write_text("def pool(image):\n    return image.reshape(len(image), -1).mean(1)[:, None]\n")
+    (runs / "weights.py").write_text(
+        "def pool(image):\n    return image.reshape(len(image), -1).mean(1)[:, None]\n"
+    )
     assert quality.run(["quality", "--workdir=vae", "--features=weights:pool", "--images=300"]) == 0
     found = json.loads((runs / "vae" / "quality.json").read_text())
     _, _, images = quality.measure("vae", "weights.py:pool", 300)
@@ -119,7 +149,10 @@ def test_features_of_the_users_own_function(runs, monkeypatch):
     dataset = workdir.restore("vae", say=lambda _: None)[0].dataset
     train = dataset.train.image / 16
     a = mean(train[np.arange(300) * (len(train) // 300)])
-    for name, other in (("fid_weights_pool", images["samples"]), ("fid_floor_weights_pool", images["test"])):
+    for name, other in (
+        ("fid_weights_pool", images["samples"]),
+        ("fid_floor_weights_pool", images["test"]),
+    ):
         b = mean(other)
         want = (a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2
         assert found[name] == pytest.approx(want, rel=1e-4, abs=1e-6)
@@ -130,9 +163,18 @@ def test_features_of_the_users_own_function(runs, monkeypatch):
     [
         ("nothing:pool", r"features=nothing:pool: no file nothing\.py"),
         ("other:pool", r"features=other:pool: other\.py has no function pool"),
-        ("other:flat", r"features=other:flat: gives \(250,\) for 250 images; want finite numbers, one row"),
-        ("other:wild", r"features=other:wild: gives \(250, 1\) for 250 images; want finite numbers"),
-        ("vae", r"features=vae: its latent means know no labels; want a run of supervised or joint"),
+        (
+            "other:flat",
+            r"features=other:flat: gives \(250,\) for 250 images; want finite numbers, one row",
+        ),
+        (
+            "other:wild",
+            r"features=other:wild: gives \(250, 1\) for 250 images; want finite numbers",
+        ),
+        (
+            "vae",
+            r"features=vae: its latent means know no labels; want a run of supervised or joint",
+        ),
         ("", r"features: want --features=FOLDER or FILE:FUNCTION"),
     ],
 )

@@ -19,9 +19,17 @@ def test_the_own_loss_of_readme_trains(tmp_path):
     assert command[:2] == ["python", "train.py"]
     command = [sys.executable, str(pathlib.Path("train.py").resolve()), *command[2:]]
     config = pathlib.Path("configs/digits.py").resolve()
-    short = ["--config.steps=40", "--config.eval.every=40", "--config.log_every=20", "--config.optim.warmup=0"]
+    short = [
+        "--config.steps=40",
+        "--config.eval.every=40",
+        "--config.log_every=20",
+        "--config.optim.warmup=0",
+    ]
     done = subprocess.run(
-        [*command, f"--config={config}", "--config.eval.iw_k=1", *short], cwd=tmp_path, capture_output=True, text=True
+        [*command, f"--config={config}", "--config.eval.iw_k=1", *short],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert '"rate": 12.0' in (tmp_path / "runs" / "mine" / "config.json").read_text()

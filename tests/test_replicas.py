@@ -57,8 +57,12 @@ def test_a_replica_is_the_run_alone(swept, tmp_path, r):
             assert a[name] == pytest.approx(b[name], rel=TOLERANCE), name
     a, b = params(folder / f"replica_{r}"), params(tmp_path / "alone")
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)  # Adam divides small gradients by themselves
-    assert not np.allclose(jax.tree.leaves(params(folder / f"replica_{1 - r}"))[-1], jax.tree.leaves(b)[-1])
+        np.testing.assert_allclose(
+            x, y, rtol=1e-3, atol=1e-5
+        )  # Adam divides small gradients by themselves
+    assert not np.allclose(
+        jax.tree.leaves(params(folder / f"replica_{1 - r}"))[-1], jax.tree.leaves(b)[-1]
+    )
 
 
 def test_a_sweep_killed_between_two_saves_goes_on_from_the_step_that_all_have(swept, tmp_path):
@@ -75,25 +79,46 @@ def test_a_sweep_killed_between_two_saves_goes_on_from_the_step_that_all_have(sw
     assert said[0] == f"going on from step 10 of 20 in {short}"
     for r in (0, 1):
         again = params(short / f"replica_{r}")
-        assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (whole[r], again)), strict=True))
+        assert all(
+            np.array_equal(a, b)
+            for a, b in zip(*map(jax.tree.leaves, (whole[r], again)), strict=True)
+        )
 
 
 @pytest.mark.slow
 def test_the_command_line_gives_each_replica_a_page_and_all_one_table(tmp_path, capsys):
-    argv = ["train.py", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", "--config.steps=20"]
-    argv += ["--config.eval.every=20", "--config.log_every=20", "--config.eval.iw_k=1", "--config.optim.warmup=0"]
-    argv += ["--config.replicas.seed=0,1", "--config.mesh.data=1", f"--results={tmp_path / 'seeds.json'}"]
+    argv = [
+        "train.py",
+        "--config=configs/digits.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.steps=20",
+    ]
+    argv += [
+        "--config.eval.every=20",
+        "--config.log_every=20",
+        "--config.eval.iw_k=1",
+        "--config.optim.warmup=0",
+    ]
+    argv += [
+        "--config.replicas.seed=0,1",
+        "--config.mesh.data=1",
+        f"--results={tmp_path / 'seeds.json'}",
+    ]
     assert train.run(argv) == 0
     assert "side by side" in capsys.readouterr().out
     table = json.loads((tmp_path / "run" / "replicas.json").read_text())
     assert [row["seed"] for row in table] == [0, 1]
     for r in (0, 1):
         assert (tmp_path / "run" / f"replica_{r}" / "report" / "index.html").is_file()
-        assert json.loads((tmp_path / "run" / f"replica_{r}" / "config.json").read_text())["seed"] == r
+        assert (
+            json.loads((tmp_path / "run" / f"replica_{r}" / "config.json").read_text())["seed"] == r
+        )
     result = json.loads((tmp_path / "seeds.json").read_text())
     each = [row["elbo_nats"] for row in table]
     figure = result["figures"]["elbo_nats"]
-    assert figure["value"] == pytest.approx(np.mean(each)) and figure["sd"] == pytest.approx(np.std(each, ddof=1))
+    assert figure["value"] == pytest.approx(np.mean(each)) and figure["sd"] == pytest.approx(
+        np.std(each, ddof=1)
+    )
     assert result["seed"] == [0, 1] and figure["n"] == 2
     with pytest.raises(UserError, match=r"holds 2 replicas; want .*replica_0"):
         workdir.restore(str(tmp_path / "run"))
@@ -107,11 +132,17 @@ def test_a_config_with_replicas_is_read_back(swept):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"batch": "32,64"}, r"replicas\.batch: cannot differ between replicas; want one of .*optim\.lr"),
+        (
+            {"batch": "32,64"},
+            r"replicas\.batch: cannot differ between replicas; want one of .*optim\.lr",
+        ),
         ({"seed": "0,x"}, r"replicas\.seed=0,x: want numbers"),
         ({"seed": "0"}, r"replicas\.seed=0: want two or more, all different"),
         ({"seed": "1,1"}, r"replicas\.seed=1,1: want two or more, all different"),
-        ({"seed": "0,1,2", "optim.lr": "1e-3,1e-4"}, r"replicas: .*seed has 3 values.*; want as many of each"),
+        (
+            {"seed": "0,1,2", "optim.lr": "1e-3,1e-4"},
+            r"replicas: .*seed has 3 values.*; want as many of each",
+        ),
         ({"optim.lr": "1e-3,-1"}, r"optim\.lr=-1\.0: want a number > 0"),
     ],
 )
@@ -124,7 +155,9 @@ def test_wrong_replicas_are_one_line(given, line):
 
 def test_replicas_that_no_mesh_can_share_are_one_line():
     c = several(seed=(0, 1, 2))
-    with pytest.raises(UserError, match=r"mesh\.data=8: 3 replicas do not divide over 8 devices; want mesh\.data=3"):
+    with pytest.raises(
+        UserError, match=r"mesh\.data=8: 3 replicas do not divide over 8 devices; want mesh\.data=3"
+    ):
         workdir.setup(c)
     c.mesh.data, c.mesh.model = 1, 2
     with pytest.raises(UserError, match=r"mesh\.model=2: replicas are not split; want 1"):

@@ -51,14 +51,23 @@ def semi_supervised(**changes):
 def test_a_budget_is_exact_balanced_and_within_the_splits(labels, judging):
     whole, c = data.load(config.default().data), semi_supervised(data__labels=labels)
     found = data.load(c.data)
-    assert (found.train.label >= 0).sum() == labels - judging and (found.validation.label >= 0).sum() == judging
+    assert (found.train.label >= 0).sum() == labels - judging and (
+        found.validation.label >= 0
+    ).sum() == judging
     assert found.test.label.min() >= 0, "the test set keeps its labels"
     for split in (found.train, found.validation):
         chosen = split.label[split.label >= 0]
         count = np.bincount(chosen, minlength=10)
         assert count.max() - count.min() <= 1
-        truth = {image.tobytes(): y for part in whole[4:7] for image, y in zip(part.image, part.label, strict=True)}
-        assert all(truth[split.image[i].tobytes()] == split.label[i] for i in np.flatnonzero(split.label >= 0))
+        truth = {
+            image.tobytes(): y
+            for part in whole[4:7]
+            for image, y in zip(part.image, part.label, strict=True)
+        }
+        assert all(
+            truth[split.image[i].tobytes()] == split.label[i]
+            for i in np.flatnonzero(split.label >= 0)
+        )
     sizes = [(len(d.train.image), len(d.validation.image)) for d in (whole, found)]
     assert sizes[0] == sizes[1], "the images stay"
 
@@ -71,7 +80,9 @@ def test_the_chosen_examples_are_these_on_every_machine():
     other = data.load(semi_supervised(data__labels=20, data__labels_seed=1).data)
     assert set(np.flatnonzero(other.train.label >= 0)) != set(chosen[0])
     more = data.load(semi_supervised(data__labels=200).data)
-    assert set(chosen[0]) <= set(np.flatnonzero(more.train.label >= 0)), "a larger budget has those of a smaller one"
+    assert set(chosen[0]) <= set(np.flatnonzero(more.train.label >= 0)), (
+        "a larger budget has those of a smaller one"
+    )
 
 
 def test_a_class_of_few_examples_gives_what_it_has():
@@ -87,17 +98,24 @@ def test_no_label_outside_the_budget_is_read(monkeypatch):
     c = semi_supervised(steps_per_call=4)
 
     def load(label):
-        splits = {"train": data.Split(image[:1400], label[:1400]), "test": data.Split(image[1400:], label[1400:])}
+        splits = {
+            "train": data.Split(image[:1400], label[:1400]),
+            "test": data.Split(image[1400:], label[1400:]),
+        }
         monkeypatch.setattr(data, "_digits", lambda: ((8, 8, 1), tuple("0123456789"), dict(splits)))
         return data.load(c.data)
 
     dataset = load(label)
     # Those that come after the last chosen one in the order of choice: earlier ones decide what is chosen.
-    parts = data.carve(data.Split(np.arange(1400), None), 0.1, data.VALIDATION_SEED, stratified=False)
+    parts = data.carve(
+        data.Split(np.arange(1400), None), 0.1, data.VALIDATION_SEED, stratified=False
+    )
     rng, other = np.random.default_rng(0), label.copy()
     for part, split in zip(parts, (dataset.train, dataset.validation), strict=True):
         n = len(part.image)
-        order = data.shuffle(np.arange(n, dtype=np.uint32), np.zeros(n, np.uint32), n=n, seed=data.LABELS_SEED)
+        order = data.shuffle(
+            np.arange(n, dtype=np.uint32), np.zeros(n, np.uint32), n=n, seed=data.LABELS_SEED
+        )
         last = np.flatnonzero(split.label[order] >= 0).max()
         rest = part.image[order[last + 1 :]]
         other[rest] = rng.permutation(label[rest])
@@ -110,7 +128,9 @@ def test_no_label_outside_the_budget_is_read(monkeypatch):
     model = model_lib.build_for(c, dataset)
     fresh, places = compile_lib.init(c, model, mesh, dataset)
     program = compile_lib.training(c, model, mesh, dataset, jax.tree.map(jnp.copy, fresh), places)
-    train = lambda d: program.run(jax.tree.map(jnp.copy, fresh), compile_lib.resident(c, d, mesh), program.key)  # noqa: E731
+    train = lambda d: program.run(
+        jax.tree.map(jnp.copy, fresh), compile_lib.resident(c, d, mesh), program.key
+    )  # noqa: E731
     results = [train(d) for d in (dataset, again, load((label + 1) % 10))]
     same, moved = (largest_difference(results[0], r) for r in results[1:])
     assert same == 0 and moved > 0, "those of the budget are read"
@@ -122,7 +142,10 @@ def test_no_label_outside_the_budget_is_read(monkeypatch):
         ({"data__labels": 5}, r"data\.labels=5: want 0 \(all\) or at least 10"),
         ({"data__labels": 3000}, r"data\.labels=3000: want no more than train has"),
         ({"data__labelled_batch": 0}, r"data\.labelled_batch=0: .* such as 100"),
-        ({"data__labels": 15, "eval__select": "accuracy"}, r"eval\.select=accuracy: .* gives elbo, kl, log_px, loss$"),
+        (
+            {"data__labels": 15, "eval__select": "accuracy"},
+            r"eval\.select=accuracy: .* gives elbo, kl, log_px, loss$",
+        ),
         ({"auxiliary": 3}, r"auxiliary=3: objective m2 has no a, as adgm, sdgm, m1m2 have; want 0"),
         ({"encoder__widths": ()}, r"widths=\(\): a label enters the first layer"),
     ],
@@ -136,14 +159,18 @@ def test_both_streams_are_the_same_on_eight_devices_and_from_the_host():
     c = semi_supervised(data__binarize="dynamic")
     losses, state = trace(c, jax.devices()[:1], 6)
     for changes, devices in (({"data__on_device_mb": 0}, 1), ({}, 8)):
-        other = trace(semi_supervised(data__binarize="dynamic", **changes), jax.devices()[:devices], 6)
+        other = trace(
+            semi_supervised(data__binarize="dynamic", **changes), jax.devices()[:devices], 6
+        )
         np.testing.assert_allclose(other[0], losses, rtol=TOLERANCE)
         assert largest_difference(other[1].params, state.params) < 1e-4
 
 
 def test_the_labelled_stream_shows_the_budget_only_and_all_of_it():
     split = data.load(semi_supervised().data).train
-    batches = list(data.host_batches(split, start=0, steps=5, batch=40, seed=0, labelled=40, prefetch=0))
+    batches = list(
+        data.host_batches(split, start=0, steps=5, batch=40, seed=0, labelled=40, prefetch=0)
+    )
     ids = np.concatenate([b["labelled"]["id"] for b in batches])
     assert sorted(ids[:50]) == sorted(ids[50:100]) == sorted(np.flatnonzero(split.label >= 0))
     for b in batches:
@@ -163,7 +190,9 @@ def tiny(objective="m2", labels=2, **changes):
     """A model of 6 binary pixels, 2 classes and z of 1 dimension, and its parameters away from where they begin."""
     c = config.default()
     c.latent = 1
-    c.encoder, c.decoder = (config.call(part, "mlp", widths=(4,)) for part in ("encoder", "decoder"))
+    c.encoder, c.decoder = (
+        config.call(part, "mlp", widths=(4,)) for part in ("encoder", "decoder")
+    )
     c.classifier = config.call("classifier", "mlp")
     c.likelihood = config.call("likelihood", "bernoulli")
     c.objective = config.call("objective", objective)
@@ -175,7 +204,10 @@ def tiny(objective="m2", labels=2, **changes):
     @jit
     def parameters(key):
         leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
-        noise = [0.7 * jax.random.normal(jax.random.fold_in(key, i), a.shape) for i, a in enumerate(leaves)]
+        noise = [
+            0.7 * jax.random.normal(jax.random.fold_in(key, i), a.shape)
+            for i, a in enumerate(leaves)
+        ]
         return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
 
     return model, parameters(KEY)
@@ -183,7 +215,11 @@ def tiny(objective="m2", labels=2, **changes):
 
 def batch_of(x, label, labelled_x, labelled_y):
     keys = jax.random.split(jax.random.fold_in(KEY, 1), len(labelled_y))
-    return {"image": x, "label": label, "labelled": {"image": labelled_x, "label": labelled_y, "keys": keys}}
+    return {
+        "image": x,
+        "label": label,
+        "labelled": {"image": labelled_x, "label": labelled_y, "keys": keys},
+    }
 
 
 def test_the_unlabelled_bound_is_the_sum_over_labels_written_out():
@@ -212,7 +248,10 @@ def test_the_unlabelled_bound_is_the_sum_over_labels_written_out():
 
 def test_with_a_sure_classifier_the_unlabelled_bound_is_the_labelled_one():
     model, params = tiny()
-    params["classifier"]["out"] = {"kernel": jnp.zeros((4, 2)), "bias": jnp.array([-200.0, 200.0])}  # q(y = 1|x) = 1
+    params["classifier"]["out"] = {
+        "kernel": jnp.zeros((4, 2)),
+        "bias": jnp.array([-200.0, 200.0]),
+    }  # q(y = 1|x) = 1
 
     def run(params):
         terms = OBJECTIVES["m2"](model, params, batch_of(X, LABEL, X, LABEL), KEYS)
@@ -220,9 +259,11 @@ def test_with_a_sure_classifier_the_unlabelled_bound_is_the_labelled_one():
         return terms.elbo, same_noise - jnp.log(2.0)
 
     np.testing.assert_allclose(*jit(run)(params), rtol=1e-6)
-    gradient = jit(jax.grad(lambda p: OBJECTIVES["m2"](model, p, batch_of(X, LABEL, X, LABEL), KEYS).loss.sum()))(
-        params
-    )
+    gradient = jit(
+        jax.grad(
+            lambda p: OBJECTIVES["m2"](model, p, batch_of(X, LABEL, X, LABEL), KEYS).loss.sum()
+        )
+    )(params)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient)), "0 log 0"
 
 
@@ -241,7 +282,9 @@ def log_evidence(model, params, x_NxP):
 def test_the_bound_is_below_the_exact_evidence_which_importance_weights_reach():
     """log p(x) by quadrature over z and the sum over y."""
     model, params = tiny()
-    exact = logsumexp(log_evidence(model, params, np.asarray(X).reshape(5, PIXELS)) + np.log(0.5), axis=1)
+    exact = logsumexp(
+        log_evidence(model, params, np.asarray(X).reshape(5, PIXELS)) + np.log(0.5), axis=1
+    )
     d = jit(lambda x: likelihood.draws(model, params, x, jnp.arange(5), KEY, 0, 4000))(X)
     elbo = np.asarray(d.log_px - d.kl[..., 0], np.float64)
     log_w = np.asarray(d.log_w, np.float64)
@@ -279,9 +322,17 @@ def test_with_exact_posteriors_both_bounds_are_the_evidence():
             }
         },
         "trunk": {"Layer_0": {"dense": layer(both)}},
-        "classifier": {"out": {"kernel": np.concatenate([to_y, -to_y]), "bias": -0.5 * np.einsum("yp,py->y", c, to_y)}},
+        "classifier": {
+            "out": {
+                "kernel": np.concatenate([to_y, -to_y]),
+                "bias": -0.5 * np.einsum("yp,py->y", c, to_y),
+            }
+        },
         "decoder": {
-            "Layer_0": {"dense": layer(np.array([[1.0, -1, 0, 0]])), "label": {"kernel": np.eye(4)[2:]}},
+            "Layer_0": {
+                "dense": layer(np.array([[1.0, -1, 0, 0]])),
+                "label": {"kernel": np.eye(4)[2:]},
+            },
             "out": layer(np.stack([w, -w, *c])),
         },
         "prior": {},
@@ -289,7 +340,9 @@ def test_with_exact_posteriors_both_bounds_are_the_evidence():
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
     images = jnp.asarray(x, jnp.float32).reshape(6, *SHAPE)
     d = jit(lambda x: likelihood.draws(model, params, x, jnp.arange(6), KEY, 0, 2000))(images)
-    np.testing.assert_allclose(d.log_w, np.tile(exact[:, None], 2000), rtol=2e-5, atol=2e-4)  # each draw alone
+    np.testing.assert_allclose(
+        d.log_w, np.tile(exact[:, None], 2000), rtol=2e-5, atol=2e-4
+    )  # each draw alone
     elbo = np.asarray(d.log_px - d.kl[..., 0], np.float64)
     error = elbo.std(1) / np.sqrt(2000)
     np.testing.assert_array_less(abs(elbo.mean(1) - exact), 4 * error + 1e-4)
@@ -320,8 +373,15 @@ def test_the_image_meets_the_encoder_once_for_all_labels(net):
     model, _ = tiny(labels=3, encoder=config.call("encoder", net, **fields))
     params = jax.eval_shape(model.init, KEY)
     every = lambda p, x: jax.vmap(lambda y: model.encode(p, x, y).mu)(jnp.arange(3))  # noqa: E731
-    products = [e for e in every_equation(jax.make_jaxpr(every)(params, X).jaxpr) if e.primitive.name in ROWS]
-    rows = [int(np.prod([e.invars[0].aval.shape[d] for d in ROWS[e.primitive.name](e)])) for e in products]
+    products = [
+        e
+        for e in every_equation(jax.make_jaxpr(every)(params, X).jaxpr)
+        if e.primitive.name in ROWS
+    ]
+    rows = [
+        int(np.prod([e.invars[0].aval.shape[d] for d in ROWS[e.primitive.name](e)]))
+        for e in products
+    ]
     # The label's row alone has 3; of conv the dense layer is the image's too. Then the posterior's head, for all.
     assert rows == ([5, 5] if net == "conv" else []) + [5, 3, 15]
 
@@ -335,7 +395,9 @@ def every_equation(jaxpr):
 
 # The dimensions of the first operand of a product that are no part of its sums.
 ROWS = {
-    "dot_general": lambda e: set(range(e.invars[0].aval.ndim)) - set(e.params["dimension_numbers"][0][0]),
+    "dot_general": lambda e: (
+        set(range(e.invars[0].aval.ndim)) - set(e.params["dimension_numbers"][0][0])
+    ),
     "conv_general_dilated": lambda e: (e.params["dimension_numbers"].lhs_spec[0],),
 }
 
@@ -361,7 +423,9 @@ def test_other_objectives_learn_from_the_labelled_examples_only(name):
     def run(label, labelled):
         batch = batch_of(X, label, X[:2], labelled)
         split = OBJECTIVES[name](model, params, batch, KEYS, **fields)
-        whole = OBJECTIVES[name](model, params, {"image": X, "label": jnp.abs(label)}, KEYS, **fields)
+        whole = OBJECTIVES[name](
+            model, params, {"image": X, "label": jnp.abs(label)}, KEYS, **fields
+        )
         return split, whole, model.classify(params, model.encode(params, X[:2]).mu)
 
     split, whole, logits = run(jnp.array([-1, 1, -1, 0, 1]), LABEL[:2])
@@ -369,8 +433,12 @@ def test_other_objectives_learn_from_the_labelled_examples_only(name):
     for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(hidden), strict=True):
         np.testing.assert_array_equal(a, b, "the labels of the batch are not looked at")
     weight = fields.get("gamma", 1.0)
-    np.testing.assert_allclose(split.loss, whole.loss - weight * whole.extra["cross_entropy"], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(split.labelled.loss, weight * split.labelled.extra["cross_entropy"], rtol=1e-6)
+    np.testing.assert_allclose(
+        split.loss, whole.loss - weight * whole.extra["cross_entropy"], rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        split.labelled.loss, weight * split.labelled.extra["cross_entropy"], rtol=1e-6
+    )
     if name == "supervised":  # at the mean: nothing is sampled
         ce = -log_softmax(np.asarray(logits, np.float64), 1)[[0, 1], LABEL[:2]]
         np.testing.assert_allclose(split.labelled.loss, ce, rtol=1e-5)
@@ -379,15 +447,26 @@ def test_other_objectives_learn_from_the_labelled_examples_only(name):
 def test_each_part_is_averaged_over_its_own_examples():
     label, mask = jnp.array([1, -1, 0, -1, 1]), jnp.array([True, True, True, True, False])
     value = jnp.array([1.0, 2.0, 4.0, 8.0, 99.0])
-    labelled = jnp.array([10.0, jnp.nan, 30.0, jnp.nan, 99.0])  # what is said of the unlabelled is not counted
-    terms = Terms(value, elbo=-value, labelled=Terms(labelled, elbo=-labelled, extra={"accuracy": labelled / 30}))
+    labelled = jnp.array(
+        [10.0, jnp.nan, 30.0, jnp.nan, 99.0]
+    )  # what is said of the unlabelled is not counted
+    terms = Terms(
+        value,
+        elbo=-value,
+        labelled=Terms(labelled, elbo=-labelled, extra={"accuracy": labelled / 30}),
+    )
     means = lambda label: step.divided(  # noqa: E731
-        jax.tree.map(np.asarray, step.eval_step(None, {"label": label, "mask": mask}, None, terms=lambda *_: terms))
+        jax.tree.map(
+            np.asarray,
+            step.eval_step(None, {"label": label, "mask": mask}, None, terms=lambda *_: terms),
+        )
     )
     assert means(label) == pytest.approx(
         {"loss": 15 / 4 + 20, "elbo": -15 / 4, "labelled_elbo": -20, "accuracy": 2 / 3}
     )
-    assert means(-jnp.ones(5, int)) == pytest.approx({"loss": 15 / 4, "elbo": -15 / 4}), "no label, no figure of labels"
+    assert means(-jnp.ones(5, int)) == pytest.approx({"loss": 15 / 4, "elbo": -15 / 4}), (
+        "no label, no figure of labels"
+    )
 
 
 # ---- a run ----------------------------------------------------------------------------------------
@@ -399,9 +478,15 @@ def test_sixty_labels_are_enough_to_read_most_digits(tmp_path):
     c = semi_supervised(steps=400, eval__every=200, log_every=200, steps_per_call=20, unroll=False)
     assert loop.train(c, str(tmp_path / "run"), say=lambda _: None)
     s, state, _ = workdir.restore(str(tmp_path / "run"))
-    metrics, _, _ = evaluate(s.c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=c.eval.iw_k)
+    metrics, _, _ = evaluate(
+        s.c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=c.eval.iw_k
+    )
     assert metrics["accuracy"] > 0.6
     assert metrics["elbo_nats"] < metrics["iw_nats"] < -5
     assert None not in (metrics["ece"], metrics["knn_accuracy"], metrics["bits_per_dim"])
-    rows = [r for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"validation"' in r]
+    rows = [
+        r
+        for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        if '"validation"' in r
+    ]
     assert '"labelled_elbo"' in rows[0] and '"accuracy"' in rows[0]

@@ -44,7 +44,9 @@ def update(c, devices=8):
 
 def objective(name, **fields):
     """A tiny config of an objective on digits, with noise in the data, in z and in the augmentation."""
-    c = small(optim__name="adam", optim__weight_decay=0.0, optim__eps=1.0, optim__schedule="constant")
+    c = small(
+        optim__name="adam", optim__weight_decay=0.0, optim__eps=1.0, optim__schedule="constant"
+    )
     c.encoder.widths = c.decoder.widths = (32, 16)
     if name == "m2":
         c.data.binarize, c.data.labels, c.data.labelled_batch = "dynamic", 100, 16
@@ -67,8 +69,14 @@ MODES = {
     "jit data=2 fsdp=4": ({"mesh__data": 2, "mesh__fsdp": 4}, 8),
     "jit data=4 samples=2": ({"mesh__data": 4, "mesh__samples": 2}, 8),
     "shard_map 8": ({"compile": "shard_map"}, 8),
-    "shard_map data=2 fsdp=2 model=2": ({"compile": "shard_map", "mesh__fsdp": 2, "mesh__model": 2}, 8),
-    "shard_map fsdp=2 samples=2": ({"compile": "shard_map", "mesh__fsdp": 2, "mesh__samples": 2}, 8),
+    "shard_map data=2 fsdp=2 model=2": (
+        {"compile": "shard_map", "mesh__fsdp": 2, "mesh__model": 2},
+        8,
+    ),
+    "shard_map fsdp=2 samples=2": (
+        {"compile": "shard_map", "mesh__fsdp": 2, "mesh__samples": 2},
+        8,
+    ),
     "pmap 8": ({"compile": "pmap"}, 8),
     "jit 4, accumulate 4": ({"accumulate": 4}, 4),
     "shard_map 4, accumulate 2": ({"compile": "shard_map", "accumulate": 2}, 4),
@@ -81,7 +89,8 @@ def apart(c, want, devices):
     figures, grads = update(c, devices)
     pairs = list(zip(jax.tree.leaves(grads), jax.tree.leaves(want[1]), strict=True))
     gaps = [
-        np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-9) for a, b in [*pairs, *zip(figures, want[0], strict=True)]
+        np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-9)
+        for a, b in [*pairs, *zip(figures, want[0], strict=True)]
     ]
     return float(max(gaps))
 
@@ -123,7 +132,9 @@ def test_remat_and_microbatches_leave_the_update_of_a_deep_net(net):
 
     def config_with(**fields):
         c = objective("joint", **fields)
-        c.encoder, c.decoder = (config.call(part, net, **TINY[net]) for part in ("encoder", "decoder"))
+        c.encoder, c.decoder = (
+            config.call(part, net, **TINY[net]) for part in ("encoder", "decoder")
+        )
         return c
 
     plain = update(config_with(), 1)
@@ -136,7 +147,9 @@ def test_every_row_has_its_place_in_the_global_batch():
     shards = jax.vmap(lambda _: layout.places(6, "data"), axis_name="data")(jnp.zeros(2))
     np.testing.assert_array_equal(np.concatenate(shards), layout.places(12))
     ids = jnp.arange(12)
-    np.testing.assert_array_equal(layout.microbatches(ids, 3), [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]])
+    np.testing.assert_array_equal(
+        layout.microbatches(ids, 3), [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+    )
 
 
 # A loss and a posterior as a user writes them, with noise that is not ours.
@@ -182,7 +195,10 @@ def loss(model, params, batch, keys):
     return Terms(extra["gamma"] * d.kl.sum(-1) - d.log_px, extra=extra)
 """
 OWN_MODES = {
-    **{mode: MODES[mode] for mode in ("jit 8", "jit data=2 fsdp=4", "shard_map 8", "pmap 8", "jit 4, accumulate 4")},
+    **{
+        mode: MODES[mode]
+        for mode in ("jit 8", "jit data=2 fsdp=4", "shard_map 8", "pmap 8", "jit 4, accumulate 4")
+    },
     "bfloat16": ({"dtype": "bfloat16"}, 8),
     "bfloat16, accumulate 2": ({"dtype": "bfloat16", "accumulate": 2}, 4),
 }
@@ -204,7 +220,9 @@ def with_own_noise(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", OWN_MODES)
-def test_a_users_own_noise_is_the_same_in_every_mode_and_shared_by_no_two_examples(with_own_noise, mode):
+def test_a_users_own_noise_is_the_same_in_every_mode_and_shared_by_no_two_examples(
+    with_own_noise, mode
+):
     make, one_device = with_own_noise
     fields, devices = OWN_MODES[mode]
     dtype = fields.get("dtype", "float32")
@@ -213,7 +231,10 @@ def test_a_users_own_noise_is_the_same_in_every_mode_and_shared_by_no_two_exampl
     c = make(**fields)
     state, run = built(c, devices)
     state, values = run.run(state, run.source, run.key)
-    metrics, want = (dict(zip(run.names, row, strict=True)) for row in (np.asarray(values)[0], one_device[dtype][0]))
+    metrics, want = (
+        dict(zip(run.names, row, strict=True))
+        for row in (np.asarray(values)[0], one_device[dtype][0])
+    )
     for name in ("gamma", "uniform", "permuted"):
         np.testing.assert_allclose(metrics[name], want[name], rtol=1e-5)
     assert apart(c, one_device[dtype], devices) <= tolerance
@@ -221,7 +242,11 @@ def test_a_users_own_noise_is_the_same_in_every_mode_and_shared_by_no_two_exampl
 
 def test_keys_of_one_example_draw_for_no_other():
     keys_B = example_keys(jax.random.key(0), jnp.arange(8))
-    for draw in (jax.random.uniform, lambda key: jax.random.gamma(key, 2.0), lambda key: jax.random.normal(key)):
+    for draw in (
+        jax.random.uniform,
+        lambda key: jax.random.gamma(key, 2.0),
+        lambda key: jax.random.normal(key),
+    ):
         assert len(np.unique(jax.vmap(draw)(keys_B))) == 8
     with pytest.raises(ValueError, match="vmap"):
         jax.random.gamma(keys_B, 2.0)
@@ -261,13 +286,25 @@ def test_fsdp_gathers_parameters_and_scatters_gradients():
     """Each once: no activation is gathered."""
     c = small(mesh__fsdp=8, mesh__data=1, optim__clip=0.0)
     moved, m = target.collectives(lowered(c)[1]), model.build_for(c, data.load(c.data))
-    arrays = [x.size for x in jax.tree.leaves(jax.eval_shape(m.init, jax.random.key(0))) if x.ndim > 1]
+    arrays = [
+        x.size for x in jax.tree.leaves(jax.eval_shape(m.init, jax.random.key(0))) if x.ndim > 1
+    ]
     kernels = sum(arrays)
     assert set(moved) == {(kind, "f32") for kind in ("all-gather", "reduce-scatter", "all-reduce")}
-    assert moved["all-gather", "f32"]["count"] == moved["reduce-scatter", "f32"]["count"] <= len(arrays)
-    assert moved["all-reduce", "f32"]["count"] <= 3  # arrays too small to be split, the gradient's norm, metrics
+    assert (
+        moved["all-gather", "f32"]["count"]
+        == moved["reduce-scatter", "f32"]["count"]
+        <= len(arrays)
+    )
+    assert (
+        moved["all-reduce", "f32"]["count"] <= 3
+    )  # arrays too small to be split, the gradient's norm, metrics
     assert moved["all-gather", "f32"]["bytes"] <= 4 * kernels
-    assert moved["reduce-scatter", "f32"]["bytes"] <= 4 * kernels < 2 * moved["reduce-scatter", "f32"]["bytes"]
+    assert (
+        moved["reduce-scatter", "f32"]["bytes"]
+        <= 4 * kernels
+        < 2 * moved["reduce-scatter", "f32"]["bytes"]
+    )
 
 
 def test_collectives_are_read_from_a_program():
@@ -307,7 +344,10 @@ def test_specs_of_a_config():
     c = objective("m2", mesh__data=2, mesh__fsdp=2, mesh__model=2)
     mesh, m = sharding.make_mesh(c.mesh), model.build_for(c, data.load(c.data))
     places = sharding.shardings({"params": jax.eval_shape(m.init, jax.random.key(0))}, mesh)
-    found = {jax.tree_util.keystr(p, simple=True, separator="/"): s.spec for p, s in jax.tree.leaves_with_path(places)}
+    found = {
+        jax.tree_util.keystr(p, simple=True, separator="/"): s.spec
+        for p, s in jax.tree.leaves_with_path(places)
+    }
     kernels = {path: spec for path, spec in found.items() if path.endswith("kernel")}
     column, row = P("fsdp", "model"), P("model", "fsdp")
     trunk = {f"params/trunk/Layer_{i}/dense/kernel": spec for i, spec in enumerate((column, row))}
@@ -326,7 +366,15 @@ def test_specs_of_a_config():
 
 
 COLUMN, ROW, LAST = ("fsdp", "model"), ("model", "fsdp"), ("fsdp",)
-SPLIT = {"Dense_0": COLUMN, "Dense_1": ROW, "dense": COLUMN, "Conv_0": LAST, "grid": LAST, "width_1": LAST, "out": LAST}
+SPLIT = {
+    "Dense_0": COLUMN,
+    "Dense_1": ROW,
+    "dense": COLUMN,
+    "Conv_0": LAST,
+    "grid": LAST,
+    "width_1": LAST,
+    "out": LAST,
+}
 SPLIT |= {"embed": LAST, "attention/qkv": LAST, "attention/out": LAST, "merge": LAST}
 
 
@@ -347,7 +395,10 @@ def test_every_kernel_of_a_deep_net_is_split(encoder, decoder, fields, own):
     c.decoder = config.call("decoder", decoder, **size, **fields)
     m = model.build(c, shape=(16, 16, 3), levels=256, classes=0, binary=False)
     places = sharding.shardings(jax.eval_shape(m.init, jax.random.key(0)), mesh)
-    found = {jax.tree_util.keystr(p, simple=True, separator="/"): s.spec for p, s in jax.tree.leaves_with_path(places)}
+    found = {
+        jax.tree_util.keystr(p, simple=True, separator="/"): s.spec
+        for p, s in jax.tree.leaves_with_path(places)
+    }
     kernels = {p.removesuffix("/kernel"): s for p, s in found.items() if p.endswith("kernel")}
     assert len(kernels) > 15
     for path, spec in kernels.items():
@@ -359,14 +410,24 @@ def test_every_kernel_of_a_deep_net_is_split(encoder, decoder, fields, own):
 
 def test_fsdp_takes_another_dimension_where_its_own_does_not_divide():
     mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "model": 1, "samples": 1})
-    assert sharding.spec("params/encoder/Conv_0/kernel", (4, 4, 3, 32), mesh) == P(None, None, None, "fsdp")
-    assert sharding.spec("params/decoder/out/kernel", (4, 4, 6, 64), mesh) == P(None, None, None, "fsdp")
+    assert sharding.spec("params/encoder/Conv_0/kernel", (4, 4, 3, 32), mesh) == P(
+        None, None, None, "fsdp"
+    )
+    assert sharding.spec("params/decoder/out/kernel", (4, 4, 6, 64), mesh) == P(
+        None, None, None, "fsdp"
+    )
     assert sharding.spec("params/posterior/Dense_0/kernel", (100, 64), mesh) == P(None, "fsdp")
     assert sharding.spec("params/x/kernel", (3, 5), mesh) == P(None, None)
 
 
 def test_bytes_on_a_device_and_a_picture(capsys):
-    argv = ["sharding", "--config=configs/digits.py", "--config.mesh.data=2", "--config.mesh.fsdp=4", "--devices=8"]
+    argv = [
+        "sharding",
+        "--config=configs/digits.py",
+        "--config.mesh.data=2",
+        "--config.mesh.fsdp=4",
+        "--devices=8",
+    ]
     assert partition.main(argv) == 0
     said = capsys.readouterr().out
     assert re.search(r"params/decoder/Layer_1/dense/kernel +256x256 +–, fsdp +65,536", said)
@@ -377,8 +438,14 @@ def test_bytes_on_a_device_and_a_picture(capsys):
     ("mesh", "line"),
     [
         ({"data": 3, "model": -1}, r"mesh\.data=3: 3 does not fit 8 devices; nearest that fits: 2"),
-        ({"data": -1, "fsdp": 16}, r"mesh\.fsdp=16: 16 does not fit 8 devices; nearest that fits: 8"),
-        ({"data": 4, "model": 4}, r"mesh\.data=4: 4 x 4 does not fit 8 devices; nearest that fits: 2"),
+        (
+            {"data": -1, "fsdp": 16},
+            r"mesh\.fsdp=16: 16 does not fit 8 devices; nearest that fits: 8",
+        ),
+        (
+            {"data": 4, "model": 4},
+            r"mesh\.data=4: 4 x 4 does not fit 8 devices; nearest that fits: 2",
+        ),
         ({"data": -1, "samples": -1}, r"mesh\.samples=-1: want at most one -1"),
     ],
 )
@@ -390,11 +457,26 @@ def test_a_wrong_mesh_is_one_line(mesh, line):
 @pytest.mark.parametrize(
     ("fields", "line"),
     [
-        ({"batch": 20}, r"batch=20: does not divide over 8 devices \(mesh\.data\); nearest that does: 16"),
-        ({"accumulate": 3}, r"batch=32: does not divide over 8 .* x 3 microbatches; nearest that does: 24"),
-        ({"mesh__samples": 2}, r"mesh\.samples=2: does not divide objective\.samples=1; nearest that does: 1"),
-        ({"compile": "pmap", "mesh__fsdp": 2}, r"compile=pmap: splits the batch only; want mesh\.fsdp=1"),
-        ({"compile": "pmap", "data__on_device_mb": 0}, r"data\.on_device_mb=0: compile=pmap needs the training set"),
+        (
+            {"batch": 20},
+            r"batch=20: does not divide over 8 devices \(mesh\.data\); nearest that does: 16",
+        ),
+        (
+            {"accumulate": 3},
+            r"batch=32: does not divide over 8 .* x 3 microbatches; nearest that does: 24",
+        ),
+        (
+            {"mesh__samples": 2},
+            r"mesh\.samples=2: does not divide objective\.samples=1; nearest that does: 1",
+        ),
+        (
+            {"compile": "pmap", "mesh__fsdp": 2},
+            r"compile=pmap: splits the batch only; want mesh\.fsdp=1",
+        ),
+        (
+            {"compile": "pmap", "data__on_device_mb": 0},
+            r"data\.on_device_mb=0: compile=pmap needs the training set",
+        ),
     ],
 )
 def test_what_does_not_fit_a_mesh_is_one_line(fields, line):
@@ -412,19 +494,29 @@ def test_slices_share_the_data_axis(monkeypatch):
             self.id, self.slice_index = i, i // 4
 
     seen = {}
-    monkeypatch.setattr(sharding, "Mesh", lambda devices, axes, axis_types: seen.update(at=devices, axes=axes))
-    sharding.make_mesh({"data": 4, "fsdp": 2, "model": 1, "samples": 1}, [Device(i) for i in range(8)])
+    monkeypatch.setattr(
+        sharding, "Mesh", lambda devices, axes, axis_types: seen.update(at=devices, axes=axes)
+    )
+    sharding.make_mesh(
+        {"data": 4, "fsdp": 2, "model": 1, "samples": 1}, [Device(i) for i in range(8)]
+    )
     slices = np.vectorize(lambda d: d.slice_index)(seen["at"])
     assert (slices == slices[:, :1]).all() and slices[:, 0, 0, 0].tolist() == [0, 0, 1, 1]
-    with pytest.raises(UserError, match=r"mesh\.data=1: want a multiple of the 2 slices; nearest: 2"):
-        sharding.make_mesh({"data": 1, "fsdp": 8, "model": 1, "samples": 1}, [Device(i) for i in range(8)])
+    with pytest.raises(
+        UserError, match=r"mesh\.data=1: want a multiple of the 2 slices; nearest: 2"
+    ):
+        sharding.make_mesh(
+            {"data": 1, "fsdp": 8, "model": 1, "samples": 1}, [Device(i) for i in range(8)]
+        )
 
 
 def test_a_target_without_libtpu_or_of_no_chip_is_one_line(monkeypatch):
     with pytest.raises(UserError, match=r"target=v9:2x2: want CHIP:AxB"):
         target.devices("v9:2x2")
     monkeypatch.setattr(target.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs libtpu; want: pip install -r requirements-tpu-aot\.txt"):
+    with pytest.raises(
+        UserError, match=r"needs libtpu; want: pip install -r requirements-tpu-aot\.txt"
+    ):
         target.devices("v5e:2x2")
     with pytest.raises(UserError, match=r"needs jaxlib's CUDA plugin"):
         target.devices("h100:1x2x4")
@@ -449,7 +541,9 @@ def test_a_bfloat16_program_for_tpus_sums_in_float32():
     pytest.importorskip("libtpu", reason="needs requirements-tpu-aot.txt")
     row = target.measure(small(dtype="bfloat16", mesh__fsdp=2), "v5e:2x2")
     assert row["fits"] and row["devices"] == 4 and row["flops"] > 0
-    assert {d for kind, d in row["collectives"] if kind in ("all-reduce", "reduce-scatter")} == {"f32"}
+    assert {d for kind, d in row["collectives"] if kind in ("all-reduce", "reduce-scatter")} == {
+        "f32"
+    }
 
 
 @slow
@@ -466,4 +560,7 @@ def test_a_program_that_needs_more_memory_than_a_chip_has_is_a_row(tmp_path, cap
     assert importlib.import_module("benchmark").run(["benchmark.py", *given]) == 1
     figures = results.read(out)["figures"]
     assert figures["batch_33554432_fits"]["value"] == 0 and figures["batch_64_fits"]["value"] == 1
-    assert "batch=33554432: DOES NOT COMPILE: JaxRuntimeError: RESOURCE_EXHAUSTED" in capsys.readouterr().out
+    assert (
+        "batch=33554432: DOES NOT COMPILE: JaxRuntimeError: RESOURCE_EXHAUSTED"
+        in capsys.readouterr().out
+    )

@@ -148,7 +148,9 @@ def test_gradient_under_shard_map_is_not_multiplied_by_the_devices():
     state = step.TrainState(jnp.int32(0), params, tx.init(params), ())
     index = np.arange(32)
     batch = {"image": dataset.train.image[index], "label": dataset.train.label[index], "id": index}
-    want, _ = jax.jit(lambda s, b, k: step.train_step(s, b, k, terms=terms, tx=tx))(state, batch, jax.random.key(1))
+    want, _ = jax.jit(lambda s, b, k: step.train_step(s, b, k, terms=terms, tx=tx))(
+        state, batch, jax.random.key(1)
+    )
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.shard_map(
         lambda s, b, k: step.train_step(s, b, k, terms=terms, tx=tx, axis="data"),
@@ -173,13 +175,17 @@ def test_a_bad_step_leaves_everything_but_its_number_as_it_was(bad):
         wrong = (jnp.nan if bad == "loss" else 1e4) if batch["spoilt"] else 1.0
         return Terms(loss=wrong * jnp.sum((params["w"] - target) ** 2) * jnp.ones(4))
 
-    start = step.TrainState(jnp.int32(0), {"w": jnp.zeros(3)}, tx.init({"w": jnp.zeros(3)}), {"w": jnp.zeros(3)})
+    start = step.TrainState(
+        jnp.int32(0), {"w": jnp.zeros(3)}, tx.init({"w": jnp.zeros(3)}), {"w": jnp.zeros(3)}
+    )
 
     def run(spoilt, **kwargs):
         state, skipped = start, []
         for spoil in spoilt:
             batch = {"spoilt": spoil}
-            state, metrics = step.train_step(state, batch, jax.random.key(0), terms=terms, tx=tx, decay=0.9, **kwargs)
+            state, metrics = step.train_step(
+                state, batch, jax.random.key(0), terms=terms, tx=tx, decay=0.9, **kwargs
+            )
             skipped.append(float(metrics.get("skipped", 0)))
         return state, skipped
 

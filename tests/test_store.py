@@ -38,7 +38,9 @@ def emulator():
             patch.setenv(name, f"http://localhost:{port}")
         patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # tensorstore's
         patch.setenv("GOOGLE_CLOUD_PROJECT", "none")
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks for what the emulator has not
+        patch.setenv(
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false"
+        )  # asks for what the emulator has not
         try:
             limit = time.monotonic() + 30
             while socket.socket().connect_ex(("localhost", port)) and time.monotonic() < limit:
@@ -58,13 +60,17 @@ def test_a_run_in_a_store_is_that_on_a_disk_bit_for_bit_killed_or_not(emulator, 
     different, same_rows = kill_resume.compare(tmp_path / "run", RUN)
     assert different == [] and same_rows
     steps = checkpoint.steps(RUN)
-    assert steps[-1] == 200 and [checkpoint.fault(RUN, step) for step in steps] == [None] * len(steps)
+    assert steps[-1] == 200 and [checkpoint.fault(RUN, step) for step in steps] == [None] * len(
+        steps
+    )
 
     # eval.py reads there and writes there; the figures are the disk's.
     here, there = (epath.Path(folder, "metrics.json") for folder in (tmp_path / "run", RUN))
     assert json.loads(there.read_text()) == json.loads(here.read_text())
     there.unlink()
-    done = subprocess.run([sys.executable, "eval.py", f"--workdir={RUN}"], capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [sys.executable, "eval.py", f"--workdir={RUN}"], capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(there.read_text()) == json.loads(here.read_text())
     assert len(epath.Path(RUN, "report", "index.html").read_bytes()) > 10_000
@@ -113,7 +119,10 @@ def test_a_bucket_that_is_not_there(emulator):
 
 
 def test_stores_that_cannot_be_used_are_named_in_one_line():
-    with pytest.raises(UserError, match=r"workdir=s3://b/run: Orbax writes to no such store; want a folder, or gs://"):
+    with pytest.raises(
+        UserError,
+        match=r"workdir=s3://b/run: Orbax writes to no such store; want a folder, or gs://",
+    ):
         store.check("s3://b/run")
     if importlib.util.find_spec("gcsfs") is None:
         with pytest.raises(UserError, match=r"gcsfs: pip install -r requirements-store\.txt"):
@@ -126,6 +135,16 @@ def test_files_of_a_disk_are_those_of_a_walk(tmp_path):
     for name in ("b/2", "b/1", "a", "c/d/e"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    assert [str(p.relative_to(tmp_path)) for p in store.files(tmp_path)] == ["a", "b/1", "b/2", "c/d/e"]
+    assert [str(p.relative_to(tmp_path)) for p in store.files(tmp_path)] == [
+        "a",
+        "b/1",
+        "b/2",
+        "c/d/e",
+    ]
     assert store.names(tmp_path) == ["a", "b", "c"] and store.names(tmp_path / "none") == []
-    assert store.names(tmp_path / "a") == [] and list(checkpoint.digests(tmp_path)) == ["a", "b/1", "b/2", "c/d/e"]
+    assert store.names(tmp_path / "a") == [] and list(checkpoint.digests(tmp_path)) == [
+        "a",
+        "b/1",
+        "b/2",
+        "c/d/e",
+    ]

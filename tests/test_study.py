@@ -49,11 +49,16 @@ def test_a_study_does_every_cell_and_says_what_is_left(done):
     assert any("cell 7 of 7" in line and "about 0 min left" in line for line in said)
     one, other = read(root, "net-20-0"), read(root, "net-20-1")
     assert one["figures"]["accuracy"] != other["figures"]["accuracy"] and one["training_flops"] > 0
-    assert np.sum(one["confusion"]) == 359 and one["figures"]["accuracy"] == np.trace(one["confusion"]) / 359
+    assert (
+        np.sum(one["confusion"]) == 359
+        and one["figures"]["accuracy"] == np.trace(one["confusion"]) / 359
+    )
     assert read(root, "m1_svm-20-0")["figures"]["ece"] is None, "no probabilities"
     # M1 sees no labels: one program of two seeds serves every budget.
     assert sorted(os.listdir(f"{root}/runs")) == ["m1", "net-20-0", "net-20-1"]
-    assert read(root, "m1_svm-20-1")["config"]["seed"] == 1 and os.path.isdir(f"{root}/runs/m1/replica_1")
+    assert read(root, "m1_svm-20-1")["config"]["seed"] == 1 and os.path.isdir(
+        f"{root}/runs/m1/replica_1"
+    )
 
 
 def test_the_page_and_the_tables_hold_the_cells(done, tmp_path):
@@ -67,14 +72,18 @@ def test_the_page_and_the_tables_hold_the_cells(done, tmp_path):
     entry = f"{np.mean(accuracy):.2%} ± {np.std(accuracy, ddof=1):.2%}"
     names = ("index.html", "table.md", "table.tex", "table.csv")
     pages = {name: pathlib.Path(root, "report", name).read_text() for name in names}
-    assert entry in pages["index.html"] and entry in pages["table.md"] and "\\pm" in pages["table.tex"]
+    assert (
+        entry in pages["index.html"] and entry in pages["table.md"] and "\\pm" in pages["table.tex"]
+    )
     line = next(row for row in pages["table.csv"].splitlines() if row.startswith("net,20,0"))
     assert line.split(",")[3] == str(accuracy[0])
     assert "http" not in pages["index.html"].split("<main>")[1].replace("http://www.w3.org", "")
 
 
 @pytest.mark.parametrize(
-    "page", sorted(pathlib.Path(__file__).parents[1].glob("configs/study_*.py")), ids=lambda p: p.stem
+    "page",
+    sorted(pathlib.Path(__file__).parents[1].glob("configs/study_*.py")),
+    ids=lambda p: p.stem,
 )
 def test_every_study_page_can_be_meant(page):
     whole = config.load(str(page), "get_study")
@@ -110,7 +119,10 @@ def test_splits_are_saved_and_held_against_the_data(done):
     with open(f"{root}/splits/20-1.json") as file:
         saved = json.load(file)
     for name in ("train", "validation"):
-        assert saved[name] == np.flatnonzero(getattr(found, name).label >= 0).tolist() and len(saved[name]) == 10
+        assert (
+            saved[name] == np.flatnonzero(getattr(found, name).label >= 0).tolist()
+            and len(saved[name]) == 10
+        )
     assert saved["images"]["test"][0] == 359
     cell = next(c for c in study.cells(small(), root) if c.name == "net-20-1")
     flipped = data.Split(255 - np.asarray(found.train.image), found.train.label)
@@ -133,7 +145,9 @@ def test_the_page_is_written_after_every_tenth_cell(tmp_path):
     assert pages[:10] == [False] * 10 and pages[10] == pages[11] < page.stat().st_mtime_ns
 
 
-@pytest.mark.parametrize(("part", "net"), [("encoder", "residual"), ("decoder", "residual"), ("decoder", "vdvae")])
+@pytest.mark.parametrize(
+    ("part", "net"), [("encoder", "residual"), ("decoder", "residual"), ("decoder", "vdvae")]
+)
 def test_seeds_of_convolutional_nets_are_not_one_program_on_a_cpu(part, net):
     c = study_digits.vae(0)
     assert study.fits(c)
@@ -147,9 +161,18 @@ LONGER = study.Run(lambda labels: study_digits.vae(labels, steps=40), labels=Fal
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s._replace(methods={"a": study.Method("A", "m3")}), r"methods\.a: run=m3: nearest: m"),
-        (lambda s: s._replace(methods={"a": study.Method("A", "m1", "code:knm")}), r"read=code:knm: nearest: code:knn"),
-        (lambda s: s._replace(runs=s.runs | {"m1": LONGER}), r"m1_svm-20-0\.json: of another config .*steps: 20 -> 40"),
+        (
+            lambda s: s._replace(methods={"a": study.Method("A", "m3")}),
+            r"methods\.a: run=m3: nearest: m",
+        ),
+        (
+            lambda s: s._replace(methods={"a": study.Method("A", "m1", "code:knm")}),
+            r"read=code:knm: nearest: code:knn",
+        ),
+        (
+            lambda s: s._replace(runs=s.runs | {"m1": LONGER}),
+            r"m1_svm-20-0\.json: of another config .*steps: 20 -> 40",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_said(done, change, message):
@@ -186,7 +209,9 @@ def test_a_probe_takes_its_setting_from_validation():
     rng = np.random.default_rng(0)
     label = np.arange(40) % 2
     x = (label * 2.0 - 1)[:, None] + 0.1 * rng.normal(size=(40, 1))
-    noisy = np.where(np.arange(40) < 4, 1 - label, label)  # single neighbours are misled, five are not
+    noisy = np.where(
+        np.arange(40) < 4, 1 - label, label
+    )  # single neighbours are misled, five are not
     for validation, want in (((x, label), 5), (None, 5), ((x[:4], noisy[:4]), 1)):
         predict, setting = probes.fit("knn", (x, noisy), validation)
         assert setting == want or (want == 1 and setting in (1, 3))
@@ -216,7 +241,10 @@ def test_bayes_rule_on_the_model_is_that_of_the_two_gaussians():
             }
         },
         "decoder": {
-            "Layer_0": {"dense": layer(np.array([[1.0, -1, 0, 0]])), "label": {"kernel": np.eye(4)[2:]}},
+            "Layer_0": {
+                "dense": layer(np.array([[1.0, -1, 0, 0]])),
+                "label": {"kernel": np.eye(4)[2:]},
+            },
             "out": layer(np.stack([w, -w, *centre])),
         },
     }
@@ -226,7 +254,14 @@ def test_bayes_rule_on_the_model_is_that_of_the_two_gaussians():
     label = np.tile(np.asarray(LABEL), 6)
     c = config.default()
     found = generative.class_evidence(
-        c, model, params, data.Split(x, label), levels, sharding.make_mesh(c.mesh, jax.devices()[:1]), KEY, k=1
+        c,
+        model,
+        params,
+        data.Split(x, label),
+        levels,
+        sharding.make_mesh(c.mesh, jax.devices()[:1]),
+        KEY,
+        k=1,
     )
     flat = x.reshape(30, PIXELS) / (levels - 1.0)
     cov = np.outer(w, w) + s2 * np.eye(PIXELS)
@@ -236,14 +271,20 @@ def test_bayes_rule_on_the_model_is_that_of_the_two_gaussians():
     assert 0 < best.sum() < 30 and (found.argmax(1) == best).all()
     kept = np.argsort(-np.logaddexp(*exact.T), kind="stable")[:27]
     assert generative.kept_accuracy(found, best, 0.9) == 1.0
-    assert generative.kept_accuracy(found, label, 0.9) == pytest.approx((best == label)[kept].mean())
+    assert generative.kept_accuracy(found, label, 0.9) == pytest.approx(
+        (best == label)[kept].mean()
+    )
 
 
 def test_bayes_rule_on_a_grey_image_is_below_the_mean_evidence_of_its_binary_draws():
     """E log p(x'|y) over x' ~ Bernoulli(x), exactly: all 2^6 images, each by quadrature over z."""
     model, params = tiny()
-    params["posterior"] = jax.tree.map(jnp.zeros_like, params["posterior"])  # q = p, and a decoder that sees little of
-    params["decoder"]["out"] = jax.tree.map(lambda a: 0.4 * a, params["decoder"]["out"])  # z: weights of small variance
+    params["posterior"] = jax.tree.map(
+        jnp.zeros_like, params["posterior"]
+    )  # q = p, and a decoder that sees little of
+    params["decoder"]["out"] = jax.tree.map(
+        lambda a: 0.4 * a, params["decoder"]["out"]
+    )  # z: weights of small variance
     grey = np.random.default_rng(3).integers(0, 256, (4, *SHAPE)).astype(np.uint8)
     grey[:, 0, 0] = 255
     c = config.default()

@@ -41,15 +41,22 @@ def test_brier_and_f1():
     p = np.array([[0.5, 0.5, 0.0], [0.0, 0.2, 0.8]])
     assert classification.brier(p, np.array([0, 1])) == pytest.approx((0.5 + (0.64 + 0.64)) / 2)
     rng = RNG(0)
-    label, predicted = rng.integers(0, 5, 300), rng.integers(0, 4, 300)  # one class that nobody names
+    label, predicted = (
+        rng.integers(0, 5, 300),
+        rng.integers(0, 4, 300),
+    )  # one class that nobody names
     counts = classification.confusion(label, predicted, 5)
-    assert classification.macro_f1(counts) == pytest.approx(f1_score(label, predicted, average="macro"))
+    assert classification.macro_f1(counts) == pytest.approx(
+        f1_score(label, predicted, average="macro")
+    )
 
 
 def test_temperature_undoes_a_scale_and_a_perfect_validation_set_asks_for_none():
     rng = RNG(0)
     logits = 2 * rng.normal(size=(20_000, 4))
-    label = (logits + rng.gumbel(size=logits.shape)).argmax(1)  # Gumbel-max: labels of softmax(logits)
+    label = (logits + rng.gumbel(size=logits.shape)).argmax(
+        1
+    )  # Gumbel-max: labels of softmax(logits)
     t = classification.temperature(3 * logits, label)
     assert t == pytest.approx(3, rel=0.05)
     before, after = (classification.figures(3 * logits / s, label)[0] for s in (1, t))
@@ -64,7 +71,9 @@ def test_auroc_and_its_interval():
     assert ood.auroc(a, b) == pytest.approx(want) and ood.auroc(b, a) == pytest.approx(1 - want)
     true = stats.norm.cdf(1 / np.sqrt(2))  # P(b > a) of N(1, 1) and N(0, 1)
     low, high = ood.interval(rng.normal(size=2000), rng.normal(1, 1, 2000))
-    assert low < true < high and high - low == pytest.approx(4 * 0.0075, rel=0.2)  # Hanley & McNeil's error: 0.0075
+    assert low < true < high and high - low == pytest.approx(
+        4 * 0.0075, rel=0.2
+    )  # Hanley & McNeil's error: 0.0075
 
 
 def test_retrieval_against_scikit_learn():
@@ -77,16 +86,22 @@ def test_retrieval_against_scikit_learn():
 def test_verification_written_out():
     """Codes at the angles 0, 20, 90 and 130 degrees, two of each class: pairs by cosine are 20, 40, 70, …"""
     angle = np.deg2rad([0, 20, 90, 130])
-    found = recognition.verification(np.stack([np.cos(angle), np.sin(angle)], 1), np.array([0, 0, 1, 1]))
+    found = recognition.verification(
+        np.stack([np.cos(angle), np.sin(angle)], 1), np.array([0, 0, 1, 1])
+    )
     assert found["auroc"] == 1 and found["eer"] == 0
-    mixed = recognition.verification(np.stack([np.cos(angle), np.sin(angle)], 1), np.array([0, 1, 0, 1]))
+    mixed = recognition.verification(
+        np.stack([np.cos(angle), np.sin(angle)], 1), np.array([0, 1, 0, 1])
+    )
     # Same: 90 and 110 degrees; different: 20, 130, 70, 40. Ranks of the same: 4 and 5 of 6, so AUROC = 2 / 8.
     assert mixed["auroc"] == pytest.approx(2 / 8)
     assert mixed["eer"] == pytest.approx(0.75)  # three of four pass before the first that should
 
 
 def test_rejection_written_out():
-    share, accuracy = recognition.rejection(np.array([0.2, 0.9, 0.5, 0.7]), np.array([False, True, True, False]))
+    share, accuracy = recognition.rejection(
+        np.array([0.2, 0.9, 0.5, 0.7]), np.array([False, True, True, False])
+    )
     np.testing.assert_allclose(share, [0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(accuracy, [1, 1 / 2, 2 / 3, 1 / 2])
 
@@ -96,12 +111,16 @@ def test_latent_distance_is_that_of_mahalanobis_to_the_nearest_class():
     mu, label = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 3)), rng.integers(0, 2, 400)
     mu[label == 1] += 9
     other = rng.normal(size=(50, 3))
-    np.testing.assert_allclose(ood.Gaussians(mu)(other), EmpiricalCovariance().fit(mu).mahalanobis(other), rtol=1e-3)
+    np.testing.assert_allclose(
+        ood.Gaussians(mu)(other), EmpiricalCovariance().fit(mu).mahalanobis(other), rtol=1e-3
+    )
     centred = np.concatenate([mu[label == y] - mu[label == y].mean(0) for y in (0, 1)])
     tied = EmpiricalCovariance(assume_centered=True).fit(centred)
     want = np.minimum(*(tied.mahalanobis(other - mu[label == y].mean(0)) for y in (0, 1)))
     np.testing.assert_allclose(ood.Gaussians(mu, label)(other), want, rtol=1e-3)
-    inside = compile_lib.simple(lambda m: ood.Gaussians(mu, label)(m, jnp))(other.astype(np.float32))
+    inside = compile_lib.simple(lambda m: ood.Gaussians(mu, label)(m, jnp))(
+        other.astype(np.float32)
+    )
     np.testing.assert_allclose(inside, want, rtol=1e-3)
 
 
@@ -139,10 +158,15 @@ def test_likelihood_regret_is_the_divergence_from_the_posterior():
     split = data.Split(RNG(0).integers(0, 17, (6, 2, 2, 1)).astype(np.uint8), None)
     run = functools.partial(ood.regret, c, model, split=split, levels=17, mesh=mesh, key=KEY)
     params = {"off": jnp.array([0.8, -0.5]), "wide": jnp.array([0.0, 0.7])}
-    want = 0.5 * (np.array([0.8, -0.5]) ** 2 / spread + np.exp([0, 0.7]) - 1 - np.array([0, 0.7])).sum()
+    want = (
+        0.5
+        * (np.array([0.8, -0.5]) ** 2 / spread + np.exp([0, 0.7]) - 1 - np.array([0, 0.7])).sum()
+    )
     got = run(params, steps=80, judges=1000)
     np.testing.assert_allclose(got, want, rtol=0.12)
-    np.testing.assert_allclose(run({"off": jnp.zeros(2), "wide": jnp.zeros(2)}, steps=80, judges=1000), 0, atol=0.05)
+    np.testing.assert_allclose(
+        run({"off": jnp.zeros(2), "wide": jnp.zeros(2)}, steps=80, judges=1000), 0, atol=0.05
+    )
 
 
 def test_an_ensemble_is_its_members():
@@ -167,7 +191,9 @@ def test_corruptions_keep_the_grey_scale_and_do_nothing_at_strength_0():
     for name, (_, strengths) in robustness.CORRUPTIONS.items():
         np.testing.assert_array_equal(robustness.corrupted(image, 17, name, 0.0), image)
         worse = robustness.corrupted(image, 17, name, strengths[-1])
-        assert worse.dtype == np.uint8 and worse.max() <= 16 and (worse != image).any((1, 2, 3)).all()
+        assert (
+            worse.dtype == np.uint8 and worse.max() <= 16 and (worse != image).any((1, 2, 3)).all()
+        )
     hidden = robustness.corrupted(np.zeros_like(image), 17, "occlusion", 0.5)
     assert (hidden.sum((1, 2, 3)) == 36 * 8).all()  # a square of 6 x 6, each pixel half of 16
 
@@ -180,7 +206,9 @@ def trained(tmp_path_factory):
     """A joint VAE on the digits 0 to 7, and what is restored of it."""
     folder = str(tmp_path_factory.mktemp("runs") / "open")
     c = config.load("configs/digits.py")
-    c.encoder, c.decoder = (config.call(part, "mlp", widths=(64,)) for part in ("encoder", "decoder"))
+    c.encoder, c.decoder = (
+        config.call(part, "mlp", widths=(64,)) for part in ("encoder", "decoder")
+    )
     c.latent, c.data.hold_out, c.data.shift = 8, (8, 9), 0
     c.steps, c.eval.every, c.log_every, c.optim.warmup, c.eval.iw_k = 400, 400, 200, 20, 2
     c.mesh.data = 1
@@ -204,7 +232,11 @@ def test_attacks_mislead_within_their_bounds(trained):
         for epsilon in (0.1, 0.3):
             fgsm, pgd = run(params, x, split.label, KEY, epsilon, steps=6)
             for moved in (fgsm, pgd):
-                assert jnp.abs(moved - x).max() <= epsilon + 1e-6 and moved.min() >= 0 and moved.max() <= 1
+                assert (
+                    jnp.abs(moved - x).max() <= epsilon + 1e-6
+                    and moved.min() >= 0
+                    and moved.max() <= 1
+                )
             a, b = hit(log_p, fgsm), hit(log_p, pgd)
             assert a.mean() < clean.mean() - 0.02
             if samples:
@@ -232,18 +264,33 @@ def test_every_subject_through_eval(trained, monkeypatch, capsys):
     monkeypatch.setattr(ood, "STEPS", 10)
     monkeypatch.setattr(robustness, "EPSILON", (0.05, 0.3))
     evaluate = importlib.import_module("eval")
-    evaluate.run(["eval.py", f"--workdir={folder}", f"--tasks={','.join(tasks.TASKS)}", "--ood=synthetic"])
+    evaluate.run(
+        ["eval.py", f"--workdir={folder}", f"--tasks={','.join(tasks.TASKS)}", "--ood=synthetic"]
+    )
     said = capsys.readouterr().out
-    assert "without ood_waic_auroc: there is no ensemble; want a replica" in said and "verification" not in said
+    assert (
+        "without ood_waic_auroc: there is no ensemble; want a replica" in said
+        and "verification" not in said
+    )
     with open(f"{folder}/metrics.json") as f:
         m = json.load(f)
-    shares = [k for k in m if k.partition("@")[0].endswith(("accuracy", "auroc", "eer", "map_at_10", "f1"))]
+    shares = [
+        k
+        for k in m
+        if k.partition("@")[0].endswith(("accuracy", "auroc", "eer", "map_at_10", "f1"))
+    ]
     assert len(shares) > 40 and all(0 <= m[k] <= 1 for k in shares if m[k] is not None)
-    assert m["open_set_confidence_auroc"] > 0.7 and m["verification_auroc"] > 0.5 and m["map_at_10"] > 0.9
+    assert (
+        m["open_set_confidence_auroc"] > 0.7
+        and m["verification_auroc"] > 0.5
+        and m["map_at_10"] > 0.9
+    )
     assert m["ood_latent_auroc@synthetic"] > 0.9 and m["ood_images@synthetic"] == 64
     for score in ood.SCORES:
         if score != "waic":
-            low, value, high = (m[f"ood_{score}_auroc{end}@synthetic"] for end in ("_low", "", "_high"))
+            low, value, high = (
+                m[f"ood_{score}_auroc{end}@synthetic"] for end in ("_low", "", "_high")
+            )
             assert low <= value <= high
     strengths = [m[f"pgd_accuracy@{e}"] for e in robustness.EPSILON]
     assert strengths == sorted(strengths, reverse=True)
@@ -258,14 +305,19 @@ def other(kind):
     """A config of another kind of model on digits, as small as it can be."""
     c = semi_supervised()
     c.data.labels, c.data.labelled_batch, c.latent, c.eval.iw_k = 0, 0, 2, 2
-    c.encoder, c.decoder = (config.call(part, "mlp", widths=(8,)) for part in ("encoder", "decoder"))
+    c.encoder, c.decoder = (
+        config.call(part, "mlp", widths=(8,)) for part in ("encoder", "decoder")
+    )
     c.objective = config.call("objective", kind if kind in objectives.OBJECTIVES else "joint")
     if kind == "m2":
         c.objective.labelled = 1.0
     if kind in ("adgm", "m1m2"):
         c.auxiliary, c.classifier = 3, config.call("classifier", "mlp", widths=(8,))
     if kind == "cnn":
-        c.decoder, c.objective = config.call("decoder", "none"), config.call("objective", "supervised")
+        c.decoder, c.objective = (
+            config.call("decoder", "none"),
+            config.call("objective", "supervised"),
+        )
     if kind == "hierarchy":
         c.latent, c.encoder = config.default().latent, config.call("encoder", "mlp", widths=(8, 8))
         c.decoder = config.call("decoder", "ladder", latents=(2, 2), width=8, inner=8)
@@ -288,7 +340,9 @@ def test_every_kind_of_model_goes_through_every_subject(kind, monkeypatch):
     params = compile_lib.init(s.c, s.model, s.mesh, s.dataset)[0].params
     strange = {"inverted": data.Split(16 - np.asarray(s.dataset.test.image[:16]), None)}
     m, why, _ = tasks.perform(list(tasks.TASKS), s, params, others=strange, say=lambda _: None)
-    assert all(m[k] is None for k in why) and all(m[k] is not None and np.isfinite(m[k]) for k in set(m) - set(why))
+    assert all(m[k] is None for k in why) and all(
+        m[k] is not None and np.isfinite(m[k]) for k in set(m) - set(why)
+    )
     generative, draws = kind in ("m2", "adgm", "m1m2", "apart"), kind not in ("cnn", "m2", "apart")
     assert ("bayes_accuracy" in m) == ("pgd_bayes_accuracy" in m) == generative
     assert ("pgd_drawn_accuracy" in m) == draws
@@ -300,13 +354,19 @@ def test_bayes_rule_can_be_attacked_and_an_auxiliary_draws():
     x = jax.random.uniform(KEY, (2, *SHAPE))
     way = jax.random.normal(KEY, x.shape)
     for kind, samples, bayes in (("m2", 4, True), ("adgm", 4, True), ("adgm", 4, False)):
-        more = {"auxiliary": 2, "classifier": config.call("classifier", "mlp", widths=(4,))} if kind == "adgm" else {}
+        more = (
+            {"auxiliary": 2, "classifier": config.call("classifier", "mlp", widths=(4,))}
+            if kind == "adgm"
+            else {}
+        )
         model, params = tiny(kind, **more)
         log_p = jax.jit(robustness.log_probabilities(model, samples, bayes))
         np.testing.assert_allclose(np.exp(log_p(params, x, KEY)).sum(1), 1, rtol=1e-5)
         f = lambda x, log_p=log_p, params=params: log_p(params, x, KEY)[:, 0].sum()  # noqa: E731
         slope = (f(x + 1e-2 * way) - f(x - 1e-2 * way)) / 2e-2
-        assert abs(slope) > 1e-3 and jnp.vdot(jax.grad(f)(x), way) == pytest.approx(float(slope), rel=0.05)
+        assert abs(slope) > 1e-3 and jnp.vdot(jax.grad(f)(x), way) == pytest.approx(
+            float(slope), rel=0.05
+        )
         assert robustness.drawing(model) == (kind == "adgm")
 
 
@@ -315,8 +375,12 @@ def test_without_held_out_classes_one_line_says_so(trained):
     said = []
     seen = dataclasses.replace(s, dataset=s.dataset._replace(unseen=None))
     metrics, why, pictures = tasks.perform(["recognition"], seen, params, say=said.append)
-    assert len(said) == 1 and "no class was held out of training" in said[0] and "hold_out" in said[0]
-    assert metrics["verification_eer"] is None and why["rejection_accuracy"] == why["verification_eer"]
+    assert (
+        len(said) == 1 and "no class was held out of training" in said[0] and "hold_out" in said[0]
+    )
+    assert (
+        metrics["verification_eer"] is None and why["rejection_accuracy"] == why["verification_eer"]
+    )
     asked, found, same = pictures["retrieval"]
     assert asked.shape == (8, 8, 8, 1) and found.shape == (8, 9, 8, 8, 1) and same.shape == (8, 9)
 
@@ -333,9 +397,17 @@ def test_an_exported_program_is_the_live_one(trained):
         assert loaded.platforms == export.PLATFORMS
         image = s.dataset.test.image[:5]
         if what == "sampler":
-            a, b = (np.asarray(loaded.call(np.array(seeds, np.uint32))["image"]) for seeds in ([7, 8, 9], [9]))
+            a, b = (
+                np.asarray(loaded.call(np.array(seeds, np.uint32))["image"])
+                for seeds in ([7, 8, 9], [9])
+            )
             np.testing.assert_allclose(a[2], b[0], atol=1e-5)  # an image is a function of its seed
-            assert a.shape == (3, 8, 8, 1) and a.min() >= 0 and a.max() <= 1 and np.abs(a[0] - a[1]).max() > 0.1
+            assert (
+                a.shape == (3, 8, 8, 1)
+                and a.min() >= 0
+                and a.max() <= 1
+                and np.abs(a[0] - a[1]).max() > 0.1
+            )
             continue
         q = s.model.encode(params, jnp.asarray(image, jnp.float32) / 16)
         one, all_ = (jax.tree.map(np.asarray, loaded.call(image[:n])) for n in (1, 5))
@@ -347,7 +419,10 @@ def test_an_exported_program_is_the_live_one(trained):
         else:
             t = predict.load(path)[1]["temperature"]
             np.testing.assert_allclose(
-                all_["probabilities"], jax.nn.softmax(s.model.classify(params, q.mu) / t), rtol=1e-3, atol=1e-5
+                all_["probabilities"],
+                jax.nn.softmax(s.model.classify(params, q.mu) / t),
+                rtol=1e-3,
+                atol=1e-5,
             )
 
 
@@ -358,8 +433,12 @@ def test_predictions_without_the_model_code(trained, tmp_path):
     image, label = s.dataset.test.image[0, :, :, 0], s.dataset.test.label[0]
     grey = Image.fromarray(np.rint(image / 16 * 255).astype(np.uint8))
     grey.save(tmp_path / "same.png")
-    grey.resize((64, 64), Image.Resampling.BICUBIC).convert("RGBA").save(tmp_path / "more" / "large.png")
-    Image.fromarray(RNG(0).integers(0, 255, (9, 30, 3), np.uint8)).save(tmp_path / "more" / "noise.bmp")
+    grey.resize((64, 64), Image.Resampling.BICUBIC).convert("RGBA").save(
+        tmp_path / "more" / "large.png"
+    )
+    Image.fromarray(RNG(0).integers(0, 255, (9, 30, 3), np.uint8)).save(
+        tmp_path / "more" / "noise.bmp"
+    )
     (tmp_path / "more" / "broken.png").write_bytes(b"GIF89a")
     (tmp_path / "more" / "notes.txt").write_text("no image")
     code = (
@@ -370,7 +449,9 @@ def test_predictions_without_the_model_code(trained, tmp_path):
         "sys.exit(code)"
     )
     given = [f"{folder}/export", path, str(tmp_path / "same.png"), str(tmp_path / "more")]
-    done = subprocess.run([sys.executable, "-I", "-c", code, *given], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, *given], capture_output=True, text=True
+    )
     assert done.returncode == 1, done.stderr
     assert (
         done.stderr.startswith(f"error: {tmp_path}/more/broken.png: not a readable image")
@@ -402,4 +483,6 @@ def test_a_damaged_or_wrong_export_is_one_line(trained, capsys):
 
 
 def test_familiarity_is_a_share():
-    np.testing.assert_allclose(predict.familiarity(np.array([0, 5, 10, 99]), [0, 5, 10]), [1, 0.5, 0, 0])
+    np.testing.assert_allclose(
+        predict.familiarity(np.array([0, 5, 10, 99]), [0, 5, 10]), [1, 0.5, 0, 0]
+    )

@@ -22,7 +22,9 @@ def test_the_parts_of_the_wall_time_add_up():
         "restart_seconds": 10.0,
     }  # fmt: skip
     assert watch.goodput(clock) == pytest.approx(0.5)
-    assert watch.shares(clock) == "steps 50%, compile 30%, restart 10%, validation 9%, checkpoint 1%"
+    assert (
+        watch.shares(clock) == "steps 50%, compile 30%, restart 10%, validation 9%, checkpoint 1%"
+    )
 
 
 def test_what_was_lost_since_the_last_save_is_restart():
@@ -50,7 +52,9 @@ def test_a_stall_is_a_line_with_the_last_step_and_every_stack(tmp_path):
         seen.close()
         said = path.read_text()
     assert said.startswith("process 0: no step for") and said.count("no step for") == 1
-    assert "last step 7, in steps" in said and "in test_a_stall" in said, "the stack says where it stands"
+    assert "last step 7, in steps" in said and "in test_a_stall" in said, (
+        "the stack says where it stands"
+    )
 
 
 def test_steps_are_profiled_when_asked_and_a_signal_asks(tmp_path):
@@ -64,15 +68,23 @@ def test_steps_are_profiled_when_asked_and_a_signal_asks(tmp_path):
     before = signal.getsignal(signal.SIGUSR1)
     assert loop.train(config(1), str(tmp_path / "run"), say, profile=(2, 3))
     assert signal.getsignal(signal.SIGUSR1) is before
-    assert [line.partition(":")[0] for line in said] == ["profiled steps 2-3", "profiled steps 4-13", "wall time"]
+    assert [line.partition(":")[0] for line in said] == [
+        "profiled steps 2-3",
+        "profiled steps 4-13",
+        "wall time",
+    ]
     traces = list((tmp_path / "run" / "profile" / "0").rglob("*.xplane.pb"))
     assert traces and all(t.stat().st_size for t in traces)
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     shares = [row["goodput"] for row in rows if row["split"] == "train"]
     assert all(0 <= share <= 1 for share in shares)
 
 
 @pytest.mark.parametrize("span", ["5", "9-3", "a-b"])
 def test_a_wrong_span_is_one_line(span):
-    with pytest.raises(UserError, match=rf"^profile={span}: want the first and the last step, as 100-120$"):
+    with pytest.raises(
+        UserError, match=rf"^profile={span}: want the first and the last step, as 100-120$"
+    ):
         train.run(["train.py", "--workdir=unused", f"--profile={span}"])

@@ -16,7 +16,6 @@ from vae_jax.mesh import hosts
 PREFIX = "--config."
 REPLICAS = "replicas."
 LENGTHS = {"steps", "optim.warmup", "warmup.steps"}
-HUGE_PAGES = "VAE_JAX_HUGE_PAGES"  # of older processes; benchmarks/startup.py removes it
 TUNABLE = "glibc.malloc.hugetlb=1"
 KERNEL = "/sys/kernel/mm/transparent_hugepage/enabled"
 SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}

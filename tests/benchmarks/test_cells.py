@@ -161,7 +161,6 @@ def test_peak_temporary_memory(name: str, fields: dict[str, str], peak: int) -> 
     assert needed <= sizes["peak_bytes"] <= 1.02 * needed
 
 
-@pytest.mark.xfail(reason="cli.apply appends a tuple that is given twice", strict=False)
 def test_a_tuple_of_the_sweep_replaces_the_base_and_the_cell_is_what_its_label_says() -> None:
     """A tuple flag that is given twice was appended, so that (16,) was measured as (8, 16)."""
     sweep = cells.parse_sweep("encoder.widths=(16,),(32, 32)")

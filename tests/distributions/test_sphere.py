@@ -36,7 +36,9 @@ def test_bessel_functions_are_scipys(d):
     np.testing.assert_allclose(value, np.log(special.ive(v, KAPPA)), rtol=1e-5, atol=1e-5)
     ratio = jax.jit(lambda k: sphere.bessel_ratios(v, k, 1)[0])(jnp.float32(KAPPA))
     np.testing.assert_allclose(ratio, mean_cosine(d, KAPPA), rtol=1e-6)
-    slope = jax.jit(jax.vmap(jax.grad(lambda k: sphere.log_scaled_bessel(v, k))))(jnp.float32(KAPPA))
+    slope = jax.jit(jax.vmap(jax.grad(lambda k: sphere.log_scaled_bessel(v, k))))(
+        jnp.float32(KAPPA)
+    )
     np.testing.assert_allclose(slope, v / KAPPA + mean_cosine(d, KAPPA) - 1, rtol=1e-4, atol=1e-6)
 
 
@@ -52,7 +54,9 @@ def test_the_density_integrates_to_one(d, kappa):
     z = np.zeros((200, d), np.float32)
     z[:, 0] = nodes
     z[:, 1] = np.sqrt(1 - nodes**2)
-    density = np.exp(np.asarray(jax.jit(q.log_prob)(z), np.float64)) * (1 - nodes**2) ** ((d - 3) / 2)
+    density = np.exp(np.asarray(jax.jit(q.log_prob)(z), np.float64)) * (1 - nodes**2) ** (
+        (d - 3) / 2
+    )
     assert abs(weights @ density * np.exp(sphere.log_area(d - 1)) - 1) < 1e-3
 
 
@@ -65,7 +69,9 @@ def test_on_the_ordinary_sphere_the_density_is_its_closed_form(kappa):
     np.testing.assert_allclose(
         jax.jit(de.VonMisesFisher(mu, jnp.float32(kappa)).log_prob)(z), want, rtol=1e-5, atol=1e-5
     )
-    theirs = stats.vonmises_fisher(np.asarray(mu, np.float64) / np.linalg.norm(mu), kappa).logpdf(np.asarray(z, float))
+    theirs = stats.vonmises_fisher(np.asarray(mu, np.float64) / np.linalg.norm(mu), kappa).logpdf(
+        np.asarray(z, float)
+    )
     np.testing.assert_allclose(want, theirs, rtol=1e-5)
 
 
@@ -96,7 +102,9 @@ def test_samples_have_the_density_and_their_gradient_is_that_of_its_mean(d, kapp
         z = de.VonMisesFisher(mu, kappa).sample(keys)
         return z @ mu, jnp.sum(z**2, axis=-1)
 
-    (w, square), (slope, _) = jax.jit(lambda k: jax.jvp(cosine, (k,), (jnp.ones(()),)))(jnp.float32(kappa))
+    (w, square), (slope, _) = jax.jit(lambda k: jax.jvp(cosine, (k,), (jnp.ones(()),)))(
+        jnp.float32(kappa)
+    )
     np.testing.assert_allclose(square, 1, atol=1e-5)
     density, norm = cosine_density(d, kappa)
     grid = np.linspace(-1, 1, 200_001)
@@ -159,7 +167,9 @@ def test_a_model_on_the_sphere_has_an_analytic_kl_and_finite_gradients():
     assert np.abs(grads["posterior"]["concentration"]["kernel"]).max() > 0
 
 
-@pytest.mark.parametrize(("posterior", "prior"), [("von_mises_fisher", "normal"), ("gaussian", "sphere")])
+@pytest.mark.parametrize(
+    ("posterior", "prior"), [("von_mises_fisher", "normal"), ("gaussian", "sphere")]
+)
 def test_a_posterior_and_a_prior_on_different_spaces_are_one_line(posterior, prior):
     c = spherical(prior)
     c.posterior = config.call("posterior", posterior)

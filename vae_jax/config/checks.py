@@ -52,7 +52,7 @@ LIMITS = {
     "auxiliary": NATURAL,
     "dtype": one_of("float32", "bfloat16", words="float32 or bfloat16"),
     "data.size": NATURAL,
-    "data.channels": one_of(1, 3, words="1 or 3"),
+    "data.channels": one_of(0, 1, 3, words="0 (look), 1 or 3"),
     "data.validation": Limit(lambda v: 0 < v <= 0.5, "0 < value <= 0.5"),
     "data.labels": NATURAL,
     "data.labels_seed": Limit(lambda v: 0 <= v < 2**31, "0 <= value < 2**31"),

@@ -63,10 +63,10 @@ def default() -> ConfigDict:
 def data_defaults() -> ConfigDict:
     """The section ``data``."""
     c = ConfigDict()
-    c.name = "digits"  # digits, a TFDS name, cifar10_20k, folder:PATH or synthetic
+    c.name = "digits"  # digits, a TFDS name, cifar10_20k, folder:PATH, npz:PATH, file:function or synthetic
     c.dir = ""  # TFDS data_dir; '' = TFDS's own default
     c.size = 0  # folder: images are resized and cropped to size x size; synthetic: their side
-    c.channels = 3  # folder, synthetic: 1 grey or 3 colour
+    c.channels = 0  # folder, synthetic: 1 grey or 3 colour; 0 looks at the images
     c.validation = 0.1  # share of the training set held out, stratified
     c.labels = 0  # number of training and validation labels; 0 = all (see data.load)
     c.labels_seed = 0  # which examples have them

@@ -9,7 +9,9 @@ from vae_jax.mesh import rules as sharding
 def inputs(c, levels):
     """to_x(batch) → x_BxHxWxC in [0, 1] as bounds are asked of it: binary where the model is one of binary images."""
     d = c.data
-    return lambda batch: data.to_input(batch["image"], batch["id"], None, levels=levels, binarize=d.binarize)
+    return lambda batch: data.to_input(
+        batch["image"], batch["id"], None, levels=levels, binarize=d.binarize
+    )
 
 
 def seen(c, levels):
@@ -20,7 +22,9 @@ def seen(c, levels):
     """
     if c.data.binarize != "dynamic":
         return inputs(c, levels)
-    return lambda batch: data.to_input(batch["image"], batch["id"], None, levels=levels, binarize="none")
+    return lambda batch: data.to_input(
+        batch["image"], batch["id"], None, levels=levels, binarize="none"
+    )
 
 
 def batches(split, size, mesh, every=1):
@@ -33,4 +37,7 @@ def batches(split, size, mesh, every=1):
     for index, mask in data.eval_batches(n, size):
         index = index * every
         batch = {"image": np.asarray(split.image[index]), "id": index, "mask": mask}
-        yield batch if split.label is None else batch | {"label": split.label[index]}, int(mask.sum())
+        yield (
+            batch if split.label is None else batch | {"label": split.label[index]},
+            int(mask.sum()),
+        )

@@ -1,6 +1,6 @@
 """Classify images with an exported classifier: JAX, numpy and Pillow, no model code.
 
-    python -m vae_jax.data.predict classifier.jaxexport image.png folder/
+    python -m vae_jax.tools.predict classifier.jaxexport image.png folder/
 
 ``python -m vae_jax.tools.export`` writes the file, its metadata (.json) and a copy of this file, so
 that the folder runs anywhere as ``python predict.py …``. Familiarity is the share of the validation

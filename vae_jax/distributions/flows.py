@@ -99,7 +99,9 @@ class Autoregressive:
         return autoregressive(z, net, inverse=inverse, reverse=self.reverse)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["base", "params"], meta_fields=["steps"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["base", "params"], meta_fields=["steps"]
+)
 @dataclasses.dataclass(frozen=True)
 class Flow:
     r"""The distribution of z = step_n(… step_1(u)), u ~ base: log p(z) = log p(u) - Σ log det.
@@ -143,7 +145,9 @@ def coupling_flow(base, net, params):
     """RealNVP over the last axis of ``base``: one step per entry of ``params``, of which the even
     ones keep the even dimensions and the odd ones the odd. D = 1 leaves nothing to condition on."""
     d = base.mu.shape[-1]
-    steps = tuple(Coupling(net, tuple((i + step) % 2 == 0 for i in range(d))) for step in range(len(params)))
+    steps = tuple(
+        Coupling(net, tuple((i + step) % 2 == 0 for i in range(d))) for step in range(len(params))
+    )
     return Flow(base, tuple(params), steps)
 
 

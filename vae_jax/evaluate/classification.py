@@ -28,12 +28,16 @@ def brier(p_NxY, label_N):
 
 def macro_f1(counts_YxY):
     """Mean over the classes of F1 = 2 TP / (2 TP + FP + FN), from a :func:`confusion`; 0 for a class nobody names."""
-    return float(np.mean(2 * np.diag(counts_YxY) / np.maximum(counts_YxY.sum(0) + counts_YxY.sum(1), 1)))
+    return float(
+        np.mean(2 * np.diag(counts_YxY) / np.maximum(counts_YxY.sum(0) + counts_YxY.sum(1), 1))
+    )
 
 
 def confusion(label_N, predicted_N, classes):
     """counts_YxY: rows are true classes, columns predicted ones."""
-    return np.bincount(label_N * classes + predicted_N, minlength=classes**2).reshape(classes, classes)
+    return np.bincount(label_N * classes + predicted_N, minlength=classes**2).reshape(
+        classes, classes
+    )
 
 
 def log_softmax(logits_NxY):
@@ -75,4 +79,6 @@ def temperature(logits_NxY, label_N):
     def loss(log_t):
         return -log_softmax(logits / np.exp(log_t))[np.arange(len(label_N)), label_N].mean()
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-np.log(50), np.log(50)), method="bounded").x))
+    return float(
+        np.exp(minimize_scalar(loss, bounds=(-np.log(50), np.log(50)), method="bounded").x)
+    )

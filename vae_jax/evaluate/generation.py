@@ -25,7 +25,10 @@ def pictures(model, params, x_NxHxWxC, key, *, samples=64, rows=6, columns=10):
     def program(params, x, key):
         mean = lambda z, y: model.likelihood.mean(model.decode(params, z, *y))  # noqa: E731
         y = model.guess(params, x)
-        turns, first = [jnp.arange(samples) % model.classes for _ in y], [jnp.repeat(a[:rows], columns) for a in y]
+        turns, first = (
+            [jnp.arange(samples) % model.classes for _ in y],
+            [jnp.repeat(a[:rows], columns) for a in y],
+        )
         mu = model.encode(params, x, *y).mu
         z = model.sample(params, jax.random.split(key, samples), *turns)
         t = jnp.linspace(0, 1, columns)[None, :, None]
@@ -33,7 +36,9 @@ def pictures(model, params, x_NxHxWxC, key, *, samples=64, rows=6, columns=10):
         return {
             "reconstructions": mean(mu, y),
             "samples": mean(z, turns),
-            "interpolations": mean(line.reshape(-1, mu.shape[1]), first).reshape(rows, columns, *model.shape),
+            "interpolations": mean(line.reshape(-1, mu.shape[1]), first).reshape(
+                rows, columns, *model.shape
+            ),
         }
 
     out = compile_lib.simple(program)(params, x_NxHxWxC, key)
@@ -50,7 +55,9 @@ def hierarchy(model, params, x_NxHxWxC, key):
     n, counts = len(x_NxHxWxC), np.unique(np.linspace(0, model.levels, 7).round().astype(int))
 
     def program(params, x, y, first, temperature):
-        z = model.complete(params, x, jax.random.split(key, n), *y, first=first, temperature=temperature)
+        z = model.complete(
+            params, x, jax.random.split(key, n), *y, first=first, temperature=temperature
+        )
         return model.likelihood.mean(model.decode(params, z, *y))
 
     run, y = compile_lib.simple(program), compile_lib.simple(model.guess)(params, x_NxHxWxC)
@@ -77,13 +84,17 @@ def inpainted(model, params, x_NxHxWxC, key, rounds=ROUNDS):
         if model.levels > 1:
             z = model.complete(params, guess, jax.random.split(key, len(x)), *y, first=first)
         else:
-            z = model.draw(params, guess, jax.random.split(key, len(x)), **({"y": y[0]} if y else {})).z
+            z = model.draw(
+                params, guess, jax.random.split(key, len(x)), **({"y": y[0]} if y else {})
+            ).z
         out = model.decode(params, z, *y)
         drawn = jnp.clip(model.likelihood.sample(jax.random.fold_in(key, 1), out), 0, 1)
         return jnp.where(known, x, drawn), jnp.where(known, x, model.likelihood.mean(out))
 
     run, noise = compile_lib.simple(program), jax.random.uniform(key, x_NxHxWxC.shape)
-    guess = jnp.where(known, x_NxHxWxC, (noise > 0.5) if model.likelihood.data == "binary" else noise)
+    guess = jnp.where(
+        known, x_NxHxWxC, (noise > 0.5) if model.likelihood.data == "binary" else noise
+    )
     for i in range(rounds):
         first = i * (model.levels + 1) // rounds
         guess, shown = run(params, x_NxHxWxC, guess, jax.random.fold_in(key, i), first)
@@ -99,7 +110,9 @@ def nearest(images_NxHxWxC, train_MxHxWxC, levels, chunk=5000):
     every = -(-len(train_MxHxWxC) // NEIGHBOURS)
     best, found = np.full(len(a), np.inf), np.zeros(images_NxHxWxC.shape, np.float32)
     for start in range(0, len(train_MxHxWxC), chunk * every):
-        rows = np.asarray(train_MxHxWxC[np.arange(start, min(start + chunk * every, len(train_MxHxWxC)), every)])
+        rows = np.asarray(
+            train_MxHxWxC[np.arange(start, min(start + chunk * every, len(train_MxHxWxC)), every)]
+        )
         b = rows.reshape(len(rows), -1).astype(np.float32) / (levels - 1)
         squares = (b**2).sum(1) - 2 * a @ b.T
         i, here = squares.argmin(1), squares.min(1)

@@ -14,7 +14,9 @@ def label_bounds(model, params, x_BxHxWxC, keys_KxB):
     """The importance-weighted bound on log p(x|y) of every label from K draws, BxY, in nats; labels share noise."""
 
     def bound(y):
-        return jax.nn.logsumexp(model.draw(params, x_BxHxWxC, keys_KxB, y=y).log_w, axis=0) - np.log(len(keys_KxB))
+        return jax.nn.logsumexp(
+            model.draw(params, x_BxHxWxC, keys_KxB, y=y).log_w, axis=0
+        ) - np.log(len(keys_KxB))
 
     return jax.vmap(bound, out_axes=1)(jnp.arange(model.classes))
 
@@ -52,4 +54,6 @@ def kept_accuracy(log_pxy_NxY, label_N, share=0.9):
 
 def rejection(log_pxy_NxY, label_N):
     """``recognition.rejection`` of Bayes' rule, the least probable images rejected first; p(y) is uniform."""
-    return recognition.rejection(np.logaddexp.reduce(log_pxy_NxY, axis=1), log_pxy_NxY.argmax(1) == label_N)
+    return recognition.rejection(
+        np.logaddexp.reduce(log_pxy_NxY, axis=1), log_pxy_NxY.argmax(1) == label_N
+    )

@@ -28,7 +28,11 @@ from vae_jax.train import checkpoint, step
 from vae_jax.train import program as compile_lib
 from vae_jax.train import run as workdir
 
-ESTIMATORS = {"pathwise": "o-", "stl": "s--", "dreg": "^:"}  # and the line of each: all show where they coincide
+ESTIMATORS = {
+    "pathwise": "o-",
+    "stl": "s--",
+    "dreg": "^:",
+}  # and the line of each: all show where they coincide
 
 
 def probe(model, params, x_BxHxWxC, key, *, estimator, samples, repeats):
@@ -57,16 +61,23 @@ def probe(model, params, x_BxHxWxC, key, *, estimator, samples, repeats):
     for side in ("inference", "generative"):
         parts = [p for p in ("encoder", "posterior", "decoder", "prior") if p in params]
         parts = [p for p in parts if (p in INFERENCE) == (side == "inference")]
-        shift, total, square = (_flat({p: tree[p] for p in parts}) for tree in (first, sums, squares))
+        shift, total, square = (
+            _flat({p: tree[p] for p in parts}) for tree in (first, sums, squares)
+        )
         variance = (square - total**2 / repeats) / (repeats - 1)
         moving = variance > 0  # a dead unit has no gradient, hence no ratio
         ratio = np.abs(shift + total / repeats)[moving] / np.sqrt(variance[moving])
-        found[side] = {"variance": float(variance.mean()), "snr": float(np.median(ratio)) if len(ratio) else None}
+        found[side] = {
+            "variance": float(variance.mean()),
+            "snr": float(np.median(ratio)) if len(ratio) else None,
+        }
     return found
 
 
 def _flat(tree):
-    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
+    return np.concatenate(
+        [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
+    )
 
 
 def picture(rows, path):
@@ -78,7 +89,9 @@ def picture(rows, path):
     for ax, side in zip(figure.subplots(1, 2), ("inference", "generative"), strict=True):
         for estimator, style in ESTIMATORS.items():
             mine = [r for r in rows if r["estimator"] == estimator]
-            ax.plot([r["samples"] for r in mine], [r[side]["snr"] for r in mine], style, label=estimator)
+            ax.plot(
+                [r["samples"] for r in mine], [r[side]["snr"] for r in mine], style, label=estimator
+            )
         ax.set(xscale="log", yscale="log", xlabel="samples K", title=f"{side} net")
         counts = sorted({r["samples"] for r in rows})
         ax.set_xticks(counts, counts)
@@ -96,7 +109,9 @@ def define(values):
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best or latest", flag_values=values)
     flags.DEFINE_list("samples", ["1", "10", "100"], "numbers of samples K", flag_values=values)
-    flags.DEFINE_integer("repeats", 200, "gradients for each row", lower_bound=2, flag_values=values)
+    flags.DEFINE_integer(
+        "repeats", 200, "gradients for each row", lower_bound=2, flag_values=values
+    )
     flags.DEFINE_integer("batch", 64, "test images", lower_bound=1, flag_values=values)
     flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
 
@@ -106,19 +121,36 @@ def run(argv):
     if not values.workdir:
         raise UserError("workdir: want --workdir=FOLDER")
     if not all(k.isdigit() and int(k) > 0 for k in values.samples):
-        raise UserError(f"samples={','.join(values.samples)}: want whole numbers > 0, such as 1,10,100")
+        raise UserError(
+            f"samples={','.join(values.samples)}: want whole numbers > 0, such as 1,10,100"
+        )
     s, state, _ = workdir.restore(values.workdir, values.checkpoint, data_dir=values.data_dir)
     if s.model.decode is None:
-        raise UserError("decoder.name=none: there is no bound to differentiate; want a run with a decoder")
+        raise UserError(
+            "decoder.name=none: there is no bound to differentiate; want a run with a decoder"
+        )
     n = min(values.batch, len(s.dataset.test.image))
     batch = {"image": jnp.asarray(s.dataset.test.image[:n]), "id": jnp.arange(n)}
     x = evaluation.inputs(s.c, s.dataset.levels)(batch)
     params, key, rows = step.averaged(state), step.stream(s.c.seed, "gradients"), []
-    print(f"{'estimator':<10}{'K':>6}{'inference: variance':>22}{'SNR':>10}{'generative: variance':>24}{'SNR':>10}")
+    print(
+        f"{'estimator':<10}{'K':>6}{'inference: variance':>22}{'SNR':>10}{'generative: variance':>24}{'SNR':>10}"
+    )
     for samples in map(int, values.samples):
         for estimator in ESTIMATORS:
-            found = probe(s.model, params, x, key, estimator=estimator, samples=samples, repeats=values.repeats)
-            rows.append({"estimator": estimator, "samples": samples, "repeats": values.repeats, "batch": n} | found)
+            found = probe(
+                s.model,
+                params,
+                x,
+                key,
+                estimator=estimator,
+                samples=samples,
+                repeats=values.repeats,
+            )
+            rows.append(
+                {"estimator": estimator, "samples": samples, "repeats": values.repeats, "batch": n}
+                | found
+            )
             i, g = found["inference"], found["generative"]
             print(
                 f"{estimator:<10}{samples:>6}{i['variance']:>22.4g}{i['snr']:>10.4g}{g['variance']:>24.4g}{g['snr']:>10.4g}"

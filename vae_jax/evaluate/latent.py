@@ -32,8 +32,13 @@ def surgery(q, prior, key, chunk=500):
     n = len(z_NxD)
     mixture = densities.MixtureOfNormals(jnp.zeros(n), q.mu, q.logvar)
     log_prob = compile_lib.simple(mixture.log_prob)
-    log_qz = np.concatenate([np.asarray(log_prob(z_NxD[i : i + chunk]), np.float64) for i in range(0, n, chunk)])
-    log_qzx, log_pz = np.asarray(log_qzx_N, np.float64), np.asarray(prior.log_prob(z_NxD), np.float64)
+    log_qz = np.concatenate(
+        [np.asarray(log_prob(z_NxD[i : i + chunk]), np.float64) for i in range(0, n, chunk)]
+    )
+    log_qzx, log_pz = (
+        np.asarray(log_qzx_N, np.float64),
+        np.asarray(prior.log_prob(z_NxD), np.float64),
+    )
     return {
         "mutual_information": float((log_qzx - log_qz).mean()),
         "aggregate_kl": float((log_qz - log_pz).mean()),
@@ -71,5 +76,7 @@ def _entropy(counts):
 def _information(a, b):
     """Mutual information of two arrays of small integers, in nats: H(a) + H(b) − H(a, b)."""
     b = np.unique(b, return_inverse=True)[1]
-    joint = np.bincount(a * (b.max() + 1) + b, minlength=(a.max() + 1) * (b.max() + 1)).reshape(-1, b.max() + 1)
+    joint = np.bincount(a * (b.max() + 1) + b, minlength=(a.max() + 1) * (b.max() + 1)).reshape(
+        -1, b.max() + 1
+    )
     return _entropy(joint.sum(1)) + _entropy(joint.sum(0)) - _entropy(joint.ravel())

@@ -77,15 +77,22 @@ def log_likelihood(c, model, params, split, levels, mesh, key, *, k, chunk=None)
     chunk = chunk or fitting
 
     def program(params, batch, first, carry, samples):
-        return add_samples(carry, model, params, to_x(batch), batch["id"], key, first, samples, mesh)
+        return add_samples(
+            carry, model, params, to_x(batch), batch["id"], key, first, samples, mesh
+        )
 
     sizes = [chunk] * (k // chunk) + ([k % chunk] if k % chunk else [])
-    programs = {s: compile_lib.over_batches(functools.partial(program, samples=s), mesh) for s in set(sizes)}
+    programs = {
+        s: compile_lib.over_batches(functools.partial(program, samples=s), mesh) for s in set(sizes)
+    }
     start, found = None, []
     for batch, real in evaluation.batches(split, min(c.eval.batch, images), mesh):
         batch = hosts.place(batch, sharding.over_batch(mesh))
         if start is None:
-            none, zero = np.full(len(batch["id"]), -np.inf, np.float32), np.zeros(len(batch["id"]), np.float32)
+            none, zero = (
+                np.full(len(batch["id"]), -np.inf, np.float32),
+                np.zeros(len(batch["id"]), np.float32),
+            )
             start = hosts.place((none, none, zero, zero), sharding.over_batch(mesh))
         carry, first = start, 0
         for size in sizes:
@@ -107,7 +114,12 @@ def call_size(model, mesh, k):
     """
     height, width, channels = model.shape
     values = VALUES.get(mesh.devices.flat[0].platform, VALUES["other"])
-    each = height * width * model.likelihood.outputs(channels) * (model.classes if model.conditional else 1)
+    each = (
+        height
+        * width
+        * model.likelihood.outputs(channels)
+        * (model.classes if model.conditional else 1)
+    )
     rows = max(32, values // each)
     calls = -(-k // (rows * mesh.shape["model"]))
     samples = -(-k // calls)
@@ -118,5 +130,8 @@ def gather(rows):
     """Concatenate per-example device arrays of batches, padding dropped; float64 on the host."""
     names = rows[0][0].keys()
     return {
-        n: np.concatenate([hosts.fetch(values[n])[:real] for values, real in rows]).astype(np.float64) for n in names
+        n: np.concatenate([hosts.fetch(values[n])[:real] for values, real in rows]).astype(
+            np.float64
+        )
+        for n in names
     }

@@ -41,7 +41,9 @@ def auroc(inside_N, outside_M):
 def interval(inside_N, outside_M, resamples=1000, seed=0):
     """The 95 % interval of :func:`auroc` by the percentile bootstrap: both sets drawn anew, with replacement."""
     rng = np.random.default_rng(seed)
-    found = [auroc(*(rng.choice(s, len(s)) for s in (inside_N, outside_M))) for _ in range(resamples)]
+    found = [
+        auroc(*(rng.choice(s, len(s)) for s in (inside_N, outside_M))) for _ in range(resamples)
+    ]
     return tuple(float(q) for q in np.quantile(found, (0.025, 0.975)))
 
 
@@ -51,7 +53,9 @@ def png_bits(image_NxHxWxC):
 
     def size(image):
         file = io.BytesIO()
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG", optimize=True)
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
+            file, "PNG", optimize=True
+        )
         return 8 * file.tell()
 
     return np.array([size(image) for image in image_NxHxWxC], np.float64)
@@ -119,7 +123,9 @@ def without(c, model, params, ensemble):
     if not model.likelihood.discrete:
         why["complexity"] = f"{c.likelihood.name} is a density, whose bits are no length of a code"
     if ensemble is None:
-        why["waic"] = "there is no ensemble; want a replica of a run with --config.replicas.seed=0,1,2"
+        why["waic"] = (
+            "there is no ensemble; want a replica of a run with --config.replicas.seed=0,1,2"
+        )
     return why
 
 
@@ -160,7 +166,9 @@ def regret(c, model, params, split, levels, mesh, key, *, steps, rate=RATE, judg
 
     def bound(params, x, y, q, ids, number, samples):
         key_B = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), number))(ids)
-        eps_KxBxD = jax.vmap(lambda k: jax.random.normal(k, (samples, model.latent)), out_axes=1)(key_B)
+        eps_KxBxD = jax.vmap(lambda k: jax.random.normal(k, (samples, model.latent)), out_axes=1)(
+            key_B
+        )
         z = q.mu + jnp.exp(0.5 * q.logvar) * eps_KxBxD
         p = model.prior(params)
         kl = densities.kl(q, p)
@@ -188,7 +196,9 @@ def regret(c, model, params, split, levels, mesh, key, *, steps, rate=RATE, judg
         batch = hosts.place(batch, sharding.over_batch(mesh))
         x, y, first, state = begin(params, batch)
         q = first
-        for i in range(steps):  # not a loop on the device: XLA's convolutions are slow in one on CPU
+        for i in range(
+            steps
+        ):  # not a loop on the device: XLA's convolutions are slow in one on CPU
             q, state = update(params, batch, x, y, q, state, i)
         rows.append((judge(params, batch, x, y, first, q), real))
     return likelihood.gather(rows)["regret"]
@@ -205,5 +215,8 @@ def ensemble_bound(c, model, params_R, split, levels, mesh, key, k=SAMPLES):
         return {"iw": (jax.nn.logsumexp(log_w_RxBxK, axis=-1) - math.log(k)).T}
 
     run = compile_lib.over_batches(program, mesh)
-    rows = [(run(params_R, batch), real) for batch, real in evaluation.batches(split, min(c.eval.batch, 100), mesh)]
+    rows = [
+        (run(params_R, batch), real)
+        for batch, real in evaluation.batches(split, min(c.eval.batch, 100), mesh)
+    ]
     return likelihood.gather(rows)["iw"].T

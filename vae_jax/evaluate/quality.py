@@ -45,7 +45,9 @@ def frechet(a_NxF, b_MxF):
     value, vector = np.linalg.eigh(cov_a)
     root = (vector * np.sqrt(np.maximum(value, 0))) @ vector.T
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+    return float(
+        ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+    )
 
 
 def kernel_distance(a_NxF, b_MxF):
@@ -98,7 +100,9 @@ def ssim(a_NxHxWxC, b_NxHxWxC):
     mu_a, mu_b = mean(a), mean(b)
     var_a, var_b, cov = mean(a * a) - mu_a**2, mean(b * b) - mu_b**2, mean(a * b) - mu_a * mu_b
     c1, c2 = 0.01**2, 0.03**2
-    value = (2 * mu_a * mu_b + c1) * (2 * cov + c2) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))
+    value = (
+        (2 * mu_a * mu_b + c1) * (2 * cov + c2) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))
+    )
     return value.mean((1, 2, 3))
 
 
@@ -119,8 +123,14 @@ def figures(s, params, see, mark, n):
     n = min(n, len(test), len(train) // 2)
     to_x = compile_lib.simple(evaluation.inputs(s.c, s.dataset.levels))
     every = len(train) // n
-    sets = {"reference": train[np.arange(n) * every], "other": train[np.arange(n) * every + every // 2], "test": test}
-    given = {name: to_x({"image": jnp.asarray(x[:n]), "id": jnp.arange(n)}) for name, x in sets.items()}
+    sets = {
+        "reference": train[np.arange(n) * every],
+        "other": train[np.arange(n) * every + every // 2],
+        "test": test,
+    }
+    given = {
+        name: to_x({"image": jnp.asarray(x[:n]), "id": jnp.arange(n)}) for name, x in sets.items()
+    }
 
     def drawn(params, key, y):
         return s.model.likelihood.mean(
@@ -133,7 +143,9 @@ def figures(s, params, see, mark, n):
 
     turns = (jnp.arange(BATCH) % s.model.classes,) if s.model.conditional else ()
     drawn, calls = compile_lib.simple(drawn), -(-n // BATCH)
-    made = np.concatenate([drawn(params, jax.random.fold_in(key, i), turns) for i in range(calls)])[:n]
+    made = np.concatenate([drawn(params, jax.random.fold_in(key, i), turns) for i in range(calls)])[
+        :n
+    ]
     rebuilt = in_batches(compile_lib.simple(lambda x: again(params, x)), given["test"])
     seen = {k: in_batches(see, v) for k, v in (given | {"made": made}).items()}
     precision, recall = precision_recall(seen["reference"], seen["made"])
@@ -168,9 +180,13 @@ def of_run(folder, shape, data_dir=""):
     """(mark, see) of a run that learnt labels: its checkpoint's hash, and x → the latent means of its classifier."""
     net, state, meta = workdir.restore(folder, data_dir=data_dir)
     if net.model.classify is None or net.model.conditional:
-        raise UserError(f"features={folder}: its latent means know no labels; want a run of supervised or joint")
+        raise UserError(
+            f"features={folder}: its latent means know no labels; want a run of supervised or joint"
+        )
     if net.dataset.shape != shape:
-        raise UserError(f"features={folder}: sees images of {net.dataset.shape}; want a run on {shape}")
+        raise UserError(
+            f"features={folder}: sees images of {net.dataset.shape}; want a run on {shape}"
+        )
     params = step.averaged(state)
     see = compile_lib.simple(lambda x: net.model.encode(params, x).mu[:, : net.model.code])
     return checkpoint.digest(folder, meta["step"])[:8], see
@@ -185,7 +201,9 @@ def of_function(name):
         found = np.asarray(function(image))
         if found.ndim != 2 or len(found) != len(image) or not np.isfinite(found).all():
             said = f"{found.shape} for {len(image)} images"
-            raise UserError(f"features={name}: gives {said}; want finite numbers, one row of features an image")
+            raise UserError(
+                f"features={name}: gives {said}; want finite numbers, one row of features an image"
+            )
         return found
 
     file, _, attribute = name.rpartition(":")
@@ -205,7 +223,9 @@ def measure(folder, features, images, *, data_dir=""):
 
 def define(values):
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-    flags.DEFINE_string("features", None, "folder of a run that learnt labels, or file:function", flag_values=values)
+    flags.DEFINE_string(
+        "features", None, "folder of a run that learnt labels, or file:function", flag_values=values
+    )
     flags.DEFINE_integer("images", 5000, "of each set, at most", lower_bound=10, flag_values=values)
     flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
 

@@ -19,7 +19,9 @@ def neighbours(gallery_NxD, query_MxD, k):
 
     def near(x):
         x = jnp.column_stack([x, jnp.ones(len(x))])
-        return jax.lax.top_k(jnp.dot(x, g, precision=jax.lax.Precision.HIGHEST), min(k, g.shape[1]))[1]
+        return jax.lax.top_k(
+            jnp.dot(x, g, precision=jax.lax.Precision.HIGHEST), min(k, g.shape[1])
+        )[1]
 
     parts = np.array_split(np.asarray(query_MxD, np.float32), -(-len(query_MxD) // 256))
     return np.concatenate([np.asarray(near(part)) for part in parts])

@@ -35,7 +35,9 @@ def occlusion(x_NxHxWxC, strength, rng):
     side = round(strength * min(height, width))
     top, left = (rng.integers(0, size - side + 1, n)[:, None] for size in (height, width))
     rows, columns = np.arange(height), np.arange(width)
-    inside = ((rows >= top) & (rows < top + side))[:, :, None] & ((columns >= left) & (columns < left + side))[:, None]
+    inside = ((rows >= top) & (rows < top + side))[:, :, None] & (
+        (columns >= left) & (columns < left + side)
+    )[:, None]
     return np.where(inside[..., None], 0.5, x_NxHxWxC)
 
 
@@ -67,7 +69,9 @@ def log_probabilities(model, samples=0, bayes=False):
         if bayes:
             return jax.nn.log_softmax(generative.label_bounds(model, params, x, keys))
         if model.conditional:
-            logits_SxBxY = model.classify(params, x, keys) if samples else model.classify(params, x)[None]
+            logits_SxBxY = (
+                model.classify(params, x, keys) if samples else model.classify(params, x)[None]
+            )
         else:
             q = model.encode(params, x)
             z_SxBxD = q.sample(keys) if samples else q.mu[None]
@@ -111,7 +115,9 @@ def attacks(log_p):
         clean, keys = jnp.asarray(x_BxHxWxC, jnp.float32), iter(jax.random.split(key, steps + 2))
         fgsm, _ = move(params, clean, clean, label_B, next(keys), epsilon, epsilon)
         x = clean
-        for i in range(steps):  # not a loop on the device: XLA's convolutions are slow in one on CPU
+        for i in range(
+            steps
+        ):  # not a loop on the device: XLA's convolutions are slow in one on CPU
             if i == steps // 2:
                 _, held = move(params, x, clean, label_B, next(keys), 0.0, epsilon)
                 x = jnp.where(held, fgsm, x)

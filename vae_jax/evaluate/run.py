@@ -14,7 +14,15 @@ from vae_jax.train import program as compile_lib
 from vae_jax.train.step import stream
 
 CLASSIFIED = ("accuracy", "cross_entropy_nats", "ece", "brier", "macro_f1")
-BOUNDS = ("elbo_nats", "kl_nats", "reconstruction_nats", "iw_nats", "iw_nats_se", "iw_k", "bits_per_dim")
+BOUNDS = (
+    "elbo_nats",
+    "kl_nats",
+    "reconstruction_nats",
+    "iw_nats",
+    "iw_nats_se",
+    "iw_k",
+    "bits_per_dim",
+)
 SURGERY = ("mutual_information_nats", "aggregate_kl_nats")
 FIGURES = (*CLASSIFIED, *BOUNDS, "knn_accuracy", "active_units", *SURGERY)
 
@@ -39,12 +47,19 @@ def looker(c, model, levels, mesh, to_x=evaluation.seen):
         mu = q.mu[:, : model.code]
         spread = {"logvar": q.logvar} if isinstance(q, densities.Normal) else {}
         seen = x if model.conditional else mu
-        return {"mu": mu} | spread | ({} if model.classify is None else {"logits": model.classify(params, seen)})
+        return (
+            {"mu": mu}
+            | spread
+            | ({} if model.classify is None else {"logits": model.classify(params, seen)})
+        )
 
     run = compile_lib.over_batches(program, mesh)
 
     def look(params, split, every=1):
-        rows = [(run(params, batch), real) for batch, real in evaluation.batches(split, c.eval.batch, mesh, every)]
+        rows = [
+            (run(params, batch), real)
+            for batch, real in evaluation.batches(split, c.eval.batch, mesh, every)
+        ]
         return likelihood.gather(rows)
 
     return look
@@ -64,10 +79,14 @@ def level_rates(c, model, params, split, levels, mesh):
 
     def program(params, batch):
         y_B = batch["label"] if model.conditional else None
-        return {"kl": likelihood.draws(model, params, to_x(batch), batch["id"], key, 0, 1, y_B).kl[:, 0]}
+        return {
+            "kl": likelihood.draws(model, params, to_x(batch), batch["id"], key, 0, 1, y_B).kl[:, 0]
+        }
 
     run = compile_lib.over_batches(program, mesh)
-    rows = [(run(params, batch), real) for batch, real in evaluation.batches(split, c.eval.batch, mesh)]
+    rows = [
+        (run(params, batch), real) for batch, real in evaluation.batches(split, c.eval.batch, mesh)
+    ]
     return likelihood.gather(rows)["kl"].mean(0)
 
 
@@ -105,7 +124,9 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
     if c.data.binarize == "dynamic":  # what follows is of the images that the bound is of
         out = forward(c, model, params, test, levels, mesh, to_x=evaluation.inputs)
     metrics["active_units"] = recognition.active_units(out["mu"])
-    rows = likelihood.log_likelihood(c, model, params, test, levels, mesh, stream(c.seed, "test"), k=iw_k)
+    rows = likelihood.log_likelihood(
+        c, model, params, test, levels, mesh, stream(c.seed, "test"), k=iw_k
+    )
     iw = rows["iw"]
     if hosts.several():  # what follows is small: each process does it alone
         params = jax.tree.map(hosts.fetch, params)
@@ -121,11 +142,16 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
     if se is None:
         why["iw_nats_se"] = "one image has no spread"
     if "logvar" in out:
-        q, prior = densities.Normal(*(jnp.asarray(out[k], jnp.float32) for k in ("mu", "logvar"))), model.prior(params)
+        q, prior = (
+            densities.Normal(*(jnp.asarray(out[k], jnp.float32) for k in ("mu", "logvar"))),
+            model.prior(params),
+        )
         parts = latent.surgery(q, prior, stream(c.seed, "surgery"))
         metrics |= {key: parts[key.removesuffix("_nats")] for key in SURGERY}
         if isinstance(prior, densities.Normal):
-            pictures["kl_per_dimension"] = np.sort(latent.kl_per_dimension(out["mu"], out["logvar"], prior))[::-1]
+            pictures["kl_per_dimension"] = np.sort(
+                latent.kl_per_dimension(out["mu"], out["logvar"], prior)
+            )[::-1]
     else:
         why |= dict.fromkeys(SURGERY, "q(z|x) is no diagonal Gaussian")
     rates_L = level_rates(c, model, params, test, levels, mesh)
@@ -143,7 +169,10 @@ def evaluate(c, model, params, dataset, mesh, *, iw_k):
     drawn = pictures["samples"][: generation.SHOWN]
     pictures["neighbours"] = [drawn, generation.nearest(drawn, dataset.train.image, levels)]
     return (
-        {k: v if v is None else float(v) if isinstance(v, float | np.floating) else int(v) for k, v in metrics.items()},
+        {
+            k: v if v is None else float(v) if isinstance(v, float | np.floating) else int(v)
+            for k, v in metrics.items()
+        },
         why,
         pictures,
     )

@@ -41,7 +41,11 @@ def perform(tasks, s, params, *, others=None, ensemble=None, say=print):
             into.update(part)
     for reason in dict.fromkeys(why.values()):
         say(f"without {', '.join(key for key in why if why[key] == reason)}: {reason}")
-    return {k: v if isinstance(v, int) else float(v) for k, v in metrics.items()} | dict.fromkeys(why), why, pictures
+    return (
+        {k: v if isinstance(v, int) else float(v) for k, v in metrics.items()} | dict.fromkeys(why),
+        why,
+        pictures,
+    )
 
 
 def gallery(dataset, look):
@@ -63,7 +67,10 @@ def calibration(s, params, look):
     """``classification``: the temperature that validation asks for, and what it does to the test set; of a conditional
     model also the answers by Bayes' rule."""
     model, dataset = s.model, s.dataset
-    keys, reason = ("temperature", "calibrated_cross_entropy_nats", "calibrated_ece"), _unlabelled(model, dataset)
+    keys, reason = (
+        ("temperature", "calibrated_cross_entropy_nats", "calibrated_ece"),
+        _unlabelled(model, dataset),
+    )
     if not reason and not (dataset.validation.label >= 0).any():
         reason = "no validation image has a label"
     if reason:
@@ -87,12 +94,16 @@ def bayes(s, params):
     """(figures, reliability) of a conditional model as generative classifier; images that it finds least probable are
     rejected first."""
     test, key = s.dataset.test, stream(s.c.seed, "test")
-    log_pxy = generative.class_evidence(s.c, s.model, params, test, s.dataset.levels, s.mesh, key, k=IW)
+    log_pxy = generative.class_evidence(
+        s.c, s.model, params, test, s.dataset.levels, s.mesh, key, k=IW
+    )
     log_p, hit = classification.log_softmax(log_pxy), log_pxy.argmax(1) == test.label
     found, _ = classification.figures(log_pxy, test.label)
     figures = {f"bayes_{name}": found[name] for name in ("accuracy", "cross_entropy_nats", "ece")}
     _, kept = generative.rejection(log_pxy, test.label)
-    return figures | {"bayes_rejection_accuracy": kept.mean()}, classification.reliability(np.exp(log_p.max(1)), hit)
+    return figures | {"bayes_rejection_accuracy": kept.mean()}, classification.reliability(
+        np.exp(log_p.max(1)), hit
+    )
 
 
 def recognise(s, params, look):
@@ -102,16 +113,27 @@ def recognise(s, params, look):
     model, dataset = s.model, s.dataset
     test, unseen, levels = dataset.test, dataset.unseen, dataset.levels
     if test.label is None:
-        return {}, dict.fromkeys(("knn1_accuracy", "map_at_10", *pairs, *opened), _unlabelled(model, dataset)), {}
+        return (
+            {},
+            dict.fromkeys(
+                ("knn1_accuracy", "map_at_10", *pairs, *opened), _unlabelled(model, dataset)
+            ),
+            {},
+        )
     out = look(test)
     mu, label, image = gallery(dataset, look)
     near = recognition.neighbours(mu, out["mu"], 10)
     same = label[near] == test.label[:, None]
-    metrics = {"knn1_accuracy": same[:, 0].mean(), "map_at_10": recognition.mean_average_precision(same)}
+    metrics = {
+        "knn1_accuracy": same[:, 0].mean(),
+        "map_at_10": recognition.mean_average_precision(same),
+    }
     rows = np.arange(QUERIES) * len(near) // QUERIES
     shown = [np.stack([image[i] for i in near[row, :SHOWN]]) for row in rows]
     asked = np.stack([test.image[row] for row in rows])
-    pictures = {"retrieval": (asked / (levels - 1), np.stack(shown) / (levels - 1), same[rows, :SHOWN])}
+    pictures = {
+        "retrieval": (asked / (levels - 1), np.stack(shown) / (levels - 1), same[rows, :SHOWN])
+    }
     if unseen is None:
         reason = "no class was held out of training; want a run with --config.data.hold_out, such as (8,9)"
         return metrics, dict.fromkeys((*pairs, *opened), reason), pictures
@@ -128,19 +150,27 @@ def recognise(s, params, look):
     sets = (out, strange)
     doubt = [-classification.log_softmax(o["logits"]).max(1) for o in sets]
     far = [gauss(o["mu"]) for o in sets]
-    right = np.concatenate([out["logits"].argmax(1) == test.label, np.zeros(len(unseen.label), bool)])
+    right = np.concatenate(
+        [out["logits"].argmax(1) == test.label, np.zeros(len(unseen.label), bool)]
+    )
     curves = {
         name: recognition.rejection(-np.concatenate(score), right)
         for name, score in (("by confidence", doubt), ("by distance in latent space", far))
     }
     values = (ood.auroc(*doubt), ood.auroc(*far), curves["by confidence"][1].mean())
-    pictures["rejection"] = {name: (share, np.interp(share, *curve)) for name, curve in curves.items()}
+    pictures["rejection"] = {
+        name: (share, np.interp(share, *curve)) for name, curve in curves.items()
+    }
     return metrics | dict(zip(opened, values, strict=True)), {}, pictures
 
 
 def strangers(s, params, look, others, ensemble):
     """``ood``: the AUROC of each of ``ood.SCORES`` against each other data set, with its bootstrap interval."""
-    dataset, key, why = s.dataset, stream(s.c.seed, "ood"), ood.without(s.c, s.model, params, ensemble)
+    dataset, key, why = (
+        s.dataset,
+        stream(s.c.seed, "ood"),
+        ood.without(s.c, s.model, params, ensemble),
+    )
     gauss = ood.Gaussians(*gallery(dataset, look)[:2])
     usual = None
 
@@ -159,11 +189,18 @@ def strangers(s, params, look, others, ensemble):
         outside, rows = scores(other), {}
         metrics[f"ood_images@{name}"] = len(other.image)
         for score in (name for name in ood.SCORES if name in inside):
-            rows[score] = (ood.auroc(inside[score], outside[score]), *ood.interval(inside[score], outside[score]))
+            rows[score] = (
+                ood.auroc(inside[score], outside[score]),
+                *ood.interval(inside[score], outside[score]),
+            )
             for end, value in zip(("", "_low", "_high"), rows[score], strict=True):
                 metrics[f"ood_{score}_auroc{end}@{name}"] = value
         best = max(rows, key=lambda score: rows[score][0])
-        seen = {score: (inside[score], outside[score]) for score in dict.fromkeys(("elbo", best)) if score in rows}
+        seen = {
+            score: (inside[score], outside[score])
+            for score in dict.fromkeys(("elbo", best))
+            if score in rows
+        }
         panels[name] = {"auroc": rows, "scores": seen}
     return metrics, {f"ood_{score}_auroc": reason for score, reason in why.items()}, {"ood": panels}
 
@@ -209,13 +246,23 @@ def withstand(s, params, look):
         run, hits = robustness.attacks(log_p[end]), np.zeros((2, len(robustness.EPSILON)))
         for x, label in shown(split):
             for e, epsilon in enumerate(robustness.EPSILON):
-                hits[:, e] += [right(end, fooled, label) for fooled in run(params, x, label, key, epsilon)]
+                hits[:, e] += [
+                    right(end, fooled, label) for fooled in run(params, x, label, key, epsilon)
+                ]
         for name, hit in zip(("fgsm", "pgd"), hits / len(split.image), strict=True):
             curves[name + end] = (robustness.EPSILON, hit)
     metrics = {f"{name}_accuracy": np.mean(hits) for name, (_, hits) in curves.items()}
     for name, (strengths, hits) in curves.items():
-        metrics |= {f"{name}_accuracy@{strength}": hit for strength, hit in zip(strengths, hits, strict=True)}
+        metrics |= {
+            f"{name}_accuracy@{strength}": hit
+            for strength, hit in zip(strengths, hits, strict=True)
+        }
     return metrics, {}, {"robustness": curves}
 
 
-TASKS = {"classification": calibration, "recognition": recognise, "ood": strangers, "robustness": withstand}
+TASKS = {
+    "classification": calibration,
+    "recognition": recognise,
+    "ood": strangers,
+    "robustness": withstand,
+}

@@ -26,16 +26,29 @@ if TYPE_CHECKING:  # a script parses its flags before it imports jax
     from jax.sharding import Sharding
 
 STOPPED = 75  # exit code: stopped on request and saved, the same command goes on (EX_TEMPFAIL)
-HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead, and the others end
+HEARTBEAT = (
+    60  # seconds without a sign of life after which a process counts as dead, and the others end
+)
 _MESSAGE = 2**14  # bytes that process 0 can tell the others at once
 
 
 def define(values: flags.FlagValues) -> None:
     """The flags of a script that may run as several processes."""
-    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where several processes meet", flag_values=values)
-    flags.DEFINE_integer("processes", None, "how many processes make this run", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("process", None, "which of them this is, from 0", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("wait", 300, "seconds to wait for the other processes", lower_bound=1, flag_values=values)
+    flags.DEFINE_string(
+        "coordinator",
+        "",
+        "HOST:PORT of process 0, where several processes meet",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "processes", None, "how many processes make this run", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "process", None, "which of them this is, from 0", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "wait", 300, "seconds to wait for the other processes", lower_bound=1, flag_values=values
+    )
 
 
 def cluster() -> str | None:
@@ -46,14 +59,21 @@ def cluster() -> str | None:
     network.
     """
     env = os.environ
-    if int(env.get("SLURM_NTASKS", 1)) > 1 and {"SLURM_STEP_NODELIST", "SLURM_PROCID"} <= env.keys():
+    if (
+        int(env.get("SLURM_NTASKS", 1)) > 1
+        and {"SLURM_STEP_NODELIST", "SLURM_PROCID"} <= env.keys()
+    ):
         return "SLURM"
     if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return "Open MPI"
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env:
         return "GKE"
     chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    if chips and importlib.util.find_spec("libtpu") and (env.get("JAX_PLATFORMS") or "tpu").startswith("tpu"):
+    if (
+        chips
+        and importlib.util.find_spec("libtpu")
+        and (env.get("JAX_PLATFORMS") or "tpu").startswith("tpu")
+    ):
         return "Cloud TPU"
     return None
 
@@ -69,7 +89,9 @@ def join(values: flags.FlagValues) -> None:
     named = {name: values[name].value for name in ("coordinator", "processes", "process")}
     if any(value not in ("", None) for value in named.values()):
         if None in named.values() or not named["coordinator"].rpartition(":")[2].isdigit():
-            raise UserError("coordinator: want all of --coordinator=HOST:PORT, --processes=N and --process=I")
+            raise UserError(
+                "coordinator: want all of --coordinator=HOST:PORT, --processes=N and --process=I"
+            )
         process = named["process"]
         processes = named["processes"]
         if process >= processes:
@@ -185,7 +207,9 @@ def leave(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         if first():
-            time.sleep(1)  # the others' link to each other ends with process 0: let them speak first
+            time.sleep(
+                1
+            )  # the others' link to each other ends with process 0: let them speak first
         os._exit(code)
     sys.exit(code)
 
@@ -193,7 +217,10 @@ def leave(code: int) -> None:
 def lost(error: Exception) -> bool:
     """Whether a collective's peer died: an error of Gloo, NCCL or the coordinator."""
     words = "gloo|nccl|peer|heartbeat|coordination service|unavailable|deadline_exceeded"
-    return type(error).__name__ == "JaxRuntimeError" and re.search(words, str(error), re.IGNORECASE) is not None
+    return (
+        type(error).__name__ == "JaxRuntimeError"
+        and re.search(words, str(error), re.IGNORECASE) is not None
+    )
 
 
 def place(tree: Any, sharding: "Sharding | Any") -> Any:

@@ -30,9 +30,15 @@ RULES = (
     # split by columns, the second by rows, so that what lies between them stays split and one sum
     # over `model` serves both.
     (r"(Layer|Dense)_\d*[13579]/(dense/)?kernel$", P("model", "fsdp")),
-    (r"gated/kernel$", P("model", "fsdp")),  # by rows: its columns are two halves, multiplied with each other
+    (
+        r"gated/kernel$",
+        P("model", "fsdp"),
+    ),  # by rows: its columns are two halves, multiplied with each other
     (r"(Dense_\d+|dense|label)/kernel$", P("fsdp", "model")),
-    (r"decoder/out/kernel$", P("fsdp", "model")),  # a likelihood sums over pixels; of a convolution see `spec`
+    (
+        r"decoder/out/kernel$",
+        P("fsdp", "model"),
+    ),  # a likelihood sums over pixels; of a convolution see `spec`
     (r".*", P(None, "fsdp")),
 )
 
@@ -66,7 +72,9 @@ def make_mesh(c: Mapping[str, int], devices: Sequence[jax.Device] | None = None)
             if fits
             else f"want axes whose product divides {n}"
         )
-        raise UserError(f"mesh.{axis}={fixed[axis]}: {asked} does not fit {n} device{'s' * (n > 1)}; {right}")
+        raise UserError(
+            f"mesh.{axis}={fixed[axis]}: {asked} does not fit {n} device{'s' * (n > 1)}; {right}"
+        )
     if free:
         sizes[free[0]] = n // known
     shape = tuple(sizes.values())
@@ -86,12 +94,17 @@ def make_mesh(c: Mapping[str, int], devices: Sequence[jax.Device] | None = None)
 
 def _laid(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices as an array of this shape, neighbours on the network side by side."""
-    for split in (False, True):  # a torus whose sides are no products of the axes, such as 32 x 8 on 16 x 16, is cut
+    for split in (
+        False,
+        True,
+    ):  # a torus whose sides are no products of the axes, such as 32 x 8 on 16 x 16, is cut
         try:
             return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
         except NotImplementedError:
             pass
-        except AssertionError:  # both cores of a chip are devices: a v4 as libtpu describes it where there is none
+        except (
+            AssertionError
+        ):  # both cores of a chip are devices: a v4 as libtpu describes it where there is none
             break
     return np.array(devices).reshape(shape)
 
@@ -134,15 +147,22 @@ def check_samples(c: ConfigDict, mesh: Mesh, labels: int) -> None:
         raise UserError(f"mesh.samples={n}: {what}; nearest that does: {near}")
 
 
-def spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> P:
+def spec(
+    path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES
+) -> P:
     """The first rule's PartitionSpec for a leaf, without axes that do not divide it."""
     if len(shape) < 2:
         return P()
     wanted = next(s for pattern, s in rules if re.search(pattern, path))
-    if len(shape) > 3 and "model" in wanted:  # with 3 it is (levels of a scan, or labels; inputs, outputs)
+    if (
+        len(shape) > 3 and "model" in wanted
+    ):  # with 3 it is (levels of a scan, or labels; inputs, outputs)
         wanted = P(None, "fsdp")  # a convolution: its channels are few, its images many
     axes = [None] * (len(shape) - len(wanted)) + list(wanted)
-    fits = [a if a and mesh.shape[a] > 1 and shape[d] % mesh.shape[a] == 0 else None for d, a in enumerate(axes)]
+    fits = [
+        a if a and mesh.shape[a] > 1 and shape[d] % mesh.shape[a] == 0 else None
+        for d, a in enumerate(axes)
+    ]
     if mesh.shape["fsdp"] > 1 and "fsdp" in wanted and "fsdp" not in fits:
         free = [d for d, a in enumerate(fits) if a is None and shape[d] % mesh.shape["fsdp"] == 0]
         if free:
@@ -217,11 +237,17 @@ def picture(shape: tuple[int, ...], place: NamedSharding) -> list[str]:
     edge = "+".join(["", *("-" * (width + 2) for _ in columns), ""])
     lines = [edge]
     for row in sorted({r for r, _ in cells}):
-        lines += ["|".join(["", *(f" {cells.get((row, c), ''):^{width}} " for c in columns), ""]), edge]
+        lines += [
+            "|".join(["", *(f" {cells.get((row, c), ''):^{width}} " for c in columns), ""]),
+            edge,
+        ]
     return lines
 
 
 def runs(ids: Sequence[int]) -> str:
     """[0, 1, 2, 5] → '0-2 5'."""
     starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
-    return " ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in np.split(ids, starts[1:]))
+    return " ".join(
+        f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}"
+        for part in np.split(ids, starts[1:])
+    )

@@ -41,10 +41,14 @@ def check(workdir: str | os.PathLike[str]) -> None:
         want = "want a folder, or gs://BUCKET/FOLDER"
         raise UserError(f"workdir={workdir}: Orbax writes to no such store; {want}")
     if importlib.util.find_spec("gcsfs") is None:
-        raise UserError(f"workdir={workdir}: wants the package gcsfs: pip install -r requirements-store.txt")
+        raise UserError(
+            f"workdir={workdir}: wants the package gcsfs: pip install -r requirements-store.txt"
+        )
     import fsspec
 
-    fsspec.config.conf["gcs"] = {"use_listings_cache": False}  # tensorstore and other hosts write without it
+    fsspec.config.conf["gcs"] = {
+        "use_listings_cache": False
+    }  # tensorstore and other hosts write without it
     try:
         there = epath.Path("/".join(str(workdir).split("/")[:3])).exists()
     except Exception as error:  # gcsfs', aiohttp's and google's own

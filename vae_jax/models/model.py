@@ -58,12 +58,16 @@ class Model:
     # all, and classify takes x_BxHxWxC in the place of z.
     conditional: bool = False
     levels = 1  # L
-    code: int | None = None  # classify and evaluation look at the first so many dimensions of z; None: at all
+    code: int | None = (
+        None  # classify and evaluation look at the first so many dimensions of z; None: at all
+    )
 
     def log_px(self, params, x_BxHxWxC, z, y=None):
         """log p(x|z), or log p(x|y,z), of z_BxD or z_KxBxD; shape B or KxB."""
         if self.decode is None:
-            raise UserError("decoder.name=none: this objective needs one; want decoder.name=mlp or conv")
+            raise UserError(
+                "decoder.name=none: this objective needs one; want decoder.name=mlp or conv"
+            )
         if z.ndim == 2:
             return self.likelihood.log_prob(self.decode(params, z, *_given(y)), x_BxHxWxC)
         # One batch of B·K rows, those of an example side by side, as the devices hold them; the outermost axis is
@@ -131,7 +135,12 @@ class Joint:
 def _drawn(q, p, keys_B):
     """A level's z ~ q, or ~ p where there is no x; with log p, log q and KL(q ‖ p), shape B."""
     z, log_prob = (p if q is None else q).sample_and_log_prob(keys_B)
-    return z, (z, log_prob if q is None else p.log_prob(z), log_prob, None if q is None else densities.kl(q, p))
+    return z, (
+        z,
+        log_prob if q is None else p.log_prob(z),
+        log_prob,
+        None if q is None else densities.kl(q, p),
+    )
 
 
 def _at(q, p, z):
@@ -164,7 +173,9 @@ class Hierarchy(Model):
 
     groups: tuple = ()  # (levels of equal shape, numbers of each), the top first
     features: Callable | None = None  # params, x_BxHxWxC → what the bottom-up net makes of x
-    top_down: Callable | None = None  # params, features or None, choose, given, rows, *y → out_BxHxWxO, records
+    top_down: Callable | None = (
+        None  # params, features or None, choose, given, rows, *y → out_BxHxWxO, records
+    )
 
     @property
     def levels(self):
@@ -191,7 +202,9 @@ class Hierarchy(Model):
 
     def at(self, params, features, z_BxD, y=None):
         """(out, log p, log q) of given latents."""
-        out, _, log_pz, log_qz, _ = self.run(params, features, _at, self.latents(z_BxD), len(z_BxD), y)
+        out, _, log_pz, log_qz, _ = self.run(
+            params, features, _at, self.latents(z_BxD), len(z_BxD), y
+        )
         return out, log_pz, log_qz
 
     def draw(self, params, x_BxHxWxC, keys, *, y=None, stop=False, scale=None):
@@ -214,8 +227,12 @@ class Hierarchy(Model):
 
         if keys.ndim == 1:
             return one(keys, scale)
-        if len(keys) == 1:  # vmap's axis would come between the rows that mlp.Dense puts in one matrix
-            return jax.tree.map(lambda a: a[None], one(keys[0], None if scale is None else scale[0]))
+        if (
+            len(keys) == 1
+        ):  # vmap's axis would come between the rows that mlp.Dense puts in one matrix
+            return jax.tree.map(
+                lambda a: a[None], one(keys[0], None if scale is None else scale[0])
+            )
         return layout.constrain(jax.vmap(one)(keys, scale), len(keys))
 
     def sample(self, params, keys_N, y=None, temperature=1.0):
@@ -279,24 +296,38 @@ def build(c, *, shape, levels, classes, binary):
     likelihood = config_lib.build("likelihood", c.likelihood, levels=levels)
     densities.check(likelihood, levels_of_data=levels, binarized=binary)
     if c.classifier.name != "none" and not classes:
-        raise UserError(f"classifier.name={c.classifier.name}: data.name={c.data.name} has no labels; want none")
+        raise UserError(
+            f"classifier.name={c.classifier.name}: data.name={c.data.name} has no labels; want none"
+        )
     if c.bias_from_data and (c.likelihood.name != "bernoulli" or c.decoder.name == "none"):
-        raise UserError("bias_from_data=True: only for likelihood.name=bernoulli and a decoder; want False")
+        raise UserError(
+            "bias_from_data=True: only for likelihood.name=bernoulli and a decoder; want False"
+        )
     conditional = getattr(config_lib.resolve("objective", c.objective.name), "conditional", False)
     if conditional and c.classifier.name == "none":
-        raise UserError(f"classifier.name=none: objective {c.objective.name} learns q(y|x); want classifier.name=mlp")
+        raise UserError(
+            f"classifier.name=none: objective {c.objective.name} learns q(y|x); want classifier.name=mlp"
+        )
     if conditional and c.prior.name == "vamp":
-        raise UserError(f"prior.name=vamp: the pseudo-inputs have no label, {c.objective.name} needs one; want normal")
+        raise UserError(
+            f"prior.name=vamp: the pseudo-inputs have no label, {c.objective.name} needs one; want normal"
+        )
     if c.prior.name == "vamp" and c.posterior.name != "gaussian":
-        raise UserError(f"posterior.name={c.posterior.name}: a VampPrior mixes diagonal posteriors; want gaussian")
+        raise UserError(
+            f"posterior.name={c.posterior.name}: a VampPrior mixes diagonal posteriors; want gaussian"
+        )
     bayes = c.classifier.name == "bayes"
     if bayes and (conditional or c.prior.name != "labelled"):
-        raise UserError(f"prior.name={c.prior.name}: classifier.name=bayes reads p(y|z) off it; want labelled")
+        raise UserError(
+            f"prior.name={c.prior.name}: classifier.name=bayes reads p(y|z) off it; want labelled"
+        )
     if c.prior.name == "labelled" and not classes:
         raise UserError(f"prior.name=labelled: data.name={c.data.name} has no labels; want mixture")
     if c.auxiliary and conditional not in SEES:
         kinds = ", ".join(SEES)
-        raise UserError(f"auxiliary={c.auxiliary}: objective {c.objective.name} has no a, as {kinds} have; want 0")
+        raise UserError(
+            f"auxiliary={c.auxiliary}: objective {c.objective.name} has no a, as {kinds} have; want 0"
+        )
     if conditional == "apart":
         return _apart(c, shape=shape, levels=levels, classes=classes, binary=binary)
     if conditional in SEES:
@@ -309,14 +340,20 @@ def build(c, *, shape, levels, classes, binary):
     if hierarchical:
         _check_hierarchy(c, modules["encoder"])
     else:
-        modules["posterior"] = config_lib.build("posterior", c.posterior, shape=c.latent, dtype=dtype)
-        modules["prior"] = config_lib.build("prior", c.prior, shape=c.latent, image=shape, outputs=classes, dtype=dtype)
+        modules["posterior"] = config_lib.build(
+            "posterior", c.posterior, shape=c.latent, dtype=dtype
+        )
+        modules["prior"] = config_lib.build(
+            "prior", c.prior, shape=c.latent, image=shape, outputs=classes, dtype=dtype
+        )
         _check_support(c, modules["posterior"], modules["prior"])
     if c.decoder.name != "none":
         out = (height, width, likelihood.outputs(channels))
         modules["decoder"] = config_lib.build("decoder", c.decoder, shape=out, **given)
     if c.classifier.name not in ("none", "bayes"):
-        modules["classifier"] = config_lib.build("classifier", c.classifier, outputs=classes, dtype=dtype)
+        modules["classifier"] = config_lib.build(
+            "classifier", c.classifier, outputs=classes, dtype=dtype
+        )
     if conditional:
         modules["trunk"] = modules["encoder"]
     latent, code = c.latent, None
@@ -327,7 +364,9 @@ def build(c, *, shape, levels, classes, binary):
 
     def one_hot(y):
         if conditional and not y:
-            raise UserError(f"objective.name={c.objective.name}: this model's p(x|y,z) and q(z|x,y) want a label")
+            raise UserError(
+                f"objective.name={c.objective.name}: this model's p(x|y,z) and q(z|x,y) want a label"
+            )
         return tuple(jax.nn.one_hot(label, classes, dtype=dtype) for label in y)
 
     # Rematerialised nets keep what goes into them, or also their products; the rest is computed again for gradients.
@@ -336,7 +375,11 @@ def build(c, *, shape, levels, classes, binary):
     def apply(part, params, *args):
         run = lambda params, *args: modules[part].apply({"params": params}, *args)  # noqa: E731
         # Posterior and prior make distributions, not arrays; a net with the field ``remat`` does it block by block.
-        if c.remat != "none" and part not in ("posterior", "prior") and not hasattr(modules[part], "remat"):
+        if (
+            c.remat != "none"
+            and part not in ("posterior", "prior")
+            and not hasattr(modules[part], "remat")
+        ):
             run = jax.checkpoint(run, policy=policy)
         return run(params[part], *args)
 
@@ -356,7 +399,9 @@ def build(c, *, shape, levels, classes, binary):
     def classify(params, z):
         if bayes:  # log p(z|y) for every y, p(y) being uniform
             p = prior(params)
-            return densities.label_normal(jnp.arange(classes), p.mu, p.logvar).log_prob(z[..., None, :])
+            return densities.label_normal(jnp.arange(classes), p.mu, p.logvar).log_prob(
+                z[..., None, :]
+            )
         z = z.astype(dtype)
         seen = top(apply("trunk", params, z)) if conditional else z[..., :code]
         return apply("classifier", params, seen).astype(jnp.float32)
@@ -369,7 +414,9 @@ def build(c, *, shape, levels, classes, binary):
         x, z = jnp.zeros((1, *shape), dtype), jnp.zeros((1, latent), dtype)
         keys = {part: jax.random.fold_in(key, i) for i, part in enumerate(sorted(nets.PARTS))}
         y = (jnp.zeros(classes, dtype),) if conditional else ()
-        features, encoder = modules["encoder"].init_with_output(keys["encoder"], x, *(() if hierarchical else y))
+        features, encoder = modules["encoder"].init_with_output(
+            keys["encoder"], x, *(() if hierarchical else y)
+        )
         inputs = {"posterior": (features,), "prior": (), "decoder": (z, *y), "trunk": (x,)}
         inputs["classifier"] = (top(features),) if conditional else (z[:, :code],)
         if hierarchical:
@@ -381,7 +428,9 @@ def build(c, *, shape, levels, classes, binary):
                 variables[part] = modules[part].init(keys[part], *inputs[part])
         params = {part: v.get("params", {}) for part, v in variables.items()}
         if mean_HxWxC is not None:
-            params["decoder"]["out"]["bias"] = _logit_bias(mean_HxWxC, params["decoder"]["out"]["bias"].shape)
+            params["decoder"]["out"]["bias"] = _logit_bias(
+                mean_HxWxC, params["decoder"]["out"]["bias"].shape
+            )
         return params
 
     common = {
@@ -403,7 +452,9 @@ def build(c, *, shape, levels, classes, binary):
 
     def top_down(params, features, choose, given, rows, *y):
         variables = {"params": params["decoder"]}
-        out, records = modules["decoder"].apply(variables, features, choose, given, rows, *one_hot(y))
+        out, records = modules["decoder"].apply(
+            variables, features, choose, given, rows, *one_hot(y)
+        )
         return out.astype(jnp.float32), records
 
     made = Hierarchy(
@@ -440,7 +491,9 @@ def _check_hierarchy(c, encoder):
         raise UserError(f"latent={c.latent}: {own}; want the default, {default.latent}")
     for field in ("posterior", "prior"):
         if c[field] != default[field]:
-            raise UserError(f"{field}.name={c[field].name}: {own}; want the default, {default[field].name}")
+            raise UserError(
+                f"{field}.name={c[field].name}: {own}; want the default, {default[field].name}"
+            )
 
 
 def build_for(c, dataset):
@@ -459,7 +512,12 @@ def build_for(c, dataset):
 SEES = {
     "adgm": ("xa", "xay", "xyz", "yz"),  # Maaløe et al. 2016 (arXiv:1602.05473), section 2.2
     "sdgm": ("xa", "xay", "yz", "ayz"),  # there, section 2.4: x below a, with skip connections
-    "m1m2": ("a", "ay", "yz", "a"),  # Kingma et al. 2014 (arXiv:1406.5298), section 3.1.3: a is M1's latent variable
+    "m1m2": (
+        "a",
+        "ay",
+        "yz",
+        "a",
+    ),  # Kingma et al. 2014 (arXiv:1406.5298), section 3.1.3: a is M1's latent variable
 }
 
 
@@ -490,7 +548,11 @@ class Auxiliary(Model):
             log_pa, log_pz = self.first_given(params, x_BxHxWxC, y, z).log_prob(a), p.log_prob(z)
             kl = densities.kl(qz, p)
             log_px = self.likelihood.log_prob(self.image_given(params, a, y, z), x_BxHxWxC)
-            levels = ((log_pa, log_pz), (log_qa, log_qz), (log_qa - log_pa, log_qz - log_pz if kl is None else kl))
+            levels = (
+                (log_pa, log_pz),
+                (log_qa, log_qz),
+                (log_qa - log_pa, log_qz - log_pz if kl is None else kl),
+            )
             return Draw(log_px, *(jnp.stack(pair, -1) for pair in levels), z)
 
         return (jax.vmap(one) if keys.ndim == 2 else one)(keys)
@@ -504,9 +566,13 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
     size = c.auxiliary or c.latent
     if c.classifier.name != "mlp" or not c.classifier.widths or c.decoder.name == "none":
         right = "classifier.name=mlp with widths, and a decoder"
-        raise UserError(f"classifier.name={c.classifier.name}: objective {c.objective.name} wants {right}")
+        raise UserError(
+            f"classifier.name={c.classifier.name}: objective {c.objective.name} wants {right}"
+        )
     if c.prior.name in ("vamp", "labelled"):
-        raise UserError(f"prior.name={c.prior.name}: objective {c.objective.name} wants one of z alone, such as normal")
+        raise UserError(
+            f"prior.name={c.prior.name}: objective {c.objective.name} wants one of z alone, such as normal"
+        )
     dtype = jnp.dtype(c.dtype)
     to_y, to_z, to_a, to_x = SEES[kind]
     build = lambda part, **given: config_lib.build(part, c[part], dtype=dtype, **given)  # noqa: E731
@@ -530,7 +596,9 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
         """Arguments of a net: what it is given as one row, and the label as one-hot."""
         row = [variables[v].astype(dtype) for v in sees if v != "y"]
         row = jnp.concatenate([v.reshape(len(v), -1) for v in row], axis=-1)
-        return (row, jax.nn.one_hot(variables["y"], classes, dtype=dtype)) if "y" in sees else (row,)
+        return (
+            (row, jax.nn.one_hot(variables["y"], classes, dtype=dtype)) if "y" in sees else (row,)
+        )
 
     def apply(part, params, *args):
         given = jax.lax.stop_gradient(params[part]) if part in frozen else params[part]
@@ -549,11 +617,15 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
         return apply("decoder", params, *seen(to_x, a=a, y=y, z=z)).astype(jnp.float32)
 
     def decode(params, z, y):
-        return image_given(params, first_given(params, None, y, z).mu if "a" in to_x else None, y, z)
+        return image_given(
+            params, first_given(params, None, y, z).mu if "a" in to_x else None, y, z
+        )
 
     def classify(params, x, keys=None):
         q = first(params, x)
-        judge = lambda a: apply("label", params, apply("label_trunk", params, *seen(to_y, x=x, a=a)))  # noqa: E731
+        judge = lambda a: apply(
+            "label", params, apply("label_trunk", params, *seen(to_y, x=x, a=a))
+        )  # noqa: E731
         if keys is None:
             return judge(q.mu).astype(jnp.float32)
 
@@ -565,8 +637,16 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
     def init(key, mean_HxWxC=None):
         x, y = jnp.zeros((1, *shape)), jnp.zeros(1, int)
         variables = {"x": x, "a": jnp.zeros((1, size)), "y": y, "z": jnp.zeros((1, c.latent))}
-        features, row = jnp.zeros((1, c.classifier.widths[-1]), dtype), lambda sees: seen(sees, **variables)
-        inputs = {"encoder": (x.astype(dtype),), "prior": (), "decoder": row(to_x), "label_trunk": row(to_y)}
+        features, row = (
+            jnp.zeros((1, c.classifier.widths[-1]), dtype),
+            lambda sees: seen(sees, **variables),
+        )
+        inputs = {
+            "encoder": (x.astype(dtype),),
+            "prior": (),
+            "decoder": row(to_x),
+            "label_trunk": row(to_y),
+        }
         inputs |= {
             "latent_trunk": row(to_z),
             "first_trunk": row(to_a),
@@ -574,10 +654,16 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
         }
         params = {}
         for part, key in zip(modules, jax.random.split(key, len(modules)), strict=True):  # noqa: B020
-            given = inputs[part] if part in inputs else (modules["encoder"].apply({"params": params["encoder"]}, x),)
+            given = (
+                inputs[part]
+                if part in inputs
+                else (modules["encoder"].apply({"params": params["encoder"]}, x),)
+            )
             params[part] = modules[part].init(key, *given).get("params", {})
         if mean_HxWxC is not None:
-            params["decoder"]["out"]["bias"] = _logit_bias(mean_HxWxC, params["decoder"]["out"]["bias"].shape)
+            params["decoder"]["out"]["bias"] = _logit_bias(
+                mean_HxWxC, params["decoder"]["out"]["bias"].shape
+            )
         return params
 
     return Auxiliary(
@@ -606,7 +692,10 @@ def _apart(c, *, shape, levels, classes, binary):
     if c.prior.name != "normal":
         raise UserError(f"prior.name={c.prior.name}: objective {c.objective.name} wants normal")
     alone = config_lib.override(c, {})
-    alone.objective, alone.classifier = config_lib.call("objective", "elbo"), config_lib.call("classifier", "none")
+    alone.objective, alone.classifier = (
+        config_lib.call("objective", "elbo"),
+        config_lib.call("classifier", "none"),
+    )
     one = build(alone, shape=shape, levels=levels, classes=classes, binary=binary)
     trunk = config_lib.build("encoder", c.encoder, dtype=jnp.dtype(c.dtype))
     head = config_lib.build("classifier", c.classifier, outputs=classes, dtype=jnp.dtype(c.dtype))
@@ -616,7 +705,9 @@ def _apart(c, *, shape, levels, classes, binary):
             if not jnp.ndim(y):
                 return function(jax.tree.map(lambda p: p[y], params["apart"]), v)
             rows, room = jnp.arange(len(y)), 2 * -(-len(y) // classes)
-            rank_B = jnp.cumsum(jax.nn.one_hot(y, classes, dtype=jnp.int32), axis=0)[rows, y] - 1  # among its label's
+            rank_B = (
+                jnp.cumsum(jax.nn.one_hot(y, classes, dtype=jnp.int32), axis=0)[rows, y] - 1
+            )  # among its label's
 
             def own(params, v):
                 row_YxR = jnp.zeros((classes, room), jnp.int32).at[y, rank_B].set(rows, mode="drop")

@@ -37,7 +37,11 @@ def beta_tcvae(model, params, batch, keys, *, alpha=1.0, beta=6.0, gamma=1.0):
     log_qz = jax.nn.logsumexp(each_BxBxD.sum(-1), axis=1, b=real_B) - log_nb
     log_qz_product = (jax.nn.logsumexp(each_BxBxD, axis=1, b=real_B[:, None]) - log_nb).sum(-1)
     log_qzx, log_pz = q.log_prob(z_BxD), p.log_prob(z_BxD)
-    parts = {"mi": log_qzx - log_qz, "tc": log_qz - log_qz_product, "dimension_kl": log_qz_product - log_pz}
+    parts = {
+        "mi": log_qzx - log_qz,
+        "tc": log_qz - log_qz_product,
+        "dimension_kl": log_qz_product - log_pz,
+    }
     loss = alpha * parts["mi"] + beta * parts["tc"] + gamma * parts["dimension_kl"] - log_px
     return Terms(loss, value, log_px, kl, parts)
 
@@ -53,7 +57,9 @@ def _log_normal_each(z, mu, logvar):
 def _diagonal(model, params, batch):
     q, p = model.encode(params, batch["image"]), model.prior(params)
     if not isinstance(q, densities.Normal):
-        raise UserError("posterior.name: this objective needs diagonal Gaussians; want posterior.name=gaussian")
+        raise UserError(
+            "posterior.name: this objective needs diagonal Gaussians; want posterior.name=gaussian"
+        )
     return q, p
 
 
@@ -90,7 +96,9 @@ def _discriminator():
     return nets.MLPClassifier(outputs=2, widths=(256, 256, 256))
 
 
-factor_vae.init = lambda key, model: _discriminator().init(key, jnp.zeros((1, model.latent)))["params"]
+factor_vae.init = lambda key, model: _discriminator().init(key, jnp.zeros((1, model.latent)))[
+    "params"
+]
 
 
 def dip_vae(model, params, batch, keys, *, kind=1, off_diagonal=10.0, diagonal=10.0):
@@ -113,7 +121,9 @@ def dip_vae(model, params, batch, keys, *, kind=1, off_diagonal=10.0, diagonal=1
     variance_D = jnp.diag(covariance_DxD)
     off = jnp.sum(covariance_DxD**2) - jnp.sum(variance_D**2)
     penalty = off_diagonal * off + diagonal * jnp.sum((variance_D - 1) ** 2)
-    return Terms(kl - log_px + penalty, value, log_px, kl, {"penalty": jnp.broadcast_to(penalty, kl.shape)})
+    return Terms(
+        kl - log_px + penalty, value, log_px, kl, {"penalty": jnp.broadcast_to(penalty, kl.shape)}
+    )
 
 
 def info_vae(model, params, batch, keys, *, alpha=0.0, weight=100.0):
@@ -142,7 +152,11 @@ def mmd(a_BxD, b_BxD, real_B=None):
     n = w.sum()
 
     def kernel(a, b):
-        squares = (a**2).sum(-1)[:, None] + (b**2).sum(-1)[None] - 2 * jnp.matmul(a, b.T, precision="highest")
+        squares = (
+            (a**2).sum(-1)[:, None]
+            + (b**2).sum(-1)[None]
+            - 2 * jnp.matmul(a, b.T, precision="highest")
+        )
         return w @ jnp.exp(-jnp.maximum(squares, 0) / (2 * d)) @ w
 
     within = sum((kernel(a, a) - n) / (n * (n - 1)) for a in (a_BxD, b_BxD))

@@ -81,7 +81,9 @@ def geco(model, params, batch, keys, *, target=100.0, samples=1):
     log_multiplier = params["objective"]["log_multiplier"]
     constraint = -log_px - target
     multiplier = jnp.exp(log_multiplier)
-    saddle = jax.lax.stop_gradient(multiplier) * constraint - multiplier * jax.lax.stop_gradient(constraint)
+    saddle = jax.lax.stop_gradient(multiplier) * constraint - multiplier * jax.lax.stop_gradient(
+        constraint
+    )
     loss = kl + with_gradient_of(multiplier * constraint, saddle)
     return Terms(loss, value, log_px, kl, {"multiplier": jnp.broadcast_to(multiplier, loss.shape)})
 

@@ -70,5 +70,7 @@ def cross_entropy(logits_BxY, label_B):
 
 def _classify(model, params, z):
     if model.classify is None:
-        raise UserError("classifier.name=none: this objective learns from labels; want classifier.name=mlp")
+        raise UserError(
+            "classifier.name=none: this objective learns from labels; want classifier.name=mlp"
+        )
     return model.classify(params, z)

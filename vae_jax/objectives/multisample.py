@@ -88,7 +88,9 @@ def piwae(model, params, batch, keys, *, groups=8, samples=8):
 
     Rainforth et al. 2018 (arXiv:1802.04537), eq. 9 and 10 (PIWAE). The loss's value is the IWAE bound's.
     """
-    freeze = lambda parts: {k: jax.lax.stop_gradient(v) if k in parts else v for k, v in params.items()}  # noqa: E731
+    freeze = lambda parts: {
+        k: jax.lax.stop_gradient(v) if k in parts else v for k, v in params.items()
+    }  # noqa: E731
     generative = [k for k in params if k not in INFERENCE]
     shape = (groups, samples, -1)
     theta = many(model, freeze(INFERENCE), batch["image"], keys, groups * samples)
@@ -138,7 +140,9 @@ def tvo(model, params, batch, keys, *, samples=10, partitions=5, beta1=0.025):
     Masrani et al. 2019 (arXiv:1907.00031), eq. 9, 11 and 12. J = 1 is the ELBO.
     """
     if samples < 2:
-        raise UserError(f"objective.samples={samples}: want at least 2, the gradient is a covariance over samples")
+        raise UserError(
+            f"objective.samples={samples}: want at least 2, the gradient is a covariance over samples"
+        )
     x = batch["image"]
     zero = jnp.zeros((samples, len(x)))
     d = many(model, params, x, keys, samples, scale=zero)  # z is a constant
@@ -149,7 +153,9 @@ def tvo(model, params, batch, keys, *, samples=10, partitions=5, beta1=0.025):
     mean_JxB = jnp.sum(weight_JxKxB * log_w_1xKxB, axis=1)
     centred_JxKxB = jax.lax.stop_gradient(log_w_1xKxB - mean_JxB[:, None])
     log_pi_JxKxB = d.log_qz.sum(-1)[None] + beta_Jx1x1 * log_w_1xKxB
-    covariance_JxB = samples / (samples - 1) * jnp.sum(weight_JxKxB * centred_JxKxB * log_pi_JxKxB, axis=1)
+    covariance_JxB = (
+        samples / (samples - 1) * jnp.sum(weight_JxKxB * centred_JxKxB * log_pi_JxKxB, axis=1)
+    )
     width_Jx1 = jnp.diff(edges_J1)[:, None]
     value = jnp.sum(width_Jx1 * mean_JxB, axis=0)
     surrogate = jnp.sum(width_Jx1 * (mean_JxB + covariance_JxB), axis=0)

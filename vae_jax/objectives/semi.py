@@ -34,7 +34,9 @@ def m2(model, params, batch, keys, *, alpha=1.0, labelled=1.0, samples=1):
     rows, row_keys = examples(batch, keys)
     log_q_BxY = jax.nn.log_softmax(model.classify(params, rows["image"]))
     ce, hit = cross_entropy(log_q_BxY, rows["label"])
-    given, log_px, kl = bound(many(model, params, rows["image"], row_keys, samples, y=rows["label"]))
+    given, log_px, kl = bound(
+        many(model, params, rows["image"], row_keys, samples, y=rows["label"])
+    )
     value = given - math.log(model.classes)
     extra = {"cross_entropy": ce, "accuracy": hit}
     terms = Terms(alpha * ce - labelled * value, value, log_px, kl, extra)
@@ -93,13 +95,19 @@ def adgm(model, params, batch, keys, *, alpha=1.0, labelled=1.0, samples=1):
     ce, hit = (a.mean(0) for a in jax.vmap(lambda s: cross_entropy(s, rows["label"]))(log_q_KxBxY))
     given, log_px, kl = bound(model.draw(params, rows["image"], keys_KxB, y=rows["label"]))
     value = given - math.log(model.classes)
-    terms = Terms(alpha * ce - labelled * value, value, log_px, kl, {"cross_entropy": ce, "accuracy": hit})
+    terms = Terms(
+        alpha * ce - labelled * value, value, log_px, kl, {"cross_entropy": ce, "accuracy": hit}
+    )
     if rows is batch:
         return terms
 
     keys_KxB = split_keys(keys, samples)
-    d = jax.vmap(lambda y: model.draw(params, batch["image"], keys_KxB, y=y))(jnp.arange(model.classes))
-    pairs = jax.vmap(over_labels, (0, 1, 1))(judged(batch["image"], keys_KxB), d.log_px, d.kl.sum(-1))
+    d = jax.vmap(lambda y: model.draw(params, batch["image"], keys_KxB, y=y))(
+        jnp.arange(model.classes)
+    )
+    pairs = jax.vmap(over_labels, (0, 1, 1))(
+        judged(batch["image"], keys_KxB), d.log_px, d.kl.sum(-1)
+    )
     log_px, kl = (a.mean(0) for a in pairs)
     return Terms(kl - log_px, log_px - kl, log_px, kl, labelled=terms)
 

@@ -27,7 +27,18 @@ from vae_jax.train.log import read_history
 from vae_jax.train.run import members, restore, siblings
 
 
-def assess(workdir, *, which="best", iw_k=None, subjects=(), others=(), data_dir="", mesh=(), publish="", say=print):
+def assess(
+    workdir,
+    *,
+    which="best",
+    iw_k=None,
+    subjects=(),
+    others=(),
+    data_dir="",
+    mesh=(),
+    publish="",
+    say=print,
+):
     """Evaluate a checkpoint of a workdir on the exact test set; write metrics.json and report/index.html.
 
     Args:
@@ -43,17 +54,27 @@ def assess(workdir, *, which="best", iw_k=None, subjects=(), others=(), data_dir
       UserError: there is no run, or no good checkpoint in it.
     """
     if hosts.several():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax's own waits for a step to save, and there is none
+        signal.signal(
+            signal.SIGTERM, signal.SIG_DFL
+        )  # jax's own waits for a step to save, and there is none
     say = say if hosts.first() else lambda _: None
     s, state, meta = restore(workdir, which, data_dir=data_dir, mesh=mesh, say=say)
     c = s.c
-    given = beside(s, others, workdir, which, data_dir, mesh, say) if "ood" in subjects else ({}, None)
-    say(f"evaluating checkpoint {meta['step']} ({which}) on {len(s.dataset.test.image):,} test images")
+    given = (
+        beside(s, others, workdir, which, data_dir, mesh, say) if "ood" in subjects else ({}, None)
+    )
+    say(
+        f"evaluating checkpoint {meta['step']} ({which}) on {len(s.dataset.test.image):,} test images"
+    )
     began = time.perf_counter()
-    metrics, why, pictures = evaluate(c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=iw_k or c.eval.iw_k)
+    metrics, why, pictures = evaluate(
+        c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=iw_k or c.eval.iw_k
+    )
     if subjects:
         others, ensemble = given
-        found = tasks.perform(subjects, s, step.averaged(state), others=others, ensemble=ensemble, say=say)
+        found = tasks.perform(
+            subjects, s, step.averaged(state), others=others, ensemble=ensemble, say=say
+        )
         for into, part in zip((metrics, why, pictures), found, strict=True):
             into |= part
     seconds = time.perf_counter() - began
@@ -123,7 +144,9 @@ def sweep(c, workdir, *, publish="", say=print):
     say("")
     for name, row in zip(names, rows, strict=True):
         shown = [
-            f"{k} {row[k]:.4g}" for k in ("accuracy", "elbo_nats", "iw_nats", "bits_per_dim") if row[k] is not None
+            f"{k} {row[k]:.4g}"
+            for k in ("accuracy", "elbo_nats", "iw_nats", "bits_per_dim")
+            if row[k] is not None
         ]
         say("  ".join([f"{name:<24}", *shown]))
     say(f"side by side: {path}")
@@ -137,12 +160,21 @@ def sweep(c, workdir, *, publish="", say=print):
             figures[key] = results.figure(mean, _unit(key), sd=sd, n=len(each))
         else:
             named = zip(names, each, strict=True)
-            figures |= {f"{key}[{name}]": results.figure(v, _unit(key), n=rows[0]["n"]) for name, v in named}
-    figures["training_seconds"] = results.figure(runs[0]["training_seconds"], "s", n=len(runs))  # of all together
+            figures |= {
+                f"{key}[{name}]": results.figure(v, _unit(key), n=rows[0]["n"]) for name, v in named
+            }
+    figures["training_seconds"] = results.figure(
+        runs[0]["training_seconds"], "s", n=len(runs)
+    )  # of all together
     seconds = runs[0]["training_seconds"] + sum(run["evaluation_seconds"] for run in runs)
     seeds = [one.get("seed", c.seed) for one in values]
     results.write(
-        publish, command=command(), config=config_lib.to_json(c), seed=seeds, seconds=seconds, figures=figures
+        publish,
+        command=command(),
+        config=config_lib.to_json(c),
+        seed=seeds,
+        seconds=seconds,
+        figures=figures,
     )
 
 
@@ -152,7 +184,9 @@ def _unit(key):
 
 def command():
     """The command line as it was given, with the flags of XLA that it ran under."""
-    xla = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
+    xla = (
+        f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
+    )
     return xla + shlex.join(["python", *sys.orig_argv[1:]])
 
 
@@ -163,13 +197,24 @@ def _publish(path, c, metrics, run):
     n = metrics["n"]
     figures = {}
     for key, value in metrics.items():
-        sd = metrics["iw_nats_se"] * math.sqrt(n) if key == "iw_nats" and metrics["iw_nats_se"] is not None else None
-        figures[key] = results.figure(value, _unit(key), sd=sd, n=n if key in FIGURES else None)  # tasks look at fewer
+        sd = (
+            metrics["iw_nats_se"] * math.sqrt(n)
+            if key == "iw_nats" and metrics["iw_nats_se"] is not None
+            else None
+        )
+        figures[key] = results.figure(
+            value, _unit(key), sd=sd, n=n if key in FIGURES else None
+        )  # tasks look at fewer
     for key in ("training_seconds", "evaluation_seconds"):
         figures[key] = results.figure(run[key], "s")
     figures["images_per_s"] = results.figure(run["images_per_s"], "images / s")
     figures["parameters"] = results.figure(run["parameters"], "")
     seconds = run["training_seconds"] + run["compile_seconds"] + run["evaluation_seconds"]
     results.write(
-        path, command=run["command"], config=config_lib.to_json(c), seed=c.seed, seconds=seconds, figures=figures
+        path,
+        command=run["command"],
+        config=config_lib.to_json(c),
+        seed=c.seed,
+        seconds=seconds,
+        figures=figures,
     )

@@ -33,8 +33,12 @@ LONGEST = 60  # seconds between two tries, at most
 def define(values: flags.FlagValues) -> None:
     """Declare the launcher's flags."""
     flags.DEFINE_integer("processes", 1, "how many", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("devices_per_process", 1, "CPU devices, or GPUs, of each", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("restarts", 10, "times to begin again after a death", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+        "devices_per_process", 1, "CPU devices, or GPUs, of each", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "restarts", 10, "times to begin again after a death", lower_bound=0, flag_values=values
+    )
 
 
 class Job:
@@ -46,12 +50,25 @@ class Job:
             coordinator = f"localhost:{s.getsockname()[1]}"
         self.processes = []
         self.readers = []
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(processes * devices)))
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
+            map(str, range(processes * devices))
+        )
         for p in range(processes):
             mine = gpus.split(",")[p * devices : (p + 1) * devices]
-            env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "CUDA_VISIBLE_DEVICES": ",".join(mine)}
-            env |= {"PYTHONUNBUFFERED": "1", "JAX_COORDINATOR_BIND_ADDRESS": coordinator}  # no other machine's business
-            argv = [*command, f"--coordinator={coordinator}", f"--processes={processes}", f"--process={p}"]
+            env = os.environ | {
+                "JAX_NUM_CPU_DEVICES": str(devices),
+                "CUDA_VISIBLE_DEVICES": ",".join(mine),
+            }
+            env |= {
+                "PYTHONUNBUFFERED": "1",
+                "JAX_COORDINATOR_BIND_ADDRESS": coordinator,
+            }  # no other machine's business
+            argv = [
+                *command,
+                f"--coordinator={coordinator}",
+                f"--processes={processes}",
+                f"--process={p}",
+            ]
             one = subprocess.Popen(
                 [sys.executable, *argv],
                 env=env,
@@ -60,7 +77,9 @@ class Job:
                 start_new_session=True,  # Ctrl-C comes to the launcher alone, which passes it on
             )
             self.processes.append(one)
-            self.readers.append(threading.Thread(target=_copy, args=(one.stdout, f"[{p}] ".encode()), daemon=True))
+            self.readers.append(
+                threading.Thread(target=_copy, args=(one.stdout, f"[{p}] ".encode()), daemon=True)
+            )
             self.readers[-1].start()
 
     def send(self, number: int) -> None:

@@ -133,7 +133,9 @@ def _alias(workdir: str) -> str:
     if store.remote(workdir) or not set(workdir) & set("[]\\"):
         return workdir
     if hosts.several():
-        raise UserError(f"workdir={workdir}: several processes want a path without [, ] and backslash")
+        raise UserError(
+            f"workdir={workdir}: several processes want a path without [, ] and backslash"
+        )
     folder = tempfile.mkdtemp(prefix="vae_jax-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the link, not what it leads to
     link = os.path.join(folder, "run")
@@ -180,7 +182,9 @@ class Checkpoints:
         keep = [
             policies.LatestN(2),
             # A step saved on request has no figure: it is kept while it is the latest, no longer.
-            policies.BestN(get_metric_fn=select, reverse=True, n=1, keep_checkpoints_without_metrics=False),
+            policies.BestN(
+                get_metric_fn=select, reverse=True, n=1, keep_checkpoints_without_metrics=False
+            ),
         ]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
@@ -231,7 +235,9 @@ class Checkpoints:
         except OSError as error:
             raise self._cannot_write(error) from None
 
-    def save(self, step: int, state: Any, meta: dict[str, Any], select: float | None = None) -> None:
+    def save(
+        self, step: int, state: Any, meta: dict[str, Any], select: float | None = None
+    ) -> None:
         """Start saving; ``select`` (lower is better) makes the step a candidate for the best.
 
         Raises:
@@ -251,7 +257,9 @@ class Checkpoints:
             return
         if not os.path.isdir(os.path.join(self.workdir, "manifests")):
             why = "the folder was moved or deleted under the run"
-            raise UserError(f"workdir={self.workdir}: {why}; want the same command with its new place")
+            raise UserError(
+                f"workdir={self.workdir}: {why}; want the same command with its new place"
+            )
         free = shutil.disk_usage(self.workdir).free
         if free < need:
             raise UserError(
@@ -345,7 +353,9 @@ class Checkpoints:
     def _item(self, step: int, *path: str) -> dict[str, Any] | None:
         """A JSON object within a step; None where it is missing or damaged."""
         try:
-            tree = json.loads(epath.Path(self.workdir, "checkpoints", str(step), *path).read_bytes())
+            tree = json.loads(
+                epath.Path(self.workdir, "checkpoints", str(step), *path).read_bytes()
+            )
         except (OSError, ValueError):
             return None
         return tree if isinstance(tree, dict) else None
@@ -382,7 +392,9 @@ class Checkpoints:
                 torn.append(step)
         return torn + [step for step in order if step not in torn]
 
-    def restore(self, abstract: Any, which: str | int = "latest") -> tuple[Any, dict[str, Any]] | None:
+    def restore(
+        self, abstract: Any, which: str | int = "latest"
+    ) -> tuple[Any, dict[str, Any]] | None:
         """(state, meta) of the 'latest' or 'best' good step or of a number, or None.
 
         ``abstract``: ShapeDtypeStructs with shardings. A step that fails to restore is named, and
@@ -392,7 +404,9 @@ class Checkpoints:
             return None
         ocp = orbax()
         reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+        )
         failed = []
         for step in hosts.agree(lambda: self._candidates(which)):
             if not self.write:

@@ -19,7 +19,13 @@ from jax.experimental import multihost_utils
 
 from vae_jax.mesh import hosts, store
 
-LOOP = ("data", "dispatch", "log", "validation", "checkpoint")  # parts of the training loop, beside the steps
+LOOP = (
+    "data",
+    "dispatch",
+    "log",
+    "validation",
+    "checkpoint",
+)  # parts of the training loop, beside the steps
 PARTS = ("compile", *LOOP, "restart")
 CALLS = 10  # that SIGUSR1 profiles
 ROW = ("images_per_s", "goodput", "host_skew_ms", "slowest_host")  # of a row, those that time makes

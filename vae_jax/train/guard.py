@@ -65,7 +65,9 @@ class Guard:
             self._stop(f"non-finite loss at {step}", r, rows_SxRxM[i, r])
         return rows_SxRxM
 
-    def _count_skipped(self, first_step: int, skipped_SxR: np.ndarray, rows_SxRxM: np.ndarray) -> None:
+    def _count_skipped(
+        self, first_step: int, skipped_SxR: np.ndarray, rows_SxRxM: np.ndarray
+    ) -> None:
         for i, skipped_R in enumerate(skipped_SxR):
             self._in_a_row_R = np.where(skipped_R, self._in_a_row_R + 1, 0)
             most = self._in_a_row_R.max()

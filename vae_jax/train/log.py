@@ -43,7 +43,9 @@ def replace(path: str, data: bytes) -> None:
             file.write(data)
             umask = os.umask(0)
             os.umask(umask)
-            os.fchmod(file.fileno(), 0o666 & ~umask)  # mkstemp's 0600 would hide a report from a web server
+            os.fchmod(
+                file.fileno(), 0o666 & ~umask
+            )  # mkstemp's 0600 would hide a report from a web server
         os.replace(temporary, path)
     except OSError as error:
         if temporary and os.path.exists(temporary):
@@ -67,7 +69,9 @@ def _history_lines(path: str) -> list[tuple[str, dict[str, Any]]]:
         except (ValueError, TypeError, KeyError):
             if number == len(lines) - 1:
                 break
-            raise UserError(f"{path}: line {number} is no row of metrics; mend or remove it") from None
+            raise UserError(
+                f"{path}: line {number} is no row of metrics; mend or remove it"
+            ) from None
         pairs.append((line, row))
     return pairs
 

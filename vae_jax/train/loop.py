@@ -23,7 +23,16 @@ from vae_jax.train import program as program_lib
 from vae_jax.train.actions import Log, Member, Run, Save, Validate
 from vae_jax.train.guard import Guard, Pending
 from vae_jax.train.progress import Progress
-from vae_jax.train.run import Setup, begin_from, claim, manifest_fields, members, setup
+from vae_jax.train.run import (
+    Setup,
+    begin_from,
+    claim,
+    keep_data,
+    manifest_fields,
+    members,
+    opening,
+    setup,
+)
 
 __all__ = ["STOPPED", "train"]
 
@@ -68,7 +77,9 @@ class Stop:
             signal.signal(number, handler)
 
 
-def train(c: ConfigDict, workdir: str, say: Tell = print, profile: tuple[int, int] | None = None) -> bool:
+def train(
+    c: ConfigDict, workdir: str, say: Tell = print, profile: tuple[int, int] | None = None
+) -> bool:
     """Train from nothing or from the workdir's last good checkpoint to ``c.steps``.
 
     ``say`` takes one line for the person; ``profile``: the steps (a, b) to trace. Returns True, or
@@ -80,6 +91,7 @@ def train(c: ConfigDict, workdir: str, say: Tell = print, profile: tuple[int, in
     began = time.time()
     store.check(workdir)
     parts = setup(c)
+    c = parts.c
     program_lib.check(c, parts.model, parts.mesh)
     folders = members(c, workdir)
     processes = jax.process_count()
@@ -93,8 +105,11 @@ def train(c: ConfigDict, workdir: str, say: Tell = print, profile: tuple[int, in
             configs = {workdir: c} | {folder: one for one, folder in folders}
             for folder, one in configs.items():
                 locks.callback(os.close, claim(folder, one, say))
+                keep_data(folder, parts.dataset)
 
         hosts.agree(claim_all)
+        for line in opening(parts):
+            say(line)
         start = _restore_or_begin(parts, folders, workdir, say)
         watch = clock.Watch(start.clock, start.step, start.since or began)
         return _train(parts, folders, start, watch, Output(workdir, say, profile))
@@ -123,11 +138,15 @@ def _silent(line: str) -> None:
     """Another process tells it."""
 
 
-def _restore_or_begin(parts: Setup, folders: Sequence[tuple[ConfigDict, str]], workdir: str, say: Tell) -> Start:
+def _restore_or_begin(
+    parts: Setup, folders: Sequence[tuple[ConfigDict, str]], workdir: str, say: Tell
+) -> Start:
     """The state of the last good checkpoint, or a fresh one, and the step to go on from."""
     c = parts.c
     state, places = program_lib.init(c, parts.model, parts.mesh, parts.dataset)
-    saved = [checkpoint.Checkpoints(folder, say, config=manifest_fields(one)) for one, folder in folders]
+    saved = [
+        checkpoint.Checkpoints(folder, say, config=manifest_fields(one)) for one, folder in folders
+    ]
     spent = clock.new_clock()
     restored = _restore(state, places, saved)
     if restored is not None:
@@ -144,7 +163,9 @@ def _restore_or_begin(parts: Setup, folders: Sequence[tuple[ConfigDict, str]], w
     return Start(state, places, 0, spent, None, saved)
 
 
-def _restore(state: Any, places: Any, saved: Sequence[checkpoint.Checkpoints]) -> tuple[Any, dict[str, Any]] | None:
+def _restore(
+    state: Any, places: Any, saved: Sequence[checkpoint.Checkpoints]
+) -> tuple[Any, dict[str, Any]] | None:
     """(state, meta) of the last good step that all replicas have; None: there is none."""
     if len(saved) == 1:
         return saved[0].restore(checkpoint.abstract(state, places))
@@ -233,7 +254,9 @@ def _compile(run: Run, start: Start) -> program_lib.Training:
         raise UserError(f"steps_per_call={c.steps_per_call}: {want}")
     with run.watch.part("compile"):
         parts = run.setup
-        return program_lib.training(c, parts.model, parts.mesh, parts.dataset, start.state, start.places)
+        return program_lib.training(
+            c, parts.model, parts.mesh, parts.dataset, start.state, start.places
+        )
 
 
 def _sources(run: Run, program: program_lib.Training, start: int) -> Iterator[Any]:

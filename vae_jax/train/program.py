@@ -22,7 +22,9 @@ from vae_jax.train import optim, step
 
 def use_cache():
     """Keep compiled programs in the user's cache folder, so that the second start is fast."""
-    folder = os.environ.get("VAE_JAX_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "vae_jax")
+    folder = os.environ.get("VAE_JAX_CACHE") or os.path.join(
+        os.path.expanduser("~"), ".cache", "vae_jax"
+    )
     jax.config.update("jax_compilation_cache_dir", os.path.join(folder, "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -88,7 +90,9 @@ def _make_state(c, model):
     def make(c, key, mean):
         objective = config_lib.resolve("objective", c.objective.name)
         tx = optim.optimizer(c.optim, c.steps)
-        return step.init_state(key, mean, model=model, objective=objective, tx=tx, decay=c.optim.ema)
+        return step.init_state(
+            key, mean, model=model, objective=objective, tx=tx, decay=c.optim.ema
+        )
 
     return lambda key, mean: over_replicas(c, lambda c, key: make(c, key, mean))(key)
 
@@ -107,7 +111,9 @@ def init(c, model, mesh, dataset):
     _, places = shapes(c, model, mesh)
     mean = None
     if c.bias_from_data:
-        every = -(-len(dataset.train.image) // 10_000)  # 10,000 images at most, from all classes of a folder
+        every = -(
+            -len(dataset.train.image) // 10_000
+        )  # 10,000 images at most, from all classes of a folder
         mean = dataset.train.image[::every].mean(0, dtype=np.float64) / (dataset.levels - 1)
         mean = jnp.asarray(mean, jnp.float32)
     make = _jit(_make_state(c, model), mesh, out_shardings=places)
@@ -119,7 +125,9 @@ def on_device(split, mesh, limit_mb):
     if not isinstance(split.image, np.ndarray) or split.image.nbytes > limit_mb * 2**20:
         return None
     label = np.zeros(len(split.image), np.int32) if split.label is None else split.label
-    return hosts.place({"image": np.asarray(split.image), "label": label}, sharding.replicated(mesh))
+    return hosts.place(
+        {"image": np.asarray(split.image), "label": label}, sharding.replicated(mesh)
+    )
 
 
 def resident(c, dataset, mesh):
@@ -137,7 +145,9 @@ def check(c, model, mesh):
     sharding.check_replicas(replicas, mesh)
     if replicas:
         if c.compile != "jit" or c.accumulate > 1:
-            raise UserError(f"compile={c.compile}, accumulate={c.accumulate}: replicas want jit and 1")
+            raise UserError(
+                f"compile={c.compile}, accumulate={c.accumulate}: replicas want jit and 1"
+            )
         return
     sharding.check_batch(c.batch, mesh, micros=c.accumulate)
     sharding.check_batch(c.data.labelled_batch, mesh, "data.labelled_batch", c.accumulate)
@@ -212,8 +222,14 @@ def program(c, model, mesh, dataset, state, places, source):
     check(c, model, mesh)
     if (replicas or c.compile == "pmap") and not held:
         what = "replicas need" if replicas else "compile=pmap needs"
-        raise UserError(f"data.on_device_mb={c.data.on_device_mb}: {what} the training set on the device")
-    split_batch, whole, per_device = sharding.over_batch(mesh), sharding.replicated(mesh), c.compile == "pmap"
+        raise UserError(
+            f"data.on_device_mb={c.data.on_device_mb}: {what} the training set on the device"
+        )
+    split_batch, whole, per_device = (
+        sharding.over_batch(mesh),
+        sharding.replicated(mesh),
+        c.compile == "pmap",
+    )
     spread = lambda x: jax.lax.with_sharding_constraint(x, split_batch)  # noqa: E731
     if replicas or per_device:
         spread = lambda x: x  # noqa: E731
@@ -222,12 +238,16 @@ def program(c, model, mesh, dataset, state, places, source):
     if by_shards and not (replicas or per_device):
         how = {"axis": sharding.BATCH, "over": _over_shards(mesh, places)}
 
-    def indices(c, source, at):  # the examples of all S steps at once: the rounds of the shuffle cost once a call
+    def indices(
+        c, source, at
+    ):  # the examples of all S steps at once: the rounds of the shuffle cost once a call
         at = at + jnp.arange(steps)
         ids = {"ids": data.batch_indices(at, n=n, batch=size, seed=c.seed, xp=jnp)}
         if labelled:
             shown = source["labelled"]
-            at_labelled = data.labelled_indices(at, n=len(shown), batch=labelled, seed=c.seed, xp=jnp)
+            at_labelled = data.labelled_indices(
+                at, n=len(shown), batch=labelled, seed=c.seed, xp=jnp
+            )
             ids["labelled"] = shown[at_labelled]
         return ids
 
@@ -250,7 +270,15 @@ def program(c, model, mesh, dataset, state, places, source):
             terms, tx = step.make_terms(c, model, dataset), optim.optimizer(c.optim, c.steps)
             with layout.over(mesh) if mesh.shape["samples"] > 1 else contextlib.nullcontext():
                 state, metrics = step.train_step(
-                    state, batch, key, terms=terms, tx=tx, decay=c.optim.ema, micros=c.accumulate, **skip, **how
+                    state,
+                    batch,
+                    key,
+                    terms=terms,
+                    tx=tx,
+                    decay=c.optim.ema,
+                    micros=c.accumulate,
+                    **skip,
+                    **how,
                 )
             names[:] = metrics
             return state, jnp.stack(list(metrics.values()))
@@ -259,9 +287,13 @@ def program(c, model, mesh, dataset, state, places, source):
         given = source
         if held:
             given = over_replicas(c, lambda c, at: indices(c, source, at))(state.step)
-            given = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), given) if replicas else given  # S first
+            given = (
+                jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), given) if replicas else given
+            )  # S first
         if not c.unroll:
-            return jax.lax.scan(lambda state, given: update(state, given, key), state, given, length=steps)
+            return jax.lax.scan(
+                lambda state, given: update(state, given, key), state, given, length=steps
+            )
         # Written out here: even a scan of one unrolled step leaves a loop around the convolutions,
         # and XLA on CPU then runs them about ten times slower.
         rows = []
@@ -282,7 +314,9 @@ def program(c, model, mesh, dataset, state, places, source):
             devices=list(mesh.devices.flat),
             donate_argnums=0,
         )
-        source = source | {"shard": jax.device_put(np.arange(mesh.size), split_batch)}  # pmap wants something split
+        source = source | {
+            "shard": jax.device_put(np.arange(mesh.size), split_batch)
+        }  # pmap wants something split
         return Program(jitted, (state, source, key), key_place, names)
     if not held:
         source = step.raw_batch(dataset.shape, steps, size, labelled=labelled)  # S batches a call
@@ -310,7 +344,10 @@ def training(c, model, mesh, dataset, state, places):
 
 def over_batches(function, mesh, whole=False):
     """jit ``function(params, batch, *rest)`` with the batch's leaves split over the data axis, or ``whole``."""
-    jitted, place = _jit(function, mesh), sharding.replicated(mesh) if whole else sharding.over_batch(mesh)
+    jitted, place = (
+        _jit(function, mesh),
+        sharding.replicated(mesh) if whole else sharding.over_batch(mesh),
+    )
 
     def run(params, batch, *rest):
         return jitted(params, hosts.place(batch, place), *rest)

@@ -30,7 +30,9 @@ class Progress:
             from tqdm import tqdm
 
             layout = "{percentage:3.0f}%|{bar:12}| {n}/{total} {remaining} left{postfix}"
-            self._bar = tqdm(total=steps, initial=start, dynamic_ncols=True, smoothing=0.1, bar_format=layout)
+            self._bar = tqdm(
+                total=steps, initial=start, dynamic_ncols=True, smoothing=0.1, bar_format=layout
+            )
 
     def row(self, step: int, split: str, rows: Sequence[dict[str, float]]) -> None:
         """Show the metrics of one step, of each replica."""

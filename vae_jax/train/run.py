@@ -60,8 +60,10 @@ def setup(c: ConfigDict) -> Setup:
     mesh = sharding.make_mesh(c.mesh)
     convolutional = {c.encoder.name, c.decoder.name} & nets.CONVOLUTIONAL
     if not c.unroll and convolutional and jax.default_backend() == "cpu":
-        why = "convolutions in a loop are ten times slower on CPU"
-        raise UserError(f"unroll=False: {why}; want unroll=True")
+        # A loop around convolutions is ten times slower on CPU, and 50 steps written out compile for minutes.
+        c = c.copy_and_resolve_references()
+        c.unroll = True
+        c.steps_per_call = 1
     dataset = data.load(c.data)
     s = Setup(c, dataset, model.build_for(c, dataset), mesh)
     sharding.check_replicas(config_lib.replica_count(c), mesh)
@@ -96,6 +98,48 @@ def claim(workdir: str, c: ConfigDict, say: Callable[[str], Any] = print) -> int
         os.close(lock)
         raise
     return lock
+
+
+def opening(s: Setup) -> list[str]:
+    """The first lines of a run: its data, and what was noticed while reading them."""
+    sizes = [
+        f"{len(getattr(s.dataset, name).image):,} {name}"
+        for name in ("train", "validation", "test")
+    ]
+    height, width, channels = s.dataset.shape
+    line = f"data: {s.dataset.name}, {', '.join(sizes)} images of {height}x{width}x{channels}"
+    if s.dataset.classes:
+        line += f", {len(s.dataset.classes)} classes"
+    return [line, *s.dataset.notes]
+
+
+def keep_data(workdir: str, dataset: data.Dataset) -> None:
+    """Write data.json: what a run must find again to go on with the same images.
+
+    Raises:
+      UserError: the run in the workdir has checkpoints and was trained on other images.
+    """
+    if _has_saved(workdir):
+        check_data(workdir, dataset)
+    checkpoint.write_json(os.path.join(workdir, "data.json"), data.identity(dataset))
+
+
+def check_data(workdir: str, dataset: data.Dataset) -> None:
+    """Raise where a run's images, classes or splits are not those that it was trained on."""
+    path = epath.Path(workdir, "data.json")
+    if not path.exists():
+        return
+    try:
+        changed = config_lib.differences(json.loads(path.read_bytes()), data.identity(dataset))
+    except (ValueError, AttributeError):
+        raise UserError(
+            f"{path}: not the description of a run's data; delete it to go on"
+        ) from None
+    if changed:
+        why = f"its data changed since it was trained ({'; '.join(changed)})"
+        raise UserError(
+            f"workdir={workdir}: {why}; want them as they were, or delete {path} if you mean it"
+        )
 
 
 def _lock(workdir: str) -> int:
@@ -134,7 +178,9 @@ def _check_config(workdir: str, c: ConfigDict, say: Callable[[str], Any]) -> Non
     _check_manifests(workdir, c)
     known = [checkpoint.config_fields(workdir, step) for step in checkpoint.steps(workdir)]
     if known and not path.exists() and None in known:
-        raise UserError(f"workdir={workdir}: holds checkpoints but no config.json; want another workdir")
+        raise UserError(
+            f"workdir={workdir}: holds checkpoints but no config.json; want another workdir"
+        )
 
 
 def _has_saved(workdir: str) -> bool:
@@ -161,11 +207,15 @@ def _check_manifests(workdir: str, c: ConfigDict) -> None:
     for at in checkpoint.steps(workdir):
         saved = checkpoint.config_fields(workdir, at) or {}
         changed = [
-            f"{name}: {value} -> {fields[name]}" for name, value in saved.items() if fields.get(name, value) != value
+            f"{name}: {value} -> {fields[name]}"
+            for name, value in saved.items()
+            if fields.get(name, value) != value
         ]
         if changed:
             why = f"checkpoint {at} was saved with another config ({'; '.join(changed)})"
-            raise UserError(f"workdir={workdir}: {why}; want config.json as it was, or another workdir")
+            raise UserError(
+                f"workdir={workdir}: {why}; want config.json as it was, or another workdir"
+            )
 
 
 def members(c: ConfigDict, workdir: str) -> list[tuple[ConfigDict, str]]:
@@ -211,7 +261,9 @@ def read_config(workdir: str) -> ConfigDict:
         raise UserError(f"{path}: want an object with the fields of a config, not {tree!r:.40}")
     for name, value in config_lib.default().items():
         if isinstance(value, ConfigDict) and not isinstance(tree.get(name, {}), dict):
-            raise UserError(f"{path}: {name}: want an object with its fields, not {tree[name]!r:.40}")
+            raise UserError(
+                f"{path}: {name}: want an object with its fields, not {tree[name]!r:.40}"
+            )
     try:
         return config_lib.from_json(tree)
     except (TypeError, AttributeError, KeyError, ValueError) as error:
@@ -256,6 +308,7 @@ def restore(
     if data_dir:
         c.data.dir = data_dir
     s = setup(c)
+    check_data(workdir, s.dataset)
     shapes, places = compile_lib.shapes(c, s.model, s.mesh)
     if not checkpoint.steps(workdir):
         raise UserError(f"workdir={workdir}: no checkpoint in it; run train.py first")

@@ -111,7 +111,11 @@ def raw_batch(shape, *lead, labelled=0):
     ``labelled``: how many examples its labelled part has, if any.
     """
     number = jax.ShapeDtypeStruct(lead, jnp.int32)
-    batch = {"image": jax.ShapeDtypeStruct((*lead, *shape), jnp.uint8), "label": number, "id": number}
+    batch = {
+        "image": jax.ShapeDtypeStruct((*lead, *shape), jnp.uint8),
+        "label": number,
+        "id": number,
+    }
     return batch | ({"labelled": raw_batch(shape, *lead[:-1], labelled)} if labelled else {})
 
 
@@ -146,7 +150,13 @@ def with_places(batch, axis=None):
 
 def figures(terms):
     """The figures of a Terms that have a meaning, as {name: values_B}."""
-    named = {"loss": terms.loss, "elbo": terms.elbo, "log_px": terms.log_px, "kl": terms.kl, **terms.extra}
+    named = {
+        "loss": terms.loss,
+        "elbo": terms.elbo,
+        "log_px": terms.log_px,
+        "kl": terms.kl,
+        **terms.extra,
+    }
     return {k: v for k, v in named.items() if v is not None}
 
 
@@ -159,7 +169,9 @@ def merged(batch, labelled=None):
     """Mean figures of both parts as one dict: the loss is their sum, the bounds of the labelled are labelled_elbo, …"""
     if labelled is None:
         return batch
-    named = {f"labelled_{k}" if k in ("elbo", "log_px", "kl") else k: v for k, v in labelled.items()}
+    named = {
+        f"labelled_{k}" if k in ("elbo", "log_px", "kl") else k: v for k, v in labelled.items()
+    }
     return batch | named | {"loss": batch["loss"] + labelled["loss"]}
 
 
@@ -170,7 +182,9 @@ def init_state(key, mean, *, model, objective, tx, decay):
     """
     params = model.init(key, mean)
     if hasattr(objective, "init"):
-        params["objective"] = objective.init(jax.random.fold_in(key, zlib.crc32(b"objective")), model)
+        params["objective"] = objective.init(
+            jax.random.fold_in(key, zlib.crc32(b"objective")), model
+        )
     average = jax.tree.map(jnp.copy, params) if decay else ()
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
 
@@ -185,7 +199,12 @@ def gradients(params, batch, key, step, *, terms, axis=None, micros=1):
     def objective(params, batch):
         found = parts(terms(params, batch, key, step))
         masks = [jnp.ones(values["loss"].shape, bool) for values in found]
-        metrics = merged(*({n: masked_mean(v, m) for n, v in p.items()} for p, m in zip(found, masks, strict=True)))
+        metrics = merged(
+            *(
+                {n: masked_mean(v, m) for n, v in p.items()}
+                for p, m in zip(found, masks, strict=True)
+            )
+        )
         return all_mean(metrics["loss"], axis), metrics
 
     one = jax.grad(objective, has_aux=True)
@@ -199,7 +218,9 @@ def gradients(params, batch, key, step, *, terms, axis=None, micros=1):
     return jax.tree.map(lambda a: a / micros, total)
 
 
-def train_step(state, batch, key, *, terms, tx, decay=0.0, axis=None, micros=1, over=None, skip_above=None):
+def train_step(
+    state, batch, key, *, terms, tx, decay=0.0, axis=None, micros=1, over=None, skip_above=None
+):
     """(state, batch, key) → (state, metrics): one update; pure.
 
     ``batch``: image uint8, label, id, each with leading dimension B (of this shard where ``axis`` names
@@ -227,7 +248,9 @@ def train_step(state, batch, key, *, terms, tx, decay=0.0, axis=None, micros=1, 
         if skip_above:
             bad |= metrics["grad_norm"] > skip_above
         metrics["skipped"] = bad.astype(jnp.float32)
-        made = jax.tree.map(lambda new, old: jnp.where(bad, old, new), made, state._replace(step=made.step))
+        made = jax.tree.map(
+            lambda new, old: jnp.where(bad, old, new), made, state._replace(step=made.step)
+        )
     return made, metrics
 
 
@@ -238,7 +261,8 @@ def eval_step(params, batch, key, *, terms):
     if len(found) > 1:
         masks.append(batch["mask"] & (batch["label"] >= 0))
     return [
-        {name: masked_sum(v, mask) for name, v in values.items()} | {"n": jnp.sum(mask.astype(jnp.float32))}
+        {name: masked_sum(v, mask) for name, v in values.items()}
+        | {"n": jnp.sum(mask.astype(jnp.float32))}
         for values, mask in zip(found, masks, strict=True)
     ]
 
