@@ -41,10 +41,15 @@ def test_the_bound_is_below_the_exact_evidence_which_importance_weights_reach(ki
     @jit
     def grid(y):  # log p(x, a, z | y) on the grid, for three images
         logits = model.image_given(params, a, y, z).reshape(len(a), PIXELS)
-        image = lambda x: -jnp.logaddexp(0, logits * (1 - 2 * x.reshape(PIXELS))).sum(-1)  # noqa: E731
-        first = lambda x: model.first_given(
-            params, jnp.broadcast_to(x, (len(a), *SHAPE)), y, z
-        ).log_prob(a)  # noqa: E731
+
+        def image(x):
+            return -jnp.logaddexp(0, logits * (1 - 2 * x.reshape(PIXELS))).sum(-1)
+
+        def first(x):
+            return model.first_given(params, jnp.broadcast_to(x, (len(a), *SHAPE)), y, z).log_prob(
+                a
+            )
+
         return jax.vmap(lambda x: image(x) + first(x))(x3)
 
     log_pz = stats.norm.logpdf(np.asarray(z, np.float64)[:, 0])
@@ -87,7 +92,10 @@ def test_the_objective_is_the_sums_written_out(kind, auxiliary):
         )
 
     terms, every, given, logits, gradient = run(params)
-    real = lambda d: np.asarray(d.log_px, np.float64) - np.asarray(d.kl, np.float64).sum(-1)  # noqa: E731
+
+    def real(d):
+        return np.asarray(d.log_px, np.float64) - np.asarray(d.kl, np.float64).sum(-1)
+
     log_q = [log_softmax(np.asarray(s, np.float64), axis=1) for s in logits]
     sums = [
         sum(np.exp(q[:, y]) * (real(d[y]) + np.log(0.5) - q[:, y]) for y in (0, 1))

@@ -181,7 +181,10 @@ def test_a_draw_is_a_function_of_its_example_and_its_number():
     """Not of the order of the examples, of who is beside them, nor of how many samples there are."""
     _, dataset, model, params = digits(6)
     x, ids = jnp.asarray(dataset.test.image, jnp.float32) / (dataset.levels - 1), jnp.arange(6)
-    draws = lambda x, ids, first, k: likelihood.draws(model, params, x, ids, KEY, first, k)  # noqa: E731
+
+    def draws(x, ids, first, k):
+        return likelihood.draws(model, params, x, ids, KEY, first, k)
+
     whole = compile_lib.simple(functools.partial(draws, k=9))(x, ids, 0)
     some, order = compile_lib.simple(functools.partial(draws, k=5)), jnp.array([4, 1, 5])
     for first in (0, 4):
@@ -208,7 +211,10 @@ def test_samples_over_the_model_axis_are_those_of_one_device():
         )
         assert jax.tree.map(lambda a: a.sharding, here) == places
         x, carry = jnp.zeros((n, *dataset.shape)), (jnp.zeros(n),) * 4
-        f = lambda p, x, i, carry: likelihood.add_samples(carry, model, p, x, i, KEY, 0, 64, mesh)  # noqa: E731
+
+        def f(p, x, i, carry):
+            return likelihood.add_samples(carry, model, p, x, i, KEY, 0, 64, mesh)
+
         batch = jax.device_put((x, jnp.arange(n), carry), sharding.over_batch(mesh))
         return out, compile_lib.simple(f).lower(here, *batch).compile(), places
 

@@ -38,7 +38,10 @@ def coupling_flow(d, scale=None):
 def iaf(b, d, scale=None):
     """An IAF posterior for a batch of b, given a context of 5 numbers."""
     net = MADE(hidden=(12, 16), dim=d)
-    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)  # noqa: E731
+
+    def draw(i, *shape):
+        return jax.random.normal(jax.random.key(i), shape)
+
     context = draw(7, b, 5)
     init = jax.jit(net.init)
     params = [init(jax.random.key(i), jnp.zeros((b, d)), context)["params"] for i in range(STEPS)]
@@ -91,12 +94,21 @@ def test_a_step_inverts_and_its_log_det_is_the_jacobians(step, d):
     with jax.enable_x64(True):
         w = jax.random.normal(KEY, (2, d, d), jnp.float64)
         if step == "coupling":
-            net = lambda z: (jnp.sin(z @ w[0]), jnp.cos(z @ w[1]))  # noqa: E731
-            f = lambda z, **kw: de.coupling(z, np.arange(d) % 2, net, **kw)  # noqa: E731
+
+            def net(z):
+                return (jnp.sin(z @ w[0]), jnp.cos(z @ w[1]))
+
+            def f(z, **kw):
+                return de.coupling(z, np.arange(d) % 2, net, **kw)
         else:
             w = jnp.triu(w, 1)
-            net = lambda z: (jnp.sin(z @ w[0]), jnp.cos(z @ w[1]))  # noqa: E731
-            f = lambda z, **kw: de.autoregressive(z, net, reverse="reversed" in step, **kw)  # noqa: E731
+
+            def net(z):
+                return (jnp.sin(z @ w[0]), jnp.cos(z @ w[1]))
+
+            def f(z, **kw):
+                return de.autoregressive(z, net, reverse="reversed" in step, **kw)
+
         u = 2 * jax.random.normal(jax.random.key(1), (6, d), jnp.float64)
         z, log_det = jax.jit(f)(u)
         back, log_det_back = jax.jit(lambda z: f(z, inverse=True))(z)
@@ -185,7 +197,9 @@ def test_stop_makes_a_flows_parameters_constant(kind):
 @pytest.mark.parametrize("output", [-200.0, 0.5, 200.0])
 def test_values_and_gradients_are_finite_whatever_a_conditioner_says(kind, output):
     def f(z, v):
-        net = lambda x: (jnp.full_like(x, v), jnp.full_like(x, v))  # noqa: E731
+        def net(x):
+            return (jnp.full_like(x, v), jnp.full_like(x, v))
+
         if kind == "coupling":
             (a, b), (c, d) = (de.coupling(z, [1, 0, 1], net, inverse=i) for i in (False, True))
         else:

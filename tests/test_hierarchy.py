@@ -57,9 +57,10 @@ def exact():
 
 def top_down(params, x, choose, given, rows):
     q, p = params["encoder"], params["decoder"]
-    full = lambda mu, tril: densities.FullNormal(
-        mu, jnp.broadcast_to(jnp.tril(tril), (*mu.shape, mu.shape[-1]))
-    )  # noqa: E731
+
+    def full(mu, tril):
+        return densities.FullNormal(mu, jnp.broadcast_to(jnp.tril(tril), (*mu.shape, mu.shape[-1])))
+
     p1 = densities.Normal(jnp.zeros((rows, 2)), jnp.zeros((rows, 2)))
     q1 = None if x is None else full(dot(x, q["a"].T) + q["c"], q["l"])
     z1, first = choose(q1, p1, jax.tree.map(lambda a: a[0], given[0]))
@@ -85,7 +86,12 @@ LINEAR = model_lib.Hierarchy(
     features=lambda params, x: x.reshape(len(x), -1),
     top_down=top_down,
 )
-float32 = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tree)  # noqa: E731
+
+
+def float32(tree):
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tree)
+
+
 TRUE = float32({"encoder": exact(), "decoder": {"v": V, "w": W, "b": BIAS}})
 OTHER = jax.tree.map(lambda a: a, TRUE)
 OTHER["encoder"] = {k: 1.3 * v if k in "lm" else 0.9 * v for k, v in TRUE["encoder"].items()}
@@ -125,9 +131,11 @@ def test_at_the_exact_posterior_the_path_gradient_has_no_noise(name, kwargs):
     """log w does not depend on z there, so q's gradient is zero draw by draw; the plain one is not."""
 
     def gradient(params, key, **kwargs):
-        loss = lambda q: OBJECTIVES[name](  # noqa: E731
-            LINEAR, params | {"encoder": q}, {"image": IMAGE}, key, **kwargs
-        ).loss.mean()
+        def loss(q):
+            return OBJECTIVES[name](
+                LINEAR, params | {"encoder": q}, {"image": IMAGE}, key, **kwargs
+            ).loss.mean()
+
         return jnp.concatenate(
             [jnp.ravel(g) for g in jax.tree.leaves(jax.grad(loss)(params["encoder"]))]
         )
@@ -139,9 +147,11 @@ def test_at_the_exact_posterior_the_path_gradient_has_no_noise(name, kwargs):
 
 def test_dreg_and_the_pathwise_gradient_agree_in_expectation():
     def gradient(key, estimator):
-        loss = lambda p: OBJECTIVES["iwae"](  # noqa: E731
-            LINEAR, p, {"image": IMAGE}, key, samples=4, estimator=estimator
-        ).loss.mean()
+        def loss(p):
+            return OBJECTIVES["iwae"](
+                LINEAR, p, {"image": IMAGE}, key, samples=4, estimator=estimator
+            ).loss.mean()
+
         return jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(jax.grad(loss)(OTHER))])
 
     keys = jax.random.split(jax.random.key(3), (2000, B))
@@ -217,7 +227,10 @@ def test_one_draw_is_the_first_of_several(kind, how):
         jax.random.uniform(jax.random.key(0), (5, 8, 8, 1)),
         jax.random.split(jax.random.key(1), (2, 5)),
     )
-    how = lambda n, how=how: {k: jnp.full((n, 5), v) if k == "scale" else v for k, v in how.items()}  # noqa: E731
+
+    def how(n, how=how):
+        return {k: jnp.full((n, 5), v) if k == "scale" else v for k, v in how.items()}
+
     one = jit(lambda p: m.draw(p, x, keys[:1], **how(1)))(params)
     two = jit(lambda p: m.draw(p, x, keys, **how(2)))(params)
     for a, b in zip(one, two, strict=True):
@@ -260,17 +273,24 @@ def test_first_levels_from_the_image_the_others_from_the_prior_with_a_temperatur
 def test_levels_in_a_loop_and_rematerialised_are_the_same_levels():
     _, m, params = built("vdvae")
     x, keys = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1)), batch_keys(2, 2)
-    run = lambda m: jit(jax.value_and_grad(lambda p: -m.draw(p, x, keys).log_w.mean()))  # noqa: E731
+
+    def run(m):
+        return jit(jax.value_and_grad(lambda p: -m.draw(p, x, keys).log_w.mean()))
+
     value, gradient = run(m)(params)
     for remat, scan in (("full", False), ("full", True)):
         c, theirs = small("vdvae", scan=scan), params
         c.remat = remat
         other = model_lib.build(c, shape=(8, 8, 1), levels=17, classes=0, binary=False)
-        stack = lambda tree: (  # noqa: E731
-            {k: v for k, v in tree.items() if not k.startswith("level_")}
-            | {f"levels_{i}": jax.tree.map(lambda *a: jnp.stack(a), *[tree[f"level_{i}_{j}"] for j in range(n)])
-               for i, n in enumerate((2, 1))}
-        )  # fmt: skip
+
+        def stack(tree):
+            return {k: v for k, v in tree.items() if not k.startswith("level_")} | {
+                f"levels_{i}": jax.tree.map(
+                    lambda *a: jnp.stack(a), *[tree[f"level_{i}_{j}"] for j in range(n)]
+                )
+                for i, n in enumerate((2, 1))
+            }
+
         want = gradient
         if scan:
             theirs, want = ({**t, "decoder": stack(t["decoder"])} for t in (params, gradient))
@@ -323,9 +343,11 @@ def test_the_levels_of_a_labelled_bound_sum_to_its_kl():
         keys = jax.random.fold_in(jax.random.fold_in(key, i), 0)[None, None]
         return bound(m.draw(params, x[None] / 16, keys, y=y[None]))[2][0]
 
-    kl = lambda label: np.mean(
-        [rate(x, i, y) for i, (x, y) in enumerate(zip(known.image, label, strict=True))]
-    )  # noqa: E731
+    def kl(label):
+        return np.mean(
+            [rate(x, i, y) for i, (x, y) in enumerate(zip(known.image, label, strict=True))]
+        )
+
     assert rates_L.shape == (3,) and (rates_L > 0).all() and len(known.label) == 5
     np.testing.assert_allclose(rates_L.sum(), kl(known.label), rtol=1e-5)
     assert abs(kl((known.label + 1) % 3) / rates_L.sum() - 1) > 1e-3

@@ -132,7 +132,10 @@ def keys(seed, n):
 
 def bounds(name, params, seed, n, **kwargs):
     """−loss of n independent keys: n×B."""
-    one = lambda key: -OBJECTIVES[name](MODEL, params, BATCH, batch_keys(key), **kwargs).loss  # noqa: E731
+
+    def one(key):
+        return -OBJECTIVES[name](MODEL, params, BATCH, batch_keys(key), **kwargs).loss
+
     return np.asarray(jit(jax.vmap(one))(keys(seed, n)), np.float64)
 
 
@@ -239,9 +242,9 @@ def test_renyi_bounds_are_ordered_in_alpha_draw_by_draw():
     alphas = jnp.array([1.0, 0.999, 0.9, 0.5, 0.0, -1.0, -5.0])
 
     def run(key):
-        value = lambda name, **kwargs: (
-            -OBJECTIVES[name](MODEL, OTHER, BATCH, batch_keys(key), samples=6, **kwargs).loss
-        )  # noqa: E731
+        def value(name, **kwargs):
+            return -OBJECTIVES[name](MODEL, OTHER, BATCH, batch_keys(key), samples=6, **kwargs).loss
+
         orders = jax.vmap(lambda alpha: value("renyi", alpha=alpha))(alphas)
         return orders, value("vr_max"), many(MODEL, OTHER, BATCH["image"], batch_keys(key), 6).log_w
 
@@ -444,9 +447,10 @@ def test_factor_vae_keeps_its_two_games_apart():
     params = {**OTHER, "objective": jit(lambda key: objective.init(key, MODEL))(jax.random.key(1))}
     terms = terms_of("factor_vae", params, key, gamma=7.0)
     LN(terms.loss, terms.kl - terms.log_px + 7 * terms.extra["tc"])
-    part = lambda name: (
-        lambda p: getattr(objective(MODEL, p, BATCH, batch_keys(key), gamma=7.0), name)
-    )  # noqa: E731
+
+    def part(name):
+        return lambda p: getattr(objective(MODEL, p, BATCH, batch_keys(key), gamma=7.0), name)
+
     whole = jit(jax.grad(lambda p: part("loss")(p).mean()))(params)
     own = jit(jax.grad(lambda p: part("extra")(p)["discriminator"].mean()))(params)
     close(whole["objective"], own["objective"])
@@ -515,7 +519,10 @@ def test_dip_vae_is_numpys_covariance():
 def test_mmd_is_the_double_loop_and_unbiased():
     rng = np.random.default_rng(2)
     a, b = rng.normal(size=(7, 3)), rng.normal(size=(7, 3)) + 0.5
-    k = lambda u, v: math.exp(-((u - v) ** 2).sum() / 6)  # noqa: E731  2D = 6
+
+    def k(u, v):
+        return math.exp(-((u - v) ** 2).sum() / 6)
+
     within = sum(k(s[i], s[j]) for s in (a, b) for i in range(7) for j in range(7) if i != j) / 42
     across = sum(k(u, v) for u in a for v in b) / 49
     LN(mmd(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)), within - 2 * across)
@@ -618,7 +625,10 @@ def test_at_the_optimum_path_gradients_have_no_variance(name):
     for part in ("encoder", "posterior"):
         for a in jax.tree.leaves(path[part]):
             assert np.abs(a).max() < 1e-4
-    spread = lambda part: max(np.asarray(a).std(0).max() for a in jax.tree.leaves(plain[part]))  # noqa: E731
+
+    def spread(part):
+        return max(np.asarray(a).std(0).max() for a in jax.tree.leaves(plain[part]))
+
     assert spread("encoder") > 0.05 and spread("posterior") > 0.05
 
 
@@ -761,7 +771,10 @@ def test_a_trained_linear_vae_is_the_maximum_likelihood_pca():
 
     def step(carry, key):
         params, opt = carry
-        f = lambda p: OBJECTIVES["elbo"](model, p | fixed, batch, keys_of(batch, key)).loss.mean()  # noqa: E731
+
+        def f(p):
+            return OBJECTIVES["elbo"](model, p | fixed, batch, keys_of(batch, key)).loss.mean()
+
         updates, opt = tx.update(jax.grad(f)(params), opt)
         return (optax.apply_updates(params, updates), opt), None
 
@@ -949,9 +962,10 @@ def test_joint_adds_the_cross_entropy():
     @jit
     def run(key):
         params = model.init(key)
-        run = lambda name, **kwargs: OBJECTIVES[name](
-            model, params, batch, keys_of(batch, key), **kwargs
-        )  # noqa: E731
+
+        def run(name, **kwargs):
+            return OBJECTIVES[name](model, params, batch, keys_of(batch, key), **kwargs)
+
         return run("elbo"), run("joint", gamma=4.0)
 
     elbo, t = run(key)

@@ -33,10 +33,13 @@ def test_frechet_is_scipys_and_zero_for_equal_sets():
 
 def test_kernel_distance_is_the_double_loop_and_unbiased():
     a, b = RNG.normal(size=(6, 3)), RNG.normal(size=(5, 3)) + 1
-    k = lambda u, v: (u @ v / 3 + 1) ** 3  # noqa: E731
-    pairs = lambda s: np.mean(
-        [k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j]
-    )  # noqa: E731
+
+    def k(u, v):
+        return (u @ v / 3 + 1) ** 3
+
+    def pairs(s):
+        return np.mean([k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j])
+
     want = pairs(a) + pairs(b) - 2 * np.mean([k(u, v) for u in a for v in b])
     assert quality.kernel_distance(a, b) == pytest.approx(want)
     same = [quality.kernel_distance(*RNG.normal(size=(2, 50, 3))) for _ in range(200)]
@@ -122,7 +125,10 @@ def test_the_command_measures_a_run_in_the_features_of_another(runs, found):
     test, train = (split.image for split in (s.dataset.test, s.dataset.train))
     n, every = len(test), len(train) // len(test)
     assert found["n"] == n and every >= 2
-    seen = lambda x: s.model.encode(step.averaged(state), jnp.asarray(x[:n], jnp.float32) / 16).mu  # noqa: E731
+
+    def seen(x):
+        return s.model.encode(step.averaged(state), jnp.asarray(x[:n], jnp.float32) / 16).mu
+
     reference, half = seen(train[::every]), seen(train[every // 2 :: every])
     for name, other in (("fid_floor", seen(test)), ("fid_halves", half)):
         assert found[f"{name}_{mark}"] == pytest.approx(quality.frechet(reference, other), rel=1e-3)
@@ -145,7 +151,10 @@ def test_features_of_the_users_own_function(runs, monkeypatch):
     assert quality.run(["quality", "--workdir=vae", "--features=weights:pool", "--images=300"]) == 0
     found = json.loads((runs / "vae" / "quality.json").read_text())
     _, _, images = quality.measure("vae", "weights.py:pool", 300)
-    mean = lambda x: np.round(255 * np.asarray(x, np.float64)).mean((1, 2, 3))  # noqa: E731
+
+    def mean(x):
+        return np.round(255 * np.asarray(x, np.float64)).mean((1, 2, 3))
+
     dataset = workdir.restore("vae", say=lambda _: None)[0].dataset
     train = dataset.train.image / 16
     a = mean(train[np.arange(300) * (len(train) // 300)])

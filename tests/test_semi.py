@@ -128,9 +128,12 @@ def test_no_label_outside_the_budget_is_read(monkeypatch):
     model = model_lib.build_for(c, dataset)
     fresh, places = compile_lib.init(c, model, mesh, dataset)
     program = compile_lib.training(c, model, mesh, dataset, jax.tree.map(jnp.copy, fresh), places)
-    train = lambda d: program.run(
-        jax.tree.map(jnp.copy, fresh), compile_lib.resident(c, d, mesh), program.key
-    )  # noqa: E731
+
+    def train(d):
+        return program.run(
+            jax.tree.map(jnp.copy, fresh), compile_lib.resident(c, d, mesh), program.key
+        )
+
     results = [train(d) for d in (dataset, again, load((label + 1) % 10))]
     same, moved = (largest_difference(results[0], r) for r in results[1:])
     assert same == 0 and moved > 0, "those of the budget are read"
@@ -312,7 +315,10 @@ def test_with_exact_posteriors_both_bounds_are_the_evidence():
     both = np.concatenate([np.eye(PIXELS), -np.eye(PIXELS)], 1)  # relu(h), relu(-h): a linear layer
     gain = variance * w / s2
     to_y = np.linalg.solve(cov, c.T)  # P x Y
-    layer = lambda kernel: {"kernel": kernel, "bias": np.zeros(kernel.shape[1])}  # noqa: E731
+
+    def layer(kernel):
+        return {"kernel": kernel, "bias": np.zeros(kernel.shape[1])}
+
     params = {
         "encoder": {"Layer_0": {"dense": layer(both), "label": {"kernel": -c @ both}}},
         "posterior": {
@@ -372,7 +378,10 @@ def test_the_image_meets_the_encoder_once_for_all_labels(net):
     fields = dict(widths=(4, 3)) if net == "conv" else dict(widths=(11,))
     model, _ = tiny(labels=3, encoder=config.call("encoder", net, **fields))
     params = jax.eval_shape(model.init, KEY)
-    every = lambda p, x: jax.vmap(lambda y: model.encode(p, x, y).mu)(jnp.arange(3))  # noqa: E731
+
+    def every(p, x):
+        return jax.vmap(lambda y: model.encode(p, x, y).mu)(jnp.arange(3))
+
     products = [
         e
         for e in every_equation(jax.make_jaxpr(every)(params, X).jaxpr)
@@ -455,12 +464,15 @@ def test_each_part_is_averaged_over_its_own_examples():
         elbo=-value,
         labelled=Terms(labelled, elbo=-labelled, extra={"accuracy": labelled / 30}),
     )
-    means = lambda label: step.divided(  # noqa: E731
-        jax.tree.map(
-            np.asarray,
-            step.eval_step(None, {"label": label, "mask": mask}, None, terms=lambda *_: terms),
+
+    def means(label):
+        return step.divided(
+            jax.tree.map(
+                np.asarray,
+                step.eval_step(None, {"label": label, "mask": mask}, None, terms=lambda *_: terms),
+            )
         )
-    )
+
     assert means(label) == pytest.approx(
         {"loss": 15 / 4 + 20, "elbo": -15 / 4, "labelled_elbo": -20, "accuracy": 2 / 3}
     )

@@ -140,8 +140,11 @@ def test_gradient_under_shard_map_is_not_multiplied_by_the_devices():
     dataset = data.load(c.data)
     m = model.build_for(c, dataset)
     params = jax.jit(m.init)(jax.random.key(0))
+
     # A loss without noise: shards draw their own, and the comparison must not see it.
-    terms = lambda params, batch, key, at: _deterministic(m, params, batch)  # noqa: E731
+    def terms(params, batch, key, at):
+        return _deterministic(m, params, batch)
+
     import optax
 
     tx = optax.sgd(0.1)

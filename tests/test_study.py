@@ -231,7 +231,10 @@ def test_bayes_rule_on_the_model_is_that_of_the_two_gaussians():
     model, params = tiny(**parts)
     variance = 1 / (1 + w @ w / s2)
     gain, both = variance * w / s2, np.concatenate([np.eye(PIXELS), -np.eye(PIXELS)], 1)
-    layer = lambda kernel: {"kernel": kernel, "bias": np.zeros(kernel.shape[1])}  # noqa: E731
+
+    def layer(kernel):
+        return {"kernel": kernel, "bias": np.zeros(kernel.shape[1])}
+
     params |= {
         "encoder": {"Layer_0": {"dense": layer(both), "label": {"kernel": -centre @ both}}},
         "posterior": {

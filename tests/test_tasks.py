@@ -221,7 +221,10 @@ def test_attacks_mislead_within_their_bounds(trained):
     _, s, params = trained
     split = data.some(s.dataset.test, 100)
     x = jnp.asarray(split.image, jnp.float32) / 16
-    hit = lambda log_p, x: np.asarray(log_p(params, x, KEY)).argmax(1) == split.label  # noqa: E731
+
+    def hit(log_p, x):
+        return np.asarray(log_p(params, x, KEY)).argmax(1) == split.label
+
     for samples in (0, 8):
         log_p = jax.jit(robustness.log_probabilities(s.model, samples))
         np.testing.assert_allclose(np.exp(log_p(params, x, KEY)).sum(1), 1, rtol=1e-4)
@@ -251,7 +254,10 @@ def test_drawing_the_code_hides_no_gradient(trained):
     _, s, params = trained
     log_p = jax.jit(robustness.log_probabilities(s.model, 4))
     x = jnp.asarray(s.dataset.test.image[:1], jnp.float32) / 16
-    f = lambda x: log_p(params, x, KEY)[0, 0]  # noqa: E731
+
+    def f(x):
+        return log_p(params, x, KEY)[0, 0]
+
     way = jax.random.normal(KEY, x.shape)
     slope = (f(x + 1e-2 * way) - f(x - 1e-2 * way)) / 2e-2
     assert jnp.vdot(jax.grad(f)(x), way) == pytest.approx(float(slope), rel=0.05)
@@ -362,7 +368,10 @@ def test_bayes_rule_can_be_attacked_and_an_auxiliary_draws():
         model, params = tiny(kind, **more)
         log_p = jax.jit(robustness.log_probabilities(model, samples, bayes))
         np.testing.assert_allclose(np.exp(log_p(params, x, KEY)).sum(1), 1, rtol=1e-5)
-        f = lambda x, log_p=log_p, params=params: log_p(params, x, KEY)[:, 0].sum()  # noqa: E731
+
+        def f(x, log_p=log_p, params=params):
+            return log_p(params, x, KEY)[:, 0].sum()
+
         slope = (f(x + 1e-2 * way) - f(x - 1e-2 * way)) / 2e-2
         assert abs(slope) > 1e-3 and jnp.vdot(jax.grad(f)(x), way) == pytest.approx(
             float(slope), rel=0.05

@@ -23,7 +23,9 @@ def pictures(model, params, x_NxHxWxC, key, *, samples=64, rows=6, columns=10):
     rows = max(1, min(rows, len(x_NxHxWxC) // 2))
 
     def program(params, x, key):
-        mean = lambda z, y: model.likelihood.mean(model.decode(params, z, *y))  # noqa: E731
+        def mean(z, y):
+            return model.likelihood.mean(model.decode(params, z, *y))
+
         y = model.guess(params, x)
         turns, first = (
             [jnp.arange(samples) % model.classes for _ in y],

@@ -116,7 +116,10 @@ def without(c, model, params, ensemble):
     if model.decode is None:
         return dict.fromkeys(SCORES[:-1], "the model has no decoder")
     why, kinds = {}, []
-    look = lambda params, x: kinds.append(type(model.encode(params, x, *model.guess(params, x))))  # noqa: E731
+
+    def look(params, x):
+        return kinds.append(type(model.encode(params, x, *model.guess(params, x))))
+
     jax.eval_shape(look, params, jnp.zeros((1, *model.shape)))
     if kinds != [densities.Normal]:
         why["regret"] = "q(z|x) is no diagonal Gaussian"
@@ -182,7 +185,9 @@ def regret(c, model, params, split, levels, mesh, key, *, steps, rate=RATE, judg
         return x, y, q, adam.init(q)
 
     def update(params, batch, x, y, q, state, number):
-        loss = lambda q: -bound(params, x, y, q, batch["id"], number, 1).sum()  # noqa: E731
+        def loss(q):
+            return -bound(params, x, y, q, batch["id"], number, 1).sum()
+
         change, state = adam.update(jax.grad(loss)(q), state)
         return optax.apply_updates(q, change), state
 
@@ -210,7 +215,10 @@ def ensemble_bound(c, model, params_R, split, levels, mesh, key, k=SAMPLES):
 
     def program(params_R, batch):
         x = to_x(batch)
-        draws = lambda p: likelihood.draws(model, p, x, batch["id"], key, 0, k).log_w  # noqa: E731
+
+        def draws(p):
+            return likelihood.draws(model, p, x, batch["id"], key, 0, k).log_w
+
         log_w_RxBxK = jax.vmap(draws)(params_R)
         return {"iw": (jax.nn.logsumexp(log_w_RxBxK, axis=-1) - math.log(k)).T}
 

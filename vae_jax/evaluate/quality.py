@@ -54,7 +54,10 @@ def kernel_distance(a_NxF, b_MxF):
     r"""Unbiased squared maximum mean discrepancy with k(a, b) = (a·b/F + 1)³ (KID; Bińkowski et al. 2018,
     arXiv:1801.01401, section 4)."""
     a, b = (np.asarray(v, np.float64) for v in (a_NxF, b_MxF))
-    kernel = lambda u, v: (u @ v.T / a.shape[1] + 1) ** 3  # noqa: E731
+
+    def kernel(u, v):
+        return (u @ v.T / a.shape[1] + 1) ** 3
+
     within = 0.0
     for u in (a, b):
         k = kernel(u, u)
@@ -96,7 +99,10 @@ def ssim(a_NxHxWxC, b_NxHxWxC):
     a, b = (np.asarray(v, np.float64) for v in (a_NxHxWxC, b_NxHxWxC))
     if min(a.shape[1:3]) < 11:
         raise UserError(f"images of {a.shape[1]}x{a.shape[2]}: a window of SSIM has 11x11 pixels")
-    mean = lambda v: gaussian_filter(v, 1.5, truncate=3.5, axes=(1, 2))[:, 5:-5, 5:-5]  # noqa: E731
+
+    def mean(v):
+        return gaussian_filter(v, 1.5, truncate=3.5, axes=(1, 2))[:, 5:-5, 5:-5]
+
     mu_a, mu_b = mean(a), mean(b)
     var_a, var_b, cov = mean(a * a) - mu_a**2, mean(b * b) - mu_b**2, mean(a * b) - mu_a * mu_b
     c1, c2 = 0.01**2, 0.03**2

@@ -373,7 +373,9 @@ def build(c, *, shape, levels, classes, binary):
     policy = jax.checkpoint_policies.dots_saveable if c.remat == "dots" else None
 
     def apply(part, params, *args):
-        run = lambda params, *args: modules[part].apply({"params": params}, *args)  # noqa: E731
+        def run(params, *args):
+            return modules[part].apply({"params": params}, *args)
+
         # Posterior and prior make distributions, not arrays; a net with the field ``remat`` does it block by block.
         if (
             c.remat != "none"
@@ -575,7 +577,10 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
         )
     dtype = jnp.dtype(c.dtype)
     to_y, to_z, to_a, to_x = SEES[kind]
-    build = lambda part, **given: config_lib.build(part, c[part], dtype=dtype, **given)  # noqa: E731
+
+    def build(part, **given):
+        return config_lib.build(part, c[part], dtype=dtype, **given)
+
     trunk = nets.MLPEncoder(c.classifier.widths, c.classifier.activation, dtype=dtype)
     height, width, channels = shape
     modules = {
@@ -623,9 +628,10 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
 
     def classify(params, x, keys=None):
         q = first(params, x)
-        judge = lambda a: apply(
-            "label", params, apply("label_trunk", params, *seen(to_y, x=x, a=a))
-        )  # noqa: E731
+
+        def judge(a):
+            return apply("label", params, apply("label_trunk", params, *seen(to_y, x=x, a=a)))
+
         if keys is None:
             return judge(q.mu).astype(jnp.float32)
 

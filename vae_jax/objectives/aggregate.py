@@ -80,7 +80,10 @@ def factor_vae(model, params, batch, keys, *, gamma=10.0):
     noise_BxD = jax.vmap(lambda key: jax.random.uniform(key, z_BxD.shape[1:]))(permute_keys)
     order_BxD = jnp.argsort(jnp.where(real_B[:, None] > 0, noise_BxD, 2), axis=0)
     permuted_BxD = jnp.take_along_axis(z_BxD, order_BxD[jnp.cumsum(real_B).astype(int) - 1], axis=0)
-    discriminate = lambda p, z: _discriminator().apply({"params": p}, z)  # noqa: E731
+
+    def discriminate(p, z):
+        return _discriminator().apply({"params": p}, z)
+
     stop, net = jax.lax.stop_gradient, params["objective"]
     logits_Bx2 = discriminate(stop(net), z_BxD)
     tc = logits_Bx2[:, 0] - logits_Bx2[:, 1]

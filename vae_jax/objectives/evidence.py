@@ -51,7 +51,10 @@ def kl_per_dimension(q, p):
     """KL of each dimension, BxD, for diagonal Gaussians."""
     if not (isinstance(q, densities.Normal) and isinstance(p, densities.Normal)):
         raise UserError("objective.per=dimension: the KL has no dimensions here; want per=level")
-    split = lambda a: jnp.broadcast_to(a, q.mu.shape)[..., None]  # noqa: E731
+
+    def split(a):
+        return jnp.broadcast_to(a, q.mu.shape)[..., None]
+
     return densities.kl_normal(split(q.mu), split(q.logvar), split(p.mu), split(p.logvar))
 
 

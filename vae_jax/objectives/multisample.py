@@ -63,7 +63,10 @@ def miwae(model, params, batch, keys, *, groups=8, samples=8, estimator="pathwis
 
     Rainforth et al. 2018 (arXiv:1802.04537), eq. 7 (MIWAE).
     """
-    one = lambda k: iw_bound(model, params, batch["image"], k, samples, estimator)  # noqa: E731
+
+    def one(k):
+        return iw_bound(model, params, batch["image"], k, samples, estimator)
+
     iw_MxB, d = jax.vmap(one)(split_keys(keys, groups))
     d = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), d)  # M·K draws
     return Terms(-iw_MxB.mean(0), *bound(d), {"iw": log_mean_exp(d.log_w)})
@@ -88,9 +91,10 @@ def piwae(model, params, batch, keys, *, groups=8, samples=8):
 
     Rainforth et al. 2018 (arXiv:1802.04537), eq. 9 and 10 (PIWAE). The loss's value is the IWAE bound's.
     """
-    freeze = lambda parts: {
-        k: jax.lax.stop_gradient(v) if k in parts else v for k, v in params.items()
-    }  # noqa: E731
+
+    def freeze(parts):
+        return {k: jax.lax.stop_gradient(v) if k in parts else v for k, v in params.items()}
+
     generative = [k for k in params if k not in INFERENCE]
     shape = (groups, samples, -1)
     theta = many(model, freeze(INFERENCE), batch["image"], keys, groups * samples)

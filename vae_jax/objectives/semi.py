@@ -44,7 +44,10 @@ def m2(model, params, batch, keys, *, alpha=1.0, labelled=1.0, samples=1):
         return terms
 
     log_q_BxY = jax.nn.log_softmax(model.classify(params, batch["image"]))
-    draws = lambda y: many(model, params, batch["image"], keys, samples, y=y)  # noqa: E731
+
+    def draws(y):
+        return many(model, params, batch["image"], keys, samples, y=y)
+
     labels = jnp.arange(model.classes)
 
     def constrain(tree):  # the labels lie over the mesh axis where the samples do not

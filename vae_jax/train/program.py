@@ -164,9 +164,14 @@ def _over_shards(mesh, places):
     bfloat16 nets. Here the gradients are float32, as the parameters are, before they meet. Parameters split over
     ``fsdp`` are gathered whole, and the sum of their gradients comes back split. ``model`` and ``samples`` stay XLA's.
     """
-    mine = lambda place: P(*(axis if axis in sharding.BATCH else None for axis in place.spec))  # noqa: E731
+
+    def mine(place):
+        return P(*(axis if axis in sharding.BATCH else None for axis in place.spec))
+
     specs = jax.tree.map(mine, places.params)
-    split = lambda spec: next((d for d, axis in enumerate(spec) if axis), None)  # noqa: E731
+
+    def split(spec):
+        return next((d for d, axis in enumerate(spec) if axis), None)
 
     def gather(param, spec):
         at = split(spec)
@@ -230,9 +235,15 @@ def program(c, model, mesh, dataset, state, places, source):
         sharding.replicated(mesh),
         c.compile == "pmap",
     )
-    spread = lambda x: jax.lax.with_sharding_constraint(x, split_batch)  # noqa: E731
+
+    def spread(x):
+        return jax.lax.with_sharding_constraint(x, split_batch)
+
     if replicas or per_device:
-        spread = lambda x: x  # noqa: E731
+
+        def spread(x):
+            return x
+
     how = {"axis": "data"} if per_device else {}
     by_shards = c.compile == "shard_map" or c.dtype != "float32" or mesh.shape["fsdp"] > 1
     if by_shards and not (replicas or per_device):

@@ -130,7 +130,10 @@ def check(c, model, dataset, params):
         other = 2 if c.data.labelled_batch and at == 0 else 0
         batch = raw_batch(dataset.shape, size, labelled=other)
         extra = {} if at == 0 else {"mask": jax.ShapeDtypeStruct((size,), bool)}
-        run = lambda p, b, at=at: parts(terms(p, b, jax.random.key(0), at))  # noqa: E731
+
+        def run(p, b, at=at):
+            return parts(terms(p, b, jax.random.key(0), at))
+
         found = jax.eval_shape(run, params, batch | extra)
         for values, want in zip(found, (size, other or size), strict=False):
             for name, value in values.items():
@@ -211,7 +214,10 @@ def gradients(params, batch, key, step, *, terms, axis=None, micros=1):
     if micros == 1:
         return one(params, batch)
     batches = layout.microbatches(batch, micros)
-    add = lambda total, micro: (jax.tree.map(jnp.add, total, one(params, micro)), None)  # noqa: E731
+
+    def add(total, micro):
+        return (jax.tree.map(jnp.add, total, one(params, micro)), None)
+
     shapes = jax.eval_shape(one, params, jax.tree.map(lambda a: a[0], batches))
     zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     total, _ = jax.lax.scan(add, zero, batches)
