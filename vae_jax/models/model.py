@@ -625,7 +625,7 @@ def _auxiliary(c, kind, *, shape, classes, likelihood):
         q = first(params, x)
         judge = lambda a: apply(
             "label", params, apply("label_trunk", params, *seen(to_y, x=x, a=a))
-        )  # noqa: E731
+        )
         if keys is None:
             return judge(q.mu).astype(jnp.float32)
 

@@ -90,7 +90,7 @@ def piwae(model, params, batch, keys, *, groups=8, samples=8):
     """
     freeze = lambda parts: {
         k: jax.lax.stop_gradient(v) if k in parts else v for k, v in params.items()
-    }  # noqa: E731
+    }
     generative = [k for k in params if k not in INFERENCE]
     shape = (groups, samples, -1)
     theta = many(model, freeze(INFERENCE), batch["image"], keys, groups * samples)
