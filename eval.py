@@ -2,7 +2,8 @@
 
 python eval.py --workdir=runs/digits [--iw_k=1000] [--checkpoint=best]
 python eval.py --workdir=runs/digits --tasks=classification,recognition,ood,robustness --ood=mnist
-python eval.py --workdir=runs/digits --iw_k=5000 --config.mesh.model=4   (importance samples over four devices)
+python eval.py --workdir=runs/digits --metrics=my_metrics.py:mean_pixel
+python eval.py --workdir=runs/digits --iw_k=5000 --config.mesh.model=4   (samples over devices)
 """
 
 from absl import flags
@@ -11,7 +12,8 @@ from vae_jax import cli as flags_lib
 from vae_jax.mesh import hosts
 
 
-def define(values):
+def define(values: flags.FlagValues) -> None:
+    """Declare the flags of this script."""
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
     flags.DEFINE_integer(
@@ -19,6 +21,9 @@ def define(values):
     )
     flags.DEFINE_list(
         "tasks", [], "more: classification, recognition, ood, robustness", flag_values=values
+    )
+    flags.DEFINE_list(
+        "metrics", [], "your own, each file:function (see evaluate.subject)", flag_values=values
     )
     flags.DEFINE_list(
         "ood", [], "data sets that are not of training's kind, for tasks=ood", flag_values=values
@@ -30,11 +35,13 @@ def define(values):
     hosts.define(values)
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
+    """Evaluate; the exit code."""
     values, pairs = flags_lib.parse(argv, define)
     from vae_jax import config
     from vae_jax.evaluate import tasks
     from vae_jax.tools import assess
+    from vae_jax.train import log
     from vae_jax.train import program as compile
 
     for field, _ in pairs:
@@ -58,16 +65,18 @@ def run(argv):
         )
     hosts.join(values)
     compile.use_cache()
-    assess.assess(
-        values.workdir,
+    request = assess.Request(
         which=which,
         iw_k=values.iw_k,
-        subjects=values.tasks,
-        others=values.ood,
+        tasks=values.tasks,
+        metrics=values.metrics,
+        ood=values.ood,
         data_dir=values.data_dir,
         mesh=pairs,
         publish=values.results,
     )
+    with log.output_may_close():
+        assess.assess(values.workdir, request)
     return 0
 
 

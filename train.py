@@ -71,7 +71,7 @@ def run(argv: list[str]) -> int:
         if config.replica_count(c):
             assess.sweep(c, values.workdir, publish=values.results)
         else:
-            assess.assess(values.workdir, publish=values.results)
+            assess.assess(values.workdir, assess.Request(publish=values.results))
     return 0
 
 

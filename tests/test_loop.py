@@ -128,7 +128,7 @@ def test_eval_takes_a_mesh_of_its_own(finished, tmp_path):
         (("mesh.modle", "2"), "mesh.modle=2: unknown field"),
     ):
         with pytest.raises(UserError, match=said):
-            assess.assess(folder, mesh=[mesh], say=lambda line: None)
+            assess.assess(folder, assess.Request(mesh=[mesh]), say=lambda line: None)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""From a workdir to metrics.json, pictures and the report: what eval.py does, and train.py at its end."""
+"""From a workdir to metrics.json and the report: the work of eval.py, and train.py's last step."""
 
+import dataclasses
 import datetime
-import functools
 import math
 import os
 import shlex
@@ -9,98 +9,153 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.evaluate import evaluate, tasks
 from vae_jax.evaluate.run import FIGURES
+from vae_jax.evaluate.subject import Subject, compute
 from vae_jax.mesh import hosts
 from vae_jax.report import page as report
+from vae_jax.report.metrics import lookup
 from vae_jax.tools import results
 from vae_jax.train import checkpoint, step
 from vae_jax.train import clock as watch
 from vae_jax.train.log import read_history
-from vae_jax.train.run import members, restore, siblings
+from vae_jax.train.run import Restored, Setup, members, restore, siblings
+
+Tell = Callable[[str], Any]
 
 
-def assess(
-    workdir,
-    *,
-    which="best",
-    iw_k=None,
-    subjects=(),
-    others=(),
-    data_dir="",
-    mesh=(),
-    publish="",
-    say=print,
-):
-    """Evaluate a checkpoint of a workdir on the exact test set; write metrics.json and report/index.html.
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of an evaluation.
 
     Args:
       which: 'best' (by validation), 'latest' or a step.
       iw_k: importance samples per image; None takes the config's.
-      subjects: of ``evaluate.tasks.TASKS``, beside what is always there.
-      others: names of the data sets that ``ood`` is asked about.
+      tasks: names of ``evaluate.tasks.TASKS``, beside the metrics that are always there.
+      metrics: the user's own metrics, each ``file:function``.
+      ood: names of the data sets that the task ``ood`` is asked about.
+      data_dir: where TFDS data is now; '' where it was.
       mesh: [(field, value)] of the mesh; without it all devices are on ``data``.
-      publish: also write the figures to this file of ``results/``.
+      publish: also write the metrics to this file of ``results/``.
+    """
+
+    which: str | int = "best"
+    iw_k: int | None = None
+    tasks: Sequence[str] = ()
+    metrics: Sequence[str] = ()
+    ood: Sequence[str] = ()
+    data_dir: str = ""
+    mesh: Sequence[tuple[str, str]] = ()
+    publish: str = ""
+
+    def restore(self, workdir: str, say: Tell) -> Restored:
+        """The parts, state and meta of the checkpoint that is asked for."""
+        where = {"data_dir": self.data_dir, "mesh": self.mesh}
+        return restore(workdir, self.which, **where, say=say)
+
+
+def _silent(line: str) -> None:
+    """Another process tells it."""
+
+
+def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tuple[dict, dict]:
+    """Evaluate a checkpoint on the exact test set; write metrics.json and report/index.html.
+
     Returns:
       (metrics, run): a flat dict with units in its names, and the run's facts.
     Raises:
       UserError: there is no run, or no good checkpoint in it.
     """
-    if hosts.several():
-        signal.signal(
-            signal.SIGTERM, signal.SIG_DFL
-        )  # jax's own waits for a step to save, and there is none
-    say = say if hosts.first() else lambda _: None
-    s, state, meta = restore(workdir, which, data_dir=data_dir, mesh=mesh, say=say)
-    c = s.c
-    given = (
-        beside(s, others, workdir, which, data_dir, mesh, say) if "ood" in subjects else ({}, None)
-    )
-    say(
-        f"evaluating checkpoint {meta['step']} ({which}) on {len(s.dataset.test.image):,} test images"
-    )
+    if hosts.several():  # jax's own handler waits for a step to save, and there is none
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not hosts.first():
+        say = _silent
+    s, state, meta = request.restore(workdir, say)
+    count = len(s.dataset.test.image)
+    say(f"evaluating checkpoint {meta['step']} ({request.which}) on {count:,} test images")
     began = time.perf_counter()
+    subject = Subject(s.c, s.model, step.averaged(state), s.dataset, s.mesh)
+    metrics, why, pictures = _measure(subject, workdir, request, s, say)
+    run = _facts(s.c, meta, state, request.which)
+    run |= {
+        "name": os.path.basename(os.path.normpath(workdir)),
+        "evaluation_seconds": round(time.perf_counter() - began, 1),
+        "why": why,
+    }
+    if not hosts.first():
+        return metrics, run
+    _write(workdir, s, metrics, pictures, run)
+    if request.publish:
+        _publish(request.publish, s.c, metrics, run)
+    return metrics, run
+
+
+def _measure(
+    subject: Subject, workdir: str, request: Request, s: Setup, say: Tell
+) -> tuple[dict, dict, dict]:
+    """(metrics, why a metric is missing, pictures): what is always there, then what was asked for."""
+    others: dict = {}
+    ensemble = None
+    if "ood" in request.tasks:
+        others, ensemble = _ood_sets(s, workdir, request, say)
+    c = subject.config
+    iw_k = request.iw_k or c.eval.iw_k
     metrics, why, pictures = evaluate(
-        c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=iw_k or c.eval.iw_k
+        c, subject.model, subject.params, subject.data, subject.mesh, iw_k=iw_k
     )
-    if subjects:
-        others, ensemble = given
-        found = tasks.perform(
-            subjects, s, step.averaged(state), others=others, ensemble=ensemble, say=say
+    asked: dict = {}
+    if request.tasks:
+        asked, reasons, panels = tasks.perform(
+            request.tasks, s, subject.params, others=others, ensemble=ensemble, say=say
         )
-        for into, part in zip((metrics, why, pictures), found, strict=True):
-            into |= part
-    seconds = time.perf_counter() - began
+        why |= reasons
+        pictures |= panels
+    asked |= compute(subject, request.metrics)
+    for name, value in asked.items():
+        if value is not None and "@" not in name:
+            say(f"{name}  {lookup(name).text(value)}")
+    return metrics | asked, why, pictures
+
+
+def _facts(c: ConfigDict, meta: dict, state: Any, which: str | int) -> dict[str, Any]:
+    """What the page and the published file say of a run beside its metrics."""
     clock = meta["latest"]["clock"]
     trained = clock["seconds"]
-    run = {
-        "name": os.path.basename(os.path.normpath(workdir)),
+    facts = {
         "dataset": c.data.name,
         "objective": c.objective.name,
         "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
         "checkpoint": f"step {meta['step']} ({which})",
         "training_seconds": round(trained, 1),
         "compile_seconds": round(clock["compile_seconds"], 1),
-        "wall_time": watch.shares(watch.new_clock() | clock) if trained else None,
-        "evaluation_seconds": round(seconds, 1),
-        "images_per_s": round(meta["latest"]["step"] * c.batch / trained) if trained else None,
+        "wall_time": None,
+        "images_per_s": None,
         "seed": c.seed,
         "device": results.device(),
         "versions": results.versions(),
         "commit": results.commit(),
         "command": command(),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "why": why,
     }
-    if not hosts.first():
-        return metrics, run
+    if trained:
+        facts["wall_time"] = watch.shares(watch.new_clock() | clock)
+        facts["images_per_s"] = round(meta["latest"]["step"] * c.batch / trained)
+    return facts
+
+
+def _write(workdir: str, s: Setup, metrics: dict, pictures: dict, run: dict) -> None:
+    """metrics.json, the page, and the lines for the terminal."""
+    c = s.c
     checkpoint.write_json(os.path.join(workdir, "metrics.json"), metrics)
     content = report.Report(
         title=f"{c.objective.name} on {c.data.name}",
@@ -113,29 +168,33 @@ def assess(
     )
     path = report.write(os.path.join(workdir, "report"), content)
     report.print_summary(metrics, path)
-    if publish:
-        _publish(publish, c, metrics, run)
-    return metrics, run
 
 
-def beside(s, others, workdir, which, data_dir, mesh, say):
-    """What ``tasks=ood`` needs from the disk: {name: images of another data set}, and the parameters of a run's other
-    seeds, stacked, or None."""
-    for name in others:
+def _ood_sets(s: Setup, workdir: str, request: Request, say: Tell) -> tuple[dict, Any]:
+    """({name: images of another data set}, the stacked parameters of the run's other seeds or None)."""
+    others = {}
+    for name in request.ood:
         if name == s.c.data.name:
             raise UserError(f"ood={name}: is what the run was trained on; want another data set")
-    foreign = {name: data.foreign(name, s.c.data, s.dataset, tasks.IMAGES) for name in others}
-    again = functools.partial(restore, which=which, data_dir=data_dir, mesh=mesh, say=say)
-    seeds = [step.averaged(again(folder)[1]) for folder in siblings(workdir)]
-    return foreign, jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds) if seeds else None
+        others[name] = data.foreign(name, s.c.data, s.dataset, tasks.IMAGES)
+    seeds = [step.averaged(request.restore(folder, say)[1]) for folder in siblings(workdir)]
+    if not seeds:
+        return others, None
+    return others, jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
 
 
-def sweep(c, workdir, *, publish="", say=print):
-    """:func:`assess` each replica of a workdir; their figures side by side in replicas.json.
+def sweep(c: ConfigDict, workdir: str, *, publish: str = "", say: Tell = print) -> None:
+    """:func:`assess` each replica of a workdir; their metrics side by side in replicas.json.
 
-    ``publish``: where only the seeds differ, each figure's mean and sd over them; else each replica's own.
+    ``publish``: where only the seeds differ, each metric's mean and sd over them; else each
+    replica's own.
     """
-    rows, runs = zip(*(assess(folder, say=say) for _, folder in members(c, workdir)), strict=True)
+    rows = []
+    runs = []
+    for _, folder in members(c, workdir):
+        metrics, run = assess(folder, say=say)
+        rows.append(metrics)
+        runs.append(run)
     fields = config_lib.flatten(c.replicas)
     values = [dict(zip(fields, v, strict=True)) for v in zip(*fields.values(), strict=True)]
     path = os.path.join(workdir, "replicas.json")
@@ -143,78 +202,72 @@ def sweep(c, workdir, *, publish="", say=print):
     names = [",".join(f"{field}={v}" for field, v in one.items()) for one in values]
     say("")
     for name, row in zip(names, rows, strict=True):
-        shown = [
-            f"{k} {row[k]:.4g}"
-            for k in ("accuracy", "elbo_nats", "iw_nats", "bits_per_dim")
-            if row[k] is not None
-        ]
-        say("  ".join([f"{name:<24}", *shown]))
+        cells = [f"{key} {row[key]:.4g}" for key in HEADLINES if row[key] is not None]
+        say("  ".join([f"{name:<24}", *cells]))
     say(f"side by side: {path}")
     if not publish:
         return
-    figures = {}
-    for key in (k for k, v in rows[0].items() if v is not None):
-        each = [row[key] for row in rows]
-        if list(fields) == ["seed"]:
-            mean, sd = statistics.fmean(each), statistics.stdev(each)
-            figures[key] = results.figure(mean, _unit(key), sd=sd, n=len(each))
-        else:
-            named = zip(names, each, strict=True)
-            figures |= {
-                f"{key}[{name}]": results.figure(v, _unit(key), n=rows[0]["n"]) for name, v in named
-            }
-    figures["training_seconds"] = results.figure(
-        runs[0]["training_seconds"], "s", n=len(runs)
-    )  # of all together
-    seconds = runs[0]["training_seconds"] + sum(run["evaluation_seconds"] for run in runs)
-    seeds = [one.get("seed", c.seed) for one in values]
+    figures = _figures_of_replicas(names, rows, only_seeds=list(fields) == ["seed"])
+    trained = runs[0]["training_seconds"]  # of all together
+    figures["training_seconds"] = results.figure(trained, "s", n=len(runs))
     results.write(
         publish,
         command=command(),
         config=config_lib.to_json(c),
-        seed=seeds,
-        seconds=seconds,
+        seed=[one.get("seed", c.seed) for one in values],
+        seconds=trained + sum(run["evaluation_seconds"] for run in runs),
         figures=figures,
     )
 
 
-def _unit(key):
-    return next((u for end, u in UNITS.items() if key.endswith(end)), "")
+def _figures_of_replicas(names: list[str], rows: list[dict], only_seeds: bool) -> dict[str, dict]:
+    figures = {}
+    for key, first in rows[0].items():
+        if first is None:
+            continue
+        each = [row[key] for row in rows]
+        if only_seeds:
+            sd = statistics.stdev(each)
+            figures[key] = results.figure(statistics.fmean(each), _unit(key), sd=sd, n=len(each))
+            continue
+        for name, value in zip(names, each, strict=True):
+            figures[f"{key}[{name}]"] = results.figure(value, _unit(key), n=rows[0]["n"])
+    return figures
 
 
-def command():
+def _unit(key: str) -> str:
+    return next((unit for end, unit in UNITS.items() if key.endswith(end)), "")
+
+
+def command() -> str:
     """The command line as it was given, with the flags of XLA that it ran under."""
-    xla = (
-        f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
-    )
-    return xla + shlex.join(["python", *sys.orig_argv[1:]])
+    words = shlex.join(["python", *sys.orig_argv[1:]])
+    flags = os.environ.get("XLA_FLAGS")
+    return f"XLA_FLAGS={shlex.quote(flags)} {words}" if flags else words
 
 
+HEADLINES = ("accuracy", "elbo_nats", "iw_nats", "bits_per_dim")
 UNITS = {"nats": "nats / image", "nats_se": "nats / image", "dim": "bits / dim"}
 
 
-def _publish(path, c, metrics, run):
+def _publish(path: str, c: ConfigDict, metrics: dict, run: dict) -> None:
     n = metrics["n"]
     figures = {}
     for key, value in metrics.items():
-        sd = (
-            metrics["iw_nats_se"] * math.sqrt(n)
-            if key == "iw_nats" and metrics["iw_nats_se"] is not None
-            else None
-        )
-        figures[key] = results.figure(
-            value, _unit(key), sd=sd, n=n if key in FIGURES else None
-        )  # tasks look at fewer
+        sd = None
+        if key == "iw_nats" and metrics["iw_nats_se"] is not None:
+            sd = metrics["iw_nats_se"] * math.sqrt(n)
+        count = n if key in FIGURES else None  # tasks look at fewer images
+        figures[key] = results.figure(value, _unit(key), sd=sd, n=count)
     for key in ("training_seconds", "evaluation_seconds"):
         figures[key] = results.figure(run[key], "s")
     figures["images_per_s"] = results.figure(run["images_per_s"], "images / s")
     figures["parameters"] = results.figure(run["parameters"], "")
-    seconds = run["training_seconds"] + run["compile_seconds"] + run["evaluation_seconds"]
     results.write(
         path,
         command=run["command"],
         config=config_lib.to_json(c),
         seed=c.seed,
-        seconds=seconds,
+        seconds=run["training_seconds"] + run["compile_seconds"] + run["evaluation_seconds"],
         figures=figures,
     )
