@@ -185,7 +185,7 @@ def test_a_bad_step_leaves_everything_but_its_number_as_it_was(bad):
     def run(spoilt, **kwargs):
         state, skipped = start, []
         for spoil in spoilt:
-            batch = {"spoilt": spoil}
+            batch = {"id": jnp.arange(4), "spoilt": spoil}
             state, metrics = step.train_step(
                 state, batch, jax.random.key(0), terms=terms, tx=tx, decay=0.9, **kwargs
             )

@@ -195,6 +195,9 @@ def test_the_labels_of_the_test_set_train_nothing(tmp_path, monkeypatch):
     for root, loads in zip(roots, (load, permuted), strict=True):
         monkeypatch.setattr(data, "load", loads)
         assert study.run(only, root, say=lambda _: None)
+    with pytest.raises(UserError, match="its data changed since it was trained"):
+        workdir.restore(f"{roots[0]}/runs/m2-20-1", "latest")
+    (tmp_path / "true/runs/m2-20-1/data.json").unlink()  # a person means it
     states = [workdir.restore(f"{root}/runs/m2-20-1", "latest")[1] for root in roots]
     jax.tree.map(np.testing.assert_array_equal, *(step.averaged(s) for s in states))
     jax.tree.map(np.testing.assert_array_equal, *(s.params for s in states))

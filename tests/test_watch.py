@@ -69,6 +69,7 @@ def test_steps_are_profiled_when_asked_and_a_signal_asks(tmp_path):
     assert loop.train(config(1), str(tmp_path / "run"), say, profile=(2, 3))
     assert signal.getsignal(signal.SIGUSR1) is before
     assert [line.partition(":")[0] for line in said] == [
+        "data",
         "profiled steps 2-3",
         "profiled steps 4-13",
         "wall time",

@@ -15,6 +15,7 @@ from vae_jax.train import program, step
 
 # FLOPs of dense and convolutional layers in a training step, for one image.
 GOLDEN = {
+    "svae_mnist": 2_417_920,
     "adgm_mnist": 74_742_248,
     "ccvae_mnist": 6_982_800,
     "cifar10_vdvae": 12_146_724_864,

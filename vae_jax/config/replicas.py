@@ -1,8 +1,10 @@
 """Replicas: several runs, alike but for a few numbers, that are trained as one program."""
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-import jax
+if TYPE_CHECKING:
+    import jax
 from ml_collections import ConfigDict
 
 from vae_jax.config.errors import UserError
@@ -48,7 +50,7 @@ def replica(c: ConfigDict, r: int) -> ConfigDict:
     return override(c, {field: values[r] for field, values in flatten(c.replicas).items()})
 
 
-def override(c: ConfigDict, values: Mapping[str, float | jax.Array]) -> ConfigDict:
+def override(c: ConfigDict, values: "Mapping[str, float | jax.Array]") -> ConfigDict:
     """A copy without replicas and with other values of some fields, which may be traced arrays."""
     c = c.copy_and_resolve_references()
     with c.unlocked(), c.ignore_type():

@@ -159,7 +159,7 @@ def to_input(
     'dynamic' draws as 'static', so that no pass resamples the data. Every example has its own
     stream, so the values do not depend on the number of devices.
     """
-    if place_B is None:
+    if place_B is None and key is not None:
         place_B = jnp.arange(len(image))
     x = image.astype(jnp.float32) / (levels - 1)
     if binarize == "threshold":

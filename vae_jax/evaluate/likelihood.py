@@ -29,13 +29,17 @@ def draws(model, params, x_BxHxWxC, id_B, key, first, samples, y_B=None):
     Of a conditional model each is a pass over all labels, ``semi.enumerated``, or given ``y_B`` one of that label.
     """
     keys_KxB = sample_keys(example_keys(key, id_B), first + jnp.arange(samples))
+    draw = model.draw
     if model.conditional and y_B is None:
-        over_samples = jax.vmap(functools.partial(semi.enumerated, model), (None, None, 0))
-        draws_KxB = over_samples(params, x_BxHxWxC, keys_KxB)
-    else:
-        labels = {} if y_B is None else {"y": y_B}
-        draws_KxB = model.draw(params, x_BxHxWxC, keys_KxB, **labels)
-    return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), draws_KxB)
+        draw = jax.vmap(functools.partial(semi.enumerated, model), (None, None, 0))
+
+    def draws_of_one(x, keys_K, y):
+        """One example at a time, so that examples and samples stay two axes that a mesh can split."""
+        labels = {} if y is None else {"y": y[None]}
+        draws_Kx1 = draw(params, x[None], keys_K[:, None], **labels)
+        return jax.tree.map(lambda a: a[:, 0], draws_Kx1)
+
+    return jax.vmap(draws_of_one)(x_BxHxWxC, keys_KxB.T, y_B)
 
 
 def add_log_weights(carry, log_w_BxK):

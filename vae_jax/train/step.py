@@ -148,7 +148,7 @@ def check(c, model, dataset, params):
 def with_places(batch, axis=None):
     """The batch with ``place``, each example's place in the global batch: of this shard where ``axis`` names one."""
     labelled = {"labelled": with_places(batch["labelled"], axis)} if "labelled" in batch else {}
-    return batch | labelled | {"place": layout.places(len(batch["id"]), axis)}
+    return batch | labelled | {"place": layout.places(len(jax.tree.leaves(batch)[0]), axis)}
 
 
 def figures(terms):
