@@ -20,11 +20,10 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from vae_jax import cli, distributions
+from vae_jax import cli, distributions, models
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
 from vae_jax.data import Dataset
-from vae_jax.models import model
 from vae_jax.train import flops as count
 from vae_jax.train import program as program_lib
 from vae_jax.train import run, step
@@ -352,7 +351,7 @@ def agreement(c: ConfigDict, dataset: Dataset, params: dict, peer: Any) -> dict[
     """
     c = c.copy_and_resolve_references()
     c.dtype = "float32"
-    m = model.build_for(c, dataset)
+    m = models.build_for(c, dataset)
     objective = config_lib.resolve("objective", c.objective.name)
     options = {k: v for k, v in c.objective.items() if k != "name"}
     samples = c.objective.get("samples", 1)

@@ -19,10 +19,9 @@ from ml_collections import ConfigDict
 
 from benchmarks.common import FIGURES
 from vae_jax import config as config_lib
-from vae_jax import data
+from vae_jax import data, models
 from vae_jax.config import UserError
 from vae_jax.mesh import rules as sharding
-from vae_jax.models import model
 from vae_jax.train import flops as count
 from vae_jax.train import program as compile_lib
 
@@ -185,7 +184,7 @@ def compiled(c: ConfigDict, target: str) -> tuple[Any, jax.sharding.Mesh, float,
     chips, _, _ = devices(target)
     mesh = sharding.make_mesh(c.mesh, chips)
     dataset = data.described(c.data)
-    m = model.build_for(c, dataset)
+    m = models.build_for(c, dataset)
     state, places = compile_lib.shapes(c, m, mesh)
     source = source_shapes(c, dataset)
     parts = compile_lib.program(c, m, mesh, dataset, state, places, source)

@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     c.encoder = config.call("encoder", "mlp", widths=(500, 500))
     c.decoder = config.call("decoder", "mlp", widths=(500, 500))
     c.classifier = config.call("classifier", "mlp", widths=(500, 500))
-    c.objective = config.call("objective", "adgm", alpha=10.0, labelled=0.002)
+    c.model = config.call("model", "adgm")
+    c.objective = config.call("objective", "m2", alpha=10.0, labelled=0.002)
     c.optim.lr = 3e-3
     return c

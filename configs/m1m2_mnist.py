@@ -30,7 +30,8 @@ def get_config() -> ConfigDict:
     c.latent = 10
     c.auxiliary = 50
     c.classifier = config.call("classifier", "mlp", widths=(300,), activation="softplus")
-    c.objective = config.call("objective", "m1m2", alpha=10.0, labelled=0.002)
+    c.model = config.call("model", "m1m2")
+    c.objective = config.call("objective", "m2", alpha=10.0, labelled=0.002)
     c.optim.name = "adam"
     c.optim.lr = 4e-3
     c.optim.warmup = 0

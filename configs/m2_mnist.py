@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     c.decoder = config.call("decoder", "mlp", widths=(500,), activation="softplus")
     c.classifier = config.call("classifier", "mlp")
     c.likelihood = config.call("likelihood", "bernoulli")
+    c.model = config.call("model", "m2")
     c.objective = config.call("objective", "m2", alpha=10.0, labelled=0.002)
     c.optim.name = "adam"
     c.optim.lr = 12e-3

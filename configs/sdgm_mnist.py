@@ -14,5 +14,6 @@ from vae_jax import config
 
 def get_config() -> ConfigDict:
     c = adgm_mnist.get_config()
-    c.objective = config.call("objective", "sdgm", alpha=10.0, labelled=0.002)
+    c.model = config.call("model", "sdgm")
+    c.objective = config.call("objective", "m2", alpha=10.0, labelled=0.002)
     return c

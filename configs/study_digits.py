@@ -66,6 +66,7 @@ def m2(labels: int, steps: int = STEPS) -> ConfigDict:
     c.batch = 96
     c.data.labelled_batch = 64 if labels else 0
     c.classifier = config.call("classifier", "mlp")
+    c.model = config.call("model", "m2")
     c.objective = config.call("objective", "m2", alpha=10.0, labelled=labels / 1437 or 1.0)
     return c
 
@@ -75,7 +76,8 @@ def m1m2(labels: int, steps: int = STEPS) -> ConfigDict:
     c.batch = 96
     c.data.labelled_batch = 64 if labels else 0
     c.classifier = config.call("classifier", "mlp", widths=(256,))
-    c.objective = config.call("objective", "m1m2", alpha=10.0, labelled=labels / 1437 or 1.0)
+    c.model = config.call("model", "m1m2")
+    c.objective = config.call("objective", "m2", alpha=10.0, labelled=labels / 1437 or 1.0)
     return c
 
 
@@ -88,7 +90,9 @@ def ccvae(labels: int, steps: int = STEPS) -> ConfigDict:
 
 def apart(labels: int, steps: int = STEPS) -> ConfigDict:
     c = m2(labels, steps)
-    c.objective = config.call("objective", "apart")
+    c.model = config.call("model", "per_class")
+    c.model = config.call("model", "m2")
+    c.objective = config.call("objective", "m2")
     return c
 
 

@@ -50,16 +50,15 @@ def state(workdir, devices):
     """The latest state of a finished run as numpy, and its step, on the first devices of this process alone."""
     import jax
 
-    from vae_jax import data
+    from vae_jax import data, models
     from vae_jax.mesh import rules as sharding
-    from vae_jax.models import model
     from vae_jax.train import checkpoint
     from vae_jax.train import program as compile_lib
 
     c = config(devices)
     dataset = data.load(c.data)
     mesh = sharding.make_mesh(c.mesh, jax.local_devices()[:devices])
-    shapes, places = compile_lib.shapes(c, model.build_for(c, dataset), mesh)
+    shapes, places = compile_lib.shapes(c, models.build_for(c, dataset), mesh)
     saved = checkpoint.Checkpoints(str(workdir), write=False)
     found, meta = saved.restore(checkpoint.abstract(shapes, places))
     saved.close()
@@ -77,15 +76,15 @@ def cut(source, target, step):
 
 def figures(c, mesh, dataset):
     """log-likelihood figures of each of the images, and the validation figures, of a fresh state."""
+    from vae_jax import models
     from vae_jax.evaluate import likelihood
-    from vae_jax.models import model
     from vae_jax.train import actions, step
     from vae_jax.train import program as compile_lib
     from vae_jax.train import run as workdir
 
     test = type(dataset.test)(dataset.test.image[:IMAGES], dataset.test.label[:IMAGES])
     dataset = dataset._replace(test=test, validation=test)
-    m = model.build_for(c, dataset)
+    m = models.build_for(c, dataset)
     fresh, _ = compile_lib.init(c, m, mesh, dataset)
     key = step.stream(c.seed, "test")
     found = likelihood.log_likelihood(c, m, fresh.params, test, dataset.levels, mesh, key, k=2)

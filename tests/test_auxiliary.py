@@ -8,11 +8,10 @@ from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
 from tests.test_semi import KEY, KEYS, LABEL, PIXELS, SHAPE, X, batch_of, semi_supervised, tiny
-from vae_jax import config
+from vae_jax import config, models
 from vae_jax.config import UserError
 from vae_jax.distributions import split_keys
 from vae_jax.evaluate import likelihood
-from vae_jax.models import model as model_lib
 from vae_jax.objectives import OBJECTIVES
 from vae_jax.train import loop, step
 from vae_jax.train import program as compile_lib
@@ -162,7 +161,7 @@ def test_m1m2_begins_with_m1_and_leaves_it(tmp_path):
         )
     c.latent = 3
     c.encoder, c.decoder = (config.call(p, "mlp", widths=(7,)) for p in ("encoder", "decoder"))
-    other = compile_lib.init(c, model_lib.build_for(c, s.dataset), s.mesh, s.dataset)
+    other = compile_lib.init(c, models.build_for(c, s.dataset), s.mesh, s.dataset)
     with pytest.raises(UserError, match=r"init_from=.*no part"):
         workdir.begin_from(c.init_from, *other)
 

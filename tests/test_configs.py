@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import config
+from vae_jax import config, models
 from vae_jax.data import evaluation
 from vae_jax.evaluate import likelihood
-from vae_jax.models import model
 from vae_jax.train import optim, step
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -70,7 +69,7 @@ def test_a_page_steps_and_is_evaluated_on_two_images(page):
     dataset = types.SimpleNamespace(
         train=types.SimpleNamespace(image=batch(10)["image"]), levels=levels
     )
-    m = model.build(c, shape=shape, levels=levels, classes=10, binary=binary)
+    m = models.build(c, shape=shape, levels=levels, classes=10, binary=binary)
     objective, tx = config.resolve("objective", c.objective.name), optim.optimizer(c.optim, c.steps)
     given = batch(2) | ({"labelled": batch(2)} if c.data.labelled_batch else {})
     terms = step.make_terms(c, m, dataset)

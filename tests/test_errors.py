@@ -258,14 +258,13 @@ def test_config_pages(tmp_path):
 
 
 def test_labels_where_there_are_none():
-    from vae_jax import config
-    from vae_jax.models import model
+    from vae_jax import config, models
 
     c = config.load("configs/digits.py")
     with pytest.raises(
         UserError, match=r"classifier\.name=mlp: data\.name=digits has no labels; want none"
     ):
-        model.build(c, shape=(8, 8, 1), levels=17, classes=0, binary=False)
+        models.build(c, shape=(8, 8, 1), levels=17, classes=0, binary=False)
 
 
 def test_workdirs(tmp_path):

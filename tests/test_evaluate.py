@@ -9,13 +9,12 @@ import pytest
 from scipy.special import logsumexp
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
-from vae_jax import config, data
+from vae_jax import config, data, models
 from vae_jax import distributions as densities
 from vae_jax.data import evaluation
 from vae_jax.evaluate import classification, evaluate, latent, likelihood, recognition
 from vae_jax.evaluate.run import forward
 from vae_jax.mesh import rules as sharding
-from vae_jax.models import model as model_lib
 from vae_jax.train import program as compile_lib
 
 KEY = jax.random.key(1)
@@ -34,7 +33,7 @@ def digits(images, binarize="none", **parts):
     dataset = dataset._replace(
         test=data.Split(dataset.test.image[:images], dataset.test.label[:images])
     )
-    model = model_lib.build_for(c, dataset)
+    model = models.build_for(c, dataset)
 
     @compile_lib.simple
     def parameters(

@@ -10,14 +10,13 @@ import pytest
 from scipy import stats
 
 from tests import test_step
-from vae_jax import config, data
+from vae_jax import config, data, models
 from vae_jax import distributions as densities
 from vae_jax.config import UserError
 from vae_jax.evaluate import generation, likelihood
 from vae_jax.evaluate.run import level_rates
 from vae_jax.mesh import rules as sharding
-from vae_jax.models import model as model_lib
-from vae_jax.objectives import OBJECTIVES, many
+from vae_jax.objectives import OBJECTIVES, sample_k
 from vae_jax.objectives.terms import bound
 from vae_jax.train import step
 
@@ -72,7 +71,7 @@ def top_down(params, x, choose, given, rows):
     return out, [jax.tree.map(lambda a: a[None], record) for record in (first, second)]
 
 
-LINEAR = model_lib.Hierarchy(
+LINEAR = models.Hierarchy(
     shape=(1, 5, 1),
     classes=0,
     latent=5,
@@ -102,7 +101,7 @@ def batch_keys(seed, n=B):
 
 
 def test_with_the_exact_posterior_every_draw_is_the_evidence():
-    d = jit(lambda p, k: many(LINEAR, p, IMAGE, k, 3))(TRUE, batch_keys(0))
+    d = jit(lambda p, k: sample_k(LINEAR, p, IMAGE, k, 3))(TRUE, batch_keys(0))
     assert d.log_pz.shape == d.log_qz.shape == d.kl.shape == (3, B, 2) and d.z.shape == (3, B, 5)
     np.testing.assert_allclose(d.log_w, np.broadcast_to(LOG_PX, (3, B)), rtol=1e-4, atol=2e-4)
     q, p = jit(lambda p, z: [f.log_prob(z) for f in (LINEAR.encode(p, IMAGE), LINEAR.prior(p))])(
@@ -114,7 +113,7 @@ def test_with_the_exact_posterior_every_draw_is_the_evidence():
 
 def test_the_bound_rises_to_the_evidence_and_the_levels_kl_is_log_q_minus_log_p_in_expectation():
     """Each level's analytic KL, given the levels above, against log q − log p of the same draws: 4 standard errors."""
-    d = jit(lambda p, k: many(LINEAR, p, IMAGE, k, 4000))(OTHER, batch_keys(1))
+    d = jit(lambda p, k: sample_k(LINEAR, p, IMAGE, k, 4000))(OTHER, batch_keys(1))
     log_w = np.asarray(d.log_w, np.float64)
     bounds = [np.mean(np.log(np.exp(log_w.reshape(-1, k, B)).mean(1))) for k in (1, 10, 4000)]
     assert bounds[0] < bounds[1] - 0.05 < bounds[2] - 0.05
@@ -183,7 +182,7 @@ def built(kind, shape=(8, 8, 1), classes=0, **changes):
     c = small("vdvae", scan=True) if kind == "scan" else small(kind)
     for field, value in changes.items():
         c[field] = value
-    m = model_lib.build(c, shape=shape, levels=17, classes=classes, binary=False)
+    m = models.build(c, shape=shape, levels=17, classes=classes, binary=False)
     shapes = jax.eval_shape(m.init, jax.random.key(0))
     leaves, tree = jax.tree.flatten(shapes)
     rng = np.random.default_rng(
@@ -240,7 +239,7 @@ def test_one_draw_is_the_first_of_several(kind, how):
 
 @pytest.mark.parametrize(("kind", "second"), [("ladder", "level_1"), ("vdvae", "level_0_1")])
 def test_a_level_whose_posterior_is_its_prior_costs_nothing(kind, second):
-    m = model_lib.build(small(kind), shape=(8, 8, 1), levels=17, classes=0, binary=False)
+    m = models.build(small(kind), shape=(8, 8, 1), levels=17, classes=0, binary=False)
     params = jit(m.init)(jax.random.key(0))  # a fresh prior is N(0, I)
     last = params["decoder"][second]["posterior"]["Dense_1"]
     params["decoder"][second]["posterior"]["Dense_1"] = jax.tree.map(jnp.zeros_like, last)
@@ -281,7 +280,7 @@ def test_levels_in_a_loop_and_rematerialised_are_the_same_levels():
     for remat, scan in (("full", False), ("full", True)):
         c, theirs = small("vdvae", scan=scan), params
         c.remat = remat
-        other = model_lib.build(c, shape=(8, 8, 1), levels=17, classes=0, binary=False)
+        other = models.build(c, shape=(8, 8, 1), levels=17, classes=0, binary=False)
 
         def stack(tree):
             return {k: v for k, v in tree.items() if not k.startswith("level_")} | {

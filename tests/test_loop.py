@@ -286,9 +286,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_term(tmp_path):
     page = tmp_path / "explode.py"
     page.write_text(
         "import jax.numpy as jnp\n"
-        "from vae_jax.objectives import Terms, many\n"
+        "from vae_jax.objectives import Terms, sample_k\n"
         "def loss(model, params, batch, key):\n"
-        "    d = many(model, params, batch['image'], key, 1)\n"
+        "    d = sample_k(model, params, batch['image'], key, 1)\n"
         "    kl = d.kl[0].sum(-1)\n"
         "    bad = jnp.where(batch['step'] == 70, jnp.inf, kl)\n"
         "    return Terms(bad - d.log_px[0], d.log_px[0] - kl, d.log_px[0], bad)\n"

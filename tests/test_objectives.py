@@ -16,13 +16,12 @@ import optax
 import pytest
 from scipy import stats
 
-from vae_jax import config, data
+from vae_jax import config, data, models
 from vae_jax import distributions as densities
 from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
 from vae_jax.mesh import rules as sharding
-from vae_jax.models import model as model_lib
-from vae_jax.objectives import OBJECTIVES, cross_entropy, many
+from vae_jax.objectives import OBJECTIVES, cross_entropy, sample_k
 from vae_jax.objectives.aggregate import mmd
 from vae_jax.objectives.evidence import kl_per_dimension
 
@@ -50,7 +49,7 @@ def linear(pixels=P, latent=D, s2=S2):
             -1, 1, pixels, 1
         )
 
-    return model_lib.Model(
+    return models.Model(
         shape=(1, pixels, 1),
         classes=0,
         latent=latent,
@@ -246,7 +245,11 @@ def test_renyi_bounds_are_ordered_in_alpha_draw_by_draw():
             return -OBJECTIVES[name](MODEL, OTHER, BATCH, batch_keys(key), samples=6, **kwargs).loss
 
         orders = jax.vmap(lambda alpha: value("renyi", alpha=alpha))(alphas)
-        return orders, value("vr_max"), many(MODEL, OTHER, BATCH["image"], batch_keys(key), 6).log_w
+        return (
+            orders,
+            value("vr_max"),
+            sample_k(MODEL, OTHER, BATCH["image"], batch_keys(key), 6).log_w,
+        )
 
     orders, largest, log_w = (np.asarray(a, np.float64) for a in jit(jax.vmap(run))(keys(0, 50)))
     rows = [*orders.swapaxes(0, 1), largest]
@@ -313,7 +316,7 @@ def test_identities():
 
         first = densities.split_keys(batch_keys(key), 1)[0]
         return {
-            "log_w": many(MODEL, OTHER, x, batch_keys(key), k).log_w,
+            "log_w": sample_k(MODEL, OTHER, x, batch_keys(key), k).log_w,
             "elbo": f("elbo", samples=k),
             "beta": f("elbo", samples=k, beta=1.0),
             "beta4": f("elbo", samples=k, beta=4.0),
@@ -420,7 +423,7 @@ def test_capacity_and_geco():
 
 def test_the_parts_of_the_total_correlation_decomposition():
     key, n = jax.random.key(5), BATCH["n"]
-    d = jit(lambda: many(MODEL, OTHER, BATCH["image"], batch_keys(key), 1))()
+    d = jit(lambda: sample_k(MODEL, OTHER, BATCH["image"], batch_keys(key), 1))()
     z = np.asarray(d.z[0], np.float64)
     terms = terms_of("beta_tcvae", OTHER, key, alpha=2.0, beta=3.0, gamma=5.0)
     mi, tc, dimension_kl = (np.asarray(terms.extra[k]) for k in ("mi", "tc", "dimension_kl"))
@@ -569,7 +572,7 @@ def test_scale_gradient_keeps_every_bit():
 
     @jit
     def run(z, scale):
-        value, back = jax.vjp(lambda z: model_lib.scale_gradient(z, scale), z)
+        value, back = jax.vjp(lambda z: models.scale_gradient(z, scale), z)
         return value, back(jnp.ones_like(z))[0]
 
     for scale in (0.0, 0.3, 1.0):
@@ -653,7 +656,9 @@ def test_piwae_has_the_gradients_of_iwae_and_of_miwae():
     m, k, key = 3, 4, jax.random.key(0)
 
     def miwae(params):  # of the same draws
-        log_w = many(MODEL, params, BATCH["image"], batch_keys(key), m * k).log_w.reshape(m, k, B)
+        log_w = sample_k(MODEL, params, BATCH["image"], batch_keys(key), m * k).log_w.reshape(
+            m, k, B
+        )
         return -(jax.nn.logsumexp(log_w, axis=1) - math.log(k)).mean()
 
     grad = jit(jax.grad(loss("piwae", groups=m, samples=k)))(OTHER, key)
@@ -703,7 +708,7 @@ def test_log_likelihood_does_not_depend_on_batches_chunks_or_devices():
     )
     dataset = data.load(c.data)
     split = data.Split(dataset.test.image[:21], dataset.test.label[:21])
-    model = model_lib.build_for(c, dataset)
+    model = models.build_for(c, dataset)
     params, key, k = jit(model.init)(jax.random.key(0)), jax.random.key(1), 7
 
     def run(batch, chunk, devices):
@@ -816,7 +821,7 @@ def built(posterior, prior):
     c.posterior = config.call("posterior", posterior, **small.get(posterior, {}))
     c.prior = config.call("prior", prior, **(small | few).get(prior, {}))
     config.validate(c)
-    return model_lib.build(c, shape=SHAPE, levels=17, classes=Y, binary=True)
+    return models.build(c, shape=SHAPE, levels=17, classes=Y, binary=True)
 
 
 def objectives(posterior, prior):
@@ -933,12 +938,12 @@ def test_joint_with_a_labelled_prior_is_the_bound_on_both():
     )
     c.prior, c.classifier = config.call("prior", "labelled"), config.call("classifier", "bayes")
     c.likelihood = config.call("likelihood", "bernoulli")
-    m = model_lib.build(c, shape=SHAPE, levels=17, classes=Y, binary=True)
+    m = models.build(c, shape=SHAPE, levels=17, classes=Y, binary=True)
     params, batch, key = jit(m.init)(jax.random.key(0)), images(), jax.random.key(1)
     params["prior"]["logvar"] = jnp.linspace(-1, 1, Y * LATENT).reshape(Y, LATENT)
     terms = jit(lambda p: OBJECTIVES["joint"](m, p, batch, keys_of(batch, key), samples=3))(params)
     d, prior = (
-        jit(lambda p: many(m, p, batch["image"], keys_of(batch, key), 3))(params),
+        jit(lambda p: sample_k(m, p, batch["image"], keys_of(batch, key), 3))(params),
         params["prior"],
     )
     at = [stats.norm(prior["mu"][y], np.exp(0.5 * prior["logvar"][y])) for y in batch["label"]]

@@ -8,12 +8,11 @@ from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
 from tests.test_step import TOLERANCE, largest_difference, trace
-from vae_jax import config, data, nets
+from vae_jax import config, data, models, nets
 from vae_jax.config import UserError
 from vae_jax.evaluate import evaluate, likelihood
 from vae_jax.mesh import rules as sharding
-from vae_jax.models import model as model_lib
-from vae_jax.objectives import OBJECTIVES, Terms, many
+from vae_jax.objectives import OBJECTIVES, Terms, sample_k
 from vae_jax.objectives.terms import bound
 from vae_jax.train import flops as count
 from vae_jax.train import loop, step
@@ -125,7 +124,7 @@ def test_no_label_outside_the_budget_is_read(monkeypatch):
         np.testing.assert_array_equal(a, b)
 
     mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
-    model = model_lib.build_for(c, dataset)
+    model = models.build_for(c, dataset)
     fresh, places = compile_lib.init(c, model, mesh, dataset)
     program = compile_lib.training(c, model, mesh, dataset, jax.tree.map(jnp.copy, fresh), places)
 
@@ -202,7 +201,7 @@ def tiny(objective="m2", labels=2, **changes):
     for part, value in changes.items():
         c[part] = value
     binary = c.likelihood.name == "bernoulli"
-    model = model_lib.build(c, shape=SHAPE, levels=256, classes=labels, binary=binary)
+    model = models.build(c, shape=SHAPE, levels=256, classes=labels, binary=binary)
 
     @jit
     def parameters(key):
@@ -232,8 +231,10 @@ def test_the_unlabelled_bound_is_the_sum_over_labels_written_out():
     @jit
     def run(params):
         terms = OBJECTIVES["m2"](model, params, batch, KEYS, alpha=7.0, labelled=0.5, samples=2)
-        each = [bound(many(model, params, X, KEYS, 2, y=jnp.full(5, y)))[0] for y in (0, 1)]
-        labelled = bound(many(model, params, X[:3], batch["labelled"]["keys"], 2, y=LABEL[:3]))[0]
+        each = [bound(sample_k(model, params, X, KEYS, 2, y=jnp.full(5, y)))[0] for y in (0, 1)]
+        labelled = bound(sample_k(model, params, X[:3], batch["labelled"]["keys"], 2, y=LABEL[:3]))[
+            0
+        ]
         return terms, each, labelled, model.classify(params, X)
 
     terms, each, labelled, logits = run(params)
@@ -258,7 +259,7 @@ def test_with_a_sure_classifier_the_unlabelled_bound_is_the_labelled_one():
 
     def run(params):
         terms = OBJECTIVES["m2"](model, params, batch_of(X, LABEL, X, LABEL), KEYS)
-        same_noise = bound(many(model, params, X, KEYS, 1, y=jnp.ones(5, int)))[0]
+        same_noise = bound(sample_k(model, params, X, KEYS, 1, y=jnp.ones(5, int)))[0]
         return terms.elbo, same_noise - jnp.log(2.0)
 
     np.testing.assert_allclose(*jit(run)(params), rtol=1e-6)

@@ -11,12 +11,11 @@ import pytest
 
 from benchmarks import target
 from tests.test_step import small
-from vae_jax import config, data
+from vae_jax import config, data, models
 from vae_jax.config import UserError
 from vae_jax.distributions import example_keys
 from vae_jax.mesh import layout
 from vae_jax.mesh import rules as sharding
-from vae_jax.models import model
 from vae_jax.tools import partition, results
 from vae_jax.train import program as compile_lib
 
@@ -29,7 +28,7 @@ slow = pytest.mark.slow
 def built(c, devices=8):
     dataset = data.load(c.data)
     mesh = sharding.make_mesh(c.mesh, jax.devices()[:devices])
-    m = model.build_for(c, dataset)
+    m = models.build_for(c, dataset)
     state, places = compile_lib.init(c, m, mesh, dataset)
     return state, compile_lib.training(c, m, mesh, dataset, state, places)
 
@@ -255,7 +254,7 @@ def test_keys_of_one_example_draw_for_no_other():
 def lowered(c):
     """(a training program before and after XLA, as text) on eight devices."""
     dataset, mesh = data.load(c.data), sharding.make_mesh(c.mesh)
-    m = model.build_for(c, dataset)
+    m = models.build_for(c, dataset)
     state, places = compile_lib.shapes(c, m, mesh)
     made = compile_lib.program(c, m, mesh, dataset, state, places, target.source_shapes(c, dataset))
     text = made.jitted.lower(*made.arguments)
@@ -275,7 +274,7 @@ def test_a_data_parallel_step_sums_each_parameter_once():
     """All-reduces: the gradients, once, in float32, and a few numbers beside them (metrics)."""
     c = small(optim__clip=0.0)
     moved = target.collectives(lowered(c)[1])
-    m = model.build_for(c, data.load(c.data))
+    m = models.build_for(c, data.load(c.data))
     params = sum(x.size for x in jax.tree.leaves(jax.eval_shape(m.init, jax.random.key(0))))
     assert set(moved) <= {("all-reduce", "f32"), ("all-gather", "s32"), ("all-gather", "u8")}
     assert moved["all-reduce", "f32"]["count"] == 1  # all of them together
@@ -285,7 +284,7 @@ def test_a_data_parallel_step_sums_each_parameter_once():
 def test_fsdp_gathers_parameters_and_scatters_gradients():
     """Each once: no activation is gathered."""
     c = small(mesh__fsdp=8, mesh__data=1, optim__clip=0.0)
-    moved, m = target.collectives(lowered(c)[1]), model.build_for(c, data.load(c.data))
+    moved, m = target.collectives(lowered(c)[1]), models.build_for(c, data.load(c.data))
     arrays = [
         x.size for x in jax.tree.leaves(jax.eval_shape(m.init, jax.random.key(0))) if x.ndim > 1
     ]
@@ -342,7 +341,7 @@ def test_the_state_is_donated_in_every_mode(mode):
 def test_specs_of_a_config():
     """Golden: M2's nets on data=2, fsdp=2, model=2."""
     c = objective("m2", mesh__data=2, mesh__fsdp=2, mesh__model=2)
-    mesh, m = sharding.make_mesh(c.mesh), model.build_for(c, data.load(c.data))
+    mesh, m = sharding.make_mesh(c.mesh), models.build_for(c, data.load(c.data))
     places = sharding.shardings({"params": jax.eval_shape(m.init, jax.random.key(0))}, mesh)
     found = {
         jax.tree_util.keystr(p, simple=True, separator="/"): s.spec
@@ -393,7 +392,7 @@ def test_every_kernel_of_a_deep_net_is_split(encoder, decoder, fields, own):
     size = {"width": 32, "depth": 2} if encoder == "vit" else {"widths": (32, 64), "depths": (1, 2)}
     c.encoder = config.call("encoder", encoder, **size)
     c.decoder = config.call("decoder", decoder, **size, **fields)
-    m = model.build(c, shape=(16, 16, 3), levels=256, classes=0, binary=False)
+    m = models.build(c, shape=(16, 16, 3), levels=256, classes=0, binary=False)
     places = sharding.shardings(jax.eval_shape(m.init, jax.random.key(0)), mesh)
     found = {
         jax.tree_util.keystr(p, simple=True, separator="/"): s.spec

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import config, data
+from vae_jax import config, data, models
 from vae_jax.mesh import rules as sharding
-from vae_jax.models import model
 from vae_jax.train import loop, optim, step
 from vae_jax.train import program as compile_lib
 
@@ -32,7 +31,7 @@ def small(**changes):
 def program(c, devices):
     dataset = data.load(c.data)
     mesh = sharding.make_mesh(c.mesh, devices)
-    m = model.build_for(c, dataset)
+    m = models.build_for(c, dataset)
     state, places = compile_lib.init(c, m, mesh, dataset)
     return state, compile_lib.training(c, m, mesh, dataset, state, places), dataset
 
@@ -138,7 +137,7 @@ def test_gradient_under_shard_map_is_not_multiplied_by_the_devices():
 
     c = small(data__shift=0)
     dataset = data.load(c.data)
-    m = model.build_for(c, dataset)
+    m = models.build_for(c, dataset)
     params = jax.jit(m.init)(jax.random.key(0))
 
     # A loss without noise: shards draw their own, and the comparison must not see it.

@@ -18,13 +18,12 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from tests.test_semi import SHAPE, semi_supervised, tiny
-from vae_jax import config, data, objectives
+from vae_jax import config, data, models, objectives
 from vae_jax import distributions as densities
 from vae_jax.config import UserError
 from vae_jax.data import predict
 from vae_jax.evaluate import classification, likelihood, ood, recognition, robustness, tasks
 from vae_jax.mesh import rules as sharding
-from vae_jax.models import model as model_lib
 from vae_jax.tools import export
 from vae_jax.train import loop, step
 from vae_jax.train import program as compile_lib
@@ -137,7 +136,7 @@ def linear():
         mu = spread * (x.reshape(len(x), -1) @ LOADINGS)
         return densities.Normal(mu + params["off"], jnp.log(spread) + params["wide"] + 0 * mu)
 
-    return model_lib.Model(
+    return models.Model(
         shape=(2, 2, 1),
         classes=0,
         latent=2,

@@ -13,9 +13,8 @@ from ml_collections import ConfigDict
 
 import benchmark
 from benchmarks import cells
-from vae_jax import cli, config, data
+from vae_jax import cli, config, data, models
 from vae_jax.config import UserError
-from vae_jax.models import model
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONV = {
@@ -60,7 +59,7 @@ def load(name: str, fields: dict[str, str]) -> tuple[ConfigDict, data.Dataset, d
     """(config, data set, parameters); biases are off zero, which would hide a wrong order."""
     c = cli.apply(config.load(f"{ROOT}/configs/{name}.py"), list(fields.items()))
     dataset = data.load(c.data)
-    params = model.build_for(c, dataset).init(jax.random.key(0))
+    params = models.build_for(c, dataset).init(jax.random.key(0))
     rng = np.random.default_rng(0)
 
     def perturb(a: jax.Array) -> np.ndarray:

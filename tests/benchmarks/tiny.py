@@ -7,9 +7,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vae_jax import cli, config, data
+from vae_jax import cli, config, data, models
 from vae_jax.mesh import rules
-from vae_jax.models import model
 from vae_jax.train import program
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -44,7 +43,7 @@ def setup(name: str, **fields: str) -> Setup:
     blank = data.Split(np.zeros((16, *shape), np.uint8), np.zeros(16, np.int32))
     dataset = data.Dataset(c.data.name, shape, levels, tuple("0123456789"), blank, blank, blank)
     mesh = rules.make_mesh(c.mesh, jax.devices()[:1])
-    return c, model.build_for(c, dataset), mesh, dataset
+    return c, models.build_for(c, dataset), mesh, dataset
 
 
 def setup_tiny(**fields: str) -> Setup:

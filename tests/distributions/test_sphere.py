@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from vae_jax import config
+from vae_jax import config, models
 from vae_jax import distributions as de
 from vae_jax.config import UserError
 from vae_jax.distributions import sphere
-from vae_jax.models import model as model_lib
 
 KAPPA = np.array([1e-3, 0.1, 1.0, 5.0, 20.0, 100.0, 1000.0])
 DIMENSIONS = pytest.mark.parametrize("d", [3, 4, 11, 41])
@@ -155,7 +154,7 @@ def spherical(prior="sphere"):
 
 
 def test_a_model_on_the_sphere_has_an_analytic_kl_and_finite_gradients():
-    m = model_lib.build(spherical(), shape=(4, 4, 1), levels=17, classes=0, binary=False)
+    m = models.build(spherical(), shape=(4, 4, 1), levels=17, classes=0, binary=False)
     params = jax.jit(m.init)(jax.random.key(0))
     x = jax.random.uniform(jax.random.key(1), (6, 4, 4, 1))
     keys = jax.random.split(jax.random.key(2), (3, 6))
@@ -174,4 +173,4 @@ def test_a_posterior_and_a_prior_on_different_spaces_are_one_line(posterior, pri
     c = spherical(prior)
     c.posterior = config.call("posterior", posterior)
     with pytest.raises(UserError, match=r"prior.name=.*lives on"):
-        model_lib.build(c, shape=(4, 4, 1), levels=17, classes=0, binary=False)
+        models.build(c, shape=(4, 4, 1), levels=17, classes=0, binary=False)

@@ -7,8 +7,7 @@ import pytest
 from flax import linen as nn
 from scipy.special import expit, softmax
 
-from vae_jax import config
-from vae_jax.models import model
+from vae_jax import config, models
 from vae_jax.nets import ResidualEncoder, ViTDecoder, ViTEncoder, conv, mlp, vit
 from vae_jax.nets.residual import Bottleneck, Residual, double, grids, halve, patches, unpatch
 
@@ -39,7 +38,7 @@ def test_any_image_size_goes_in_and_comes_out(net, shape, dtype):
     c.dtype, c.latent = dtype, 3
     c.encoder = config.call("encoder", net)
     c.decoder = config.call("decoder", net)
-    m = model.build(c, shape=shape, levels=256, classes=0, binary=False)
+    m = models.build(c, shape=shape, levels=256, classes=0, binary=False)
     params = jax.eval_shape(m.init, jax.random.key(0))
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     x = jax.ShapeDtypeStruct((4, *shape), jnp.float32)

@@ -19,6 +19,7 @@ CALLS = {
     "prior": ("vae_jax.nets", "PRIORS"),
     "likelihood": ("vae_jax.distributions", "LIKELIHOODS"),
     "objective": ("vae_jax.objectives", "OBJECTIVES"),
+    "model": ("vae_jax.models", "MODELS"),
 }
 OPTIMIZERS = ("vae_jax.train.optim", "OPTIMIZERS")
 # Arguments that the model supplies; never a field of the config.

@@ -24,15 +24,13 @@ def pictures(model, params, x_NxHxWxC, key, *, samples=64, rows=6, columns=10):
 
     def program(params, x, key):
         def mean(z, y):
-            return model.likelihood.mean(model.decode(params, z, *y))
+            return model.likelihood.mean(model.decode(params, z, y))
 
-        y = model.guess(params, x)
-        turns, first = (
-            [jnp.arange(samples) % model.classes for _ in y],
-            [jnp.repeat(a[:rows], columns) for a in y],
-        )
-        mu = model.encode(params, x, *y).mu
-        z = model.sample(params, jax.random.split(key, samples), *turns)
+        y = model.map_label(params, x)
+        turns = model.label_turns(samples)
+        first = None if y is None else jnp.repeat(y[:rows], columns)
+        mu = model.encode(params, x, y).mu
+        z = model.sample(params, jax.random.split(key, samples), turns)
         t = jnp.linspace(0, 1, columns)[None, :, None]
         line = (1 - t) * mu[:rows, None] + t * mu[-rows:, None]
         return {
@@ -58,16 +56,17 @@ def hierarchy(model, params, x_NxHxWxC, key):
 
     def program(params, x, y, first, temperature):
         z = model.complete(
-            params, x, jax.random.split(key, n), *y, first=first, temperature=temperature
+            params, x, jax.random.split(key, n), y, first=first, temperature=temperature
         )
-        return model.likelihood.mean(model.decode(params, z, *y))
+        return model.likelihood.mean(model.decode(params, z, y))
 
-    run, y = compile_lib.simple(program), compile_lib.simple(model.guess)(params, x_NxHxWxC)
+    run = compile_lib.simple(program)
+    y = compile_lib.simple(model.map_label)(params, x_NxHxWxC)
     parts = [run(params, x_NxHxWxC, y, int(first), 0.0) for first in counts]
-    turns = [jnp.arange(n) % model.classes for _ in y]
+    turns = model.label_turns(n)
     return {
         "levels": [x_NxHxWxC, *parts],
-        "temperatures": [run(params, x_NxHxWxC, tuple(turns), 0, t) for t in TEMPERATURES],
+        "temperatures": [run(params, x_NxHxWxC, turns, 0, t) for t in TEMPERATURES],
     }
 
 
@@ -82,14 +81,12 @@ def inpainted(model, params, x_NxHxWxC, key, rounds=ROUNDS):
     known = (jnp.arange(model.shape[0]) < model.shape[0] // 2)[:, None, None]
 
     def program(params, x, guess, key, first):
-        y = model.guess(params, guess)
+        y = model.map_label(params, guess)
         if model.levels > 1:
-            z = model.complete(params, guess, jax.random.split(key, len(x)), *y, first=first)
+            z = model.complete(params, guess, jax.random.split(key, len(x)), y, first=first)
         else:
-            z = model.draw(
-                params, guess, jax.random.split(key, len(x)), **({"y": y[0]} if y else {})
-            ).z
-        out = model.decode(params, z, *y)
+            z = model.draw(params, guess, jax.random.split(key, len(x)), y).z
+        out = model.decode(params, z, y)
         drawn = jnp.clip(model.likelihood.sample(jax.random.fold_in(key, 1), out), 0, 1)
         return jnp.where(known, x, drawn), jnp.where(known, x, model.likelihood.mean(out))
 

@@ -14,9 +14,9 @@ def label_bounds(model, params, x_BxHxWxC, keys_KxB):
     """The importance-weighted bound on log p(x|y) of every label from K draws, BxY, in nats; labels share noise."""
 
     def bound(y):
-        return jax.nn.logsumexp(
-            model.draw(params, x_BxHxWxC, keys_KxB, y=y).log_w, axis=0
-        ) - np.log(len(keys_KxB))
+        return jax.nn.logsumexp(model.draw(params, x_BxHxWxC, keys_KxB, y).log_w, axis=0) - np.log(
+            len(keys_KxB)
+        )
 
     return jax.vmap(bound, out_axes=1)(jnp.arange(model.classes))
 

@@ -16,7 +16,6 @@ from vae_jax.data import evaluation
 from vae_jax.distributions import example_keys, sample_keys
 from vae_jax.mesh import hosts
 from vae_jax.mesh import rules as sharding
-from vae_jax.objectives import semi
 from vae_jax.train import program as compile_lib
 
 # Parameters of p(x|z) that one device makes in one call: on CPU, what stays in its caches.
@@ -26,17 +25,14 @@ VALUES = {"cpu": 2**20, "other": 2**26}
 def draws(model, params, x_BxHxWxC, id_B, key, first, samples, y_B=None):
     """Draws number ``first`` … ``first + samples − 1`` of each example; leaves BxKx….
 
-    Of a conditional model each is a pass over all labels, ``semi.enumerated``, or given ``y_B`` one of that label.
+    Of a model with labels each is a pass over all of them, or given ``y_B`` one of that label.
     """
     keys_KxB = sample_keys(example_keys(key, id_B), first + jnp.arange(samples))
-    draw = model.draw
-    if model.conditional and y_B is None:
-        draw = jax.vmap(functools.partial(semi.enumerated, model), (None, None, 0))
 
     def draws_of_one(x, keys_K, y):
         """One example at a time, so that examples and samples stay two axes that a mesh can split."""
-        labels = {} if y is None else {"y": y[None]}
-        draws_Kx1 = draw(params, x[None], keys_K[:, None], **labels)
+        label = None if y is None else y[None]
+        draws_Kx1 = model.draw(params, x[None], keys_K[:, None], label)
         return jax.tree.map(lambda a: a[:, 0], draws_Kx1)
 
     return jax.vmap(draws_of_one)(x_BxHxWxC, keys_KxB.T, y_B)
@@ -122,7 +118,7 @@ def call_size(model, mesh, k):
         height
         * width
         * model.likelihood.outputs(channels)
-        * (model.classes if model.conditional else 1)
+        * (model.classes if model.spec.labelled else 1)
     )
     rows = max(32, values // each)
     calls = -(-k // (rows * mesh.shape["model"]))

@@ -118,7 +118,7 @@ def without(c, model, params, ensemble):
     why, kinds = {}, []
 
     def look(params, x):
-        return kinds.append(type(model.encode(params, x, *model.guess(params, x))))
+        return kinds.append(type(model.encode(params, x, model.map_label(params, x))))
 
     jax.eval_shape(look, params, jnp.zeros((1, *model.shape)))
     if kinds != [densities.Normal]:
@@ -176,12 +176,13 @@ def regret(c, model, params, split, levels, mesh, key, *, steps, rate=RATE, judg
         p = model.prior(params)
         kl = densities.kl(q, p)
         kl = (q.log_prob(z) - p.log_prob(z)).mean(0) if kl is None else kl
-        return model.log_px(params, x, z, *y).mean(0) - kl
+        log_px = model.log_joint(params, x, z, y) - p.log_prob(z)
+        return log_px.mean(0) - kl
 
     def begin(params, batch):
         x = to_x(batch)
-        y = model.guess(params, x)
-        q = model.encode(params, x, *y)
+        y = model.map_label(params, x)
+        q = model.encode(params, x, y)
         return x, y, q, adam.init(q)
 
     def update(params, batch, x, y, q, state, number):

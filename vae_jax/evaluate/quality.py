@@ -140,14 +140,14 @@ def figures(s, params, see, mark, n):
 
     def drawn(params, key, y):
         return s.model.likelihood.mean(
-            s.model.decode(params, s.model.sample(params, jax.random.split(key, BATCH), *y), *y)
+            s.model.decode(params, s.model.sample(params, jax.random.split(key, BATCH), y), y)
         )
 
     def again(params, x):
-        y = s.model.guess(params, x)
-        return s.model.likelihood.mean(s.model.decode(params, s.model.encode(params, x, *y).mu, *y))
+        y = s.model.map_label(params, x)
+        return s.model.likelihood.mean(s.model.decode(params, s.model.encode(params, x, y).mu, y))
 
-    turns = (jnp.arange(BATCH) % s.model.classes,) if s.model.conditional else ()
+    turns = s.model.label_turns(BATCH)
     drawn, calls = compile_lib.simple(drawn), -(-n // BATCH)
     made = np.concatenate([drawn(params, jax.random.fold_in(key, i), turns) for i in range(calls)])[
         :n
@@ -185,7 +185,7 @@ def in_batches(function, x_NxHxWxC):
 def of_run(folder, shape, data_dir=""):
     """(mark, see) of a run that learnt labels: its checkpoint's hash, and x → the latent means of its classifier."""
     net, state, meta = workdir.restore(folder, data_dir=data_dir)
-    if net.model.classify is None or net.model.conditional:
+    if net.model.classify is None or net.model.spec.labelled:
         raise UserError(
             f"features={folder}: its latent means know no labels; want a run of supervised or joint"
         )
@@ -194,7 +194,7 @@ def of_run(folder, shape, data_dir=""):
             f"features={folder}: sees images of {net.dataset.shape}; want a run on {shape}"
         )
     params = step.averaged(state)
-    see = compile_lib.simple(lambda x: net.model.encode(params, x).mu[:, : net.model.code])
+    see = compile_lib.simple(lambda x: net.model.encode(params, x).mu[:, : net.model.spec.code])
     return checkpoint.digest(folder, meta["step"])[:8], see
 
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax.evaluate import generative
-from vae_jax.models.model import Auxiliary
 from vae_jax.objectives.labels import cross_entropy
 from vae_jax.train import program as compile_lib
 
@@ -68,22 +67,17 @@ def log_probabilities(model, samples=0, bayes=False):
         keys = jax.random.split(key, (samples, len(x))) if samples else None
         if bayes:
             return jax.nn.log_softmax(generative.label_bounds(model, params, x, keys))
-        if model.conditional:
-            logits_SxBxY = (
-                model.classify(params, x, keys) if samples else model.classify(params, x)[None]
-            )
-        else:
-            q = model.encode(params, x)
-            z_SxBxD = q.sample(keys) if samples else q.mu[None]
-            logits_SxBxY = jax.vmap(lambda z: model.classify(params, z))(z_SxBxD)
-        return jax.nn.logsumexp(jax.nn.log_softmax(logits_SxBxY), axis=0) - np.log(max(1, samples))
+        log_p = jax.nn.log_softmax(model.classify(params, x, keys))
+        if log_p.ndim == 2:
+            return log_p
+        return jax.nn.logsumexp(log_p, axis=0) - np.log(samples)
 
     return run
 
 
 def drawing(model):
     """Whether the classifier can draw what it reads: z, or an auxiliary a. A q(y|x) of x alone draws nothing."""
-    return model.decode is not None and (not model.conditional or isinstance(model, Auxiliary))
+    return model.decode is not None and (not model.spec.labelled or model.spec.auxiliary)
 
 
 def attacks(log_p):

@@ -43,15 +43,11 @@ def looker(c, model, levels, mesh, to_x=evaluation.seen):
 
     def program(params, batch):
         x = to_x(batch)
-        q = model.encode(params, x, *model.guess(params, x))
-        mu = q.mu[:, : model.code]
+        q = model.encode(params, x, model.map_label(params, x))
+        mu = q.mu[:, : model.spec.code]
         spread = {"logvar": q.logvar} if isinstance(q, densities.Normal) else {}
-        seen = x if model.conditional else mu
-        return (
-            {"mu": mu}
-            | spread
-            | ({} if model.classify is None else {"logits": model.classify(params, seen)})
-        )
+        logits = {} if model.classify is None else {"logits": model.classify(params, x)}
+        return {"mu": mu} | spread | logits
 
     run = compile_lib.over_batches(program, mesh)
 
@@ -71,14 +67,14 @@ def level_rates(c, model, params, split, levels, mesh):
     Of a conditional model KL(q(z_l | z_<l, x, y) ‖ p(z_l | z_<l, y)) of the examples whose label y is known, so that
     the sum is the rate of their bound on log p(x, y); None where there are none, and of a model of one level.
     """
-    if model.conditional:
+    if model.spec.labelled:
         split = data.labelled(split)
-    if model.levels == 1 or (model.conditional and (split.label is None or not len(split.label))):
+    if model.levels == 1 or (model.spec.labelled and (split.label is None or not len(split.label))):
         return None
     to_x, key = evaluation.inputs(c, levels), stream(c.seed, "levels")
 
     def program(params, batch):
-        y_B = batch["label"] if model.conditional else None
+        y_B = batch["label"] if model.spec.labelled else None
         return {
             "kl": likelihood.draws(model, params, to_x(batch), batch["id"], key, 0, 1, y_B).kl[:, 0]
         }

@@ -84,7 +84,7 @@ def calibration(s, params, look):
         curves[name] = classification.reliability(np.exp(log_p.max(1)), log_p.argmax(1) == label)
     figures, _ = classification.figures(test / t, label)
     metrics = dict(zip(keys, (t, figures["cross_entropy_nats"], figures["ece"]), strict=True))
-    if model.conditional and model.decode is not None:
+    if model.spec.labelled and model.decode is not None:
         more, curves["by Bayes' rule"] = bayes(s, params)
         metrics |= more
     return metrics, {}, {"reliability": curves}
@@ -217,7 +217,7 @@ def withstand(s, params, look):
     asked = {"": (0, False)}
     if robustness.drawing(model):
         asked["_drawn"] = (DRAWS, False)
-    if model.conditional and model.decode is not None:
+    if model.spec.labelled and model.decode is not None:
         asked["_bayes"] = (DRAWS, True)
     log_p = {end: robustness.log_probabilities(model, *how) for end, how in asked.items()}
     judge = {end: compile_lib.simple(f) for end, f in log_p.items()}

@@ -1,0 +1,24 @@
+"""Models are values: tuples of pure functions of their parameters, built from nets and wrapped by each other."""
+
+from vae_jax.models.auxiliary import auxiliary
+from vae_jax.models.build import MODELS, build, build_for
+from vae_jax.models.core import Draw, Model, Spec, scale_gradient
+from vae_jax.models.hierarchy import hierarchy
+from vae_jax.models.labels import per_class, with_labels
+from vae_jax.models.vae import Parts, vae
+
+__all__ = [
+    "MODELS",
+    "Draw",
+    "Model",
+    "Parts",
+    "Spec",
+    "auxiliary",
+    "build",
+    "build_for",
+    "hierarchy",
+    "per_class",
+    "scale_gradient",
+    "vae",
+    "with_labels",
+]

@@ -16,18 +16,18 @@ beta = 1 and every other weight at its neutral value.
 A new objective is a function like these and its line in ``OBJECTIVES``; or, with no line at all,
 ``--config.objective.name=my_file:my_loss``. Its keyword arguments are the fields of
 ``config.objective``. One that learns something of its own (a multiplier, a discriminator) has an attribute
-``init(key, model) → params``, found in ``params["objective"]``. One on p(x|y,z) has an attribute ``conditional``,
-and its model's nets take labels.
+``init(key, model) → params``, found in ``params["objective"]``. One that learns p(x|y,z) says
+``needs = "labels"``, and wants such a ``model.name``.
 """
 
 from vae_jax.objectives.aggregate import beta_tcvae, dip_vae, factor_vae, info_vae
 from vae_jax.objectives.evidence import capacity, elbo, free_bits, geco
 from vae_jax.objectives.labels import cross_entropy, joint, supervised
 from vae_jax.objectives.multisample import ciwae, iwae, miwae, piwae, renyi, tvo, vr_max
-from vae_jax.objectives.semi import adgm, apart, m1m2, m2, sdgm
-from vae_jax.objectives.terms import Terms, many
+from vae_jax.objectives.semi import m2
+from vae_jax.objectives.terms import Terms, sample_k
 
-__all__ = ["OBJECTIVES", "Terms", "cross_entropy", "many"]
+__all__ = ["OBJECTIVES", "Terms", "cross_entropy", "sample_k"]
 
 OBJECTIVES = {
     f.__name__: f
@@ -35,6 +35,6 @@ OBJECTIVES = {
         *(elbo, free_bits, capacity, geco),
         *(iwae, miwae, ciwae, piwae, renyi, vr_max, tvo),
         *(beta_tcvae, factor_vae, dip_vae, info_vae),
-        *(joint, supervised, m2, adgm, sdgm, m1m2, apart),
+        *(joint, supervised, m2),
     )
 }

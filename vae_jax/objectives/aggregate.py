@@ -7,6 +7,7 @@ Rows that only fill up a last batch of validation, where ``batch["mask"]`` is fa
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,20 @@ import jax.numpy as jnp
 from vae_jax import distributions as densities
 from vae_jax import nets
 from vae_jax.config import UserError
-from vae_jax.objectives.terms import Terms, bound, many
+from vae_jax.models.core import Model, Params
+from vae_jax.objectives.terms import Terms, bound, sample_k
 
 
-def beta_tcvae(model, params, batch, keys, *, alpha=1.0, beta=6.0, gamma=1.0):
+def beta_tcvae(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    alpha: float = 1.0,
+    beta: float = 6.0,
+    gamma: float = 1.0,
+) -> Terms:
     r"""The KL in three parts, each with its weight.
 
     .. math:: E\,KL = \underbrace{I(x; z)}_{\alpha} + \underbrace{KL(q(z) ‖ \textstyle\prod_d q(z_d))}_{\beta}
@@ -29,7 +40,7 @@ def beta_tcvae(model, params, batch, keys, *, alpha=1.0, beta=6.0, gamma=1.0):
     Chen et al. 2018 (arXiv:1802.04942), eq. 2, 4 and appendix C.1.
     """
     q, p = _diagonal(model, params, batch)
-    d = many(model, params, batch["image"], keys, 1)
+    d = sample_k(model, params, batch["image"], keys, 1)
     value, log_px, kl = bound(d)
     z_BxD, real_B = d.z[0], _real(batch, kl)
     log_nb = jnp.log(batch["n"] * real_B.sum())
@@ -46,15 +57,15 @@ def beta_tcvae(model, params, batch, keys, *, alpha=1.0, beta=6.0, gamma=1.0):
     return Terms(loss, value, log_px, kl, parts)
 
 
-def _real(batch, like_B):
+def _real(batch: dict, like_B: jax.Array) -> jax.Array:
     return batch.get("mask", jnp.ones(like_B.shape)).astype(like_B.dtype)
 
 
-def _log_normal_each(z, mu, logvar):
+def _log_normal_each(z: jax.Array, mu: jax.Array, logvar: jax.Array) -> jax.Array:
     return -0.5 * (math.log(2 * math.pi) + logvar + (z - mu) ** 2 * jnp.exp(-logvar))
 
 
-def _diagonal(model, params, batch):
+def _diagonal(model: Model, params: Params, batch: dict) -> tuple[Any, Any]:
     q, p = model.encode(params, batch["image"]), model.prior(params)
     if not isinstance(q, densities.Normal):
         raise UserError(
@@ -63,7 +74,14 @@ def _diagonal(model, params, batch):
     return q, p
 
 
-def factor_vae(model, params, batch, keys, *, gamma=10.0):
+def factor_vae(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    gamma: float = 10.0,
+) -> Terms:
     r"""Total correlation by a discriminator between z ~ q(z) and z with each dimension permuted.
 
     .. math:: -\mathrm{loss} = \mathrm{ELBO} - \gamma\, E_{q(z)} [\log D(z) - \log (1 - D(z))]
@@ -74,7 +92,7 @@ def factor_vae(model, params, batch, keys, *, gamma=10.0):
     Kim & Mnih 2018 (arXiv:1802.05983), eq. 3 and algorithm 1, 2.
     """
     draw_keys, permute_keys = densities.split_keys(keys, 2)
-    d = many(model, params, batch["image"], draw_keys, 1)
+    d = sample_k(model, params, batch["image"], draw_keys, 1)
     value, log_px, kl = bound(d)
     z_BxD, real_B = d.z[0], _real(batch, kl)
     noise_BxD = jax.vmap(lambda key: jax.random.uniform(key, z_BxD.shape[1:]))(permute_keys)
@@ -95,7 +113,7 @@ def factor_vae(model, params, batch, keys, *, gamma=10.0):
     return Terms(loss + discriminator - stop(discriminator), value, log_px, kl, extra)
 
 
-def _discriminator():
+def _discriminator() -> nets.MLPClassifier:
     return nets.MLPClassifier(outputs=2, widths=(256, 256, 256))
 
 
@@ -104,7 +122,16 @@ factor_vae.init = lambda key, model: _discriminator().init(key, jnp.zeros((1, mo
 ]
 
 
-def dip_vae(model, params, batch, keys, *, kind=1, off_diagonal=10.0, diagonal=10.0):
+def dip_vae(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    kind: int = 1,
+    off_diagonal: float = 10.0,
+    diagonal: float = 10.0,
+) -> Terms:
     r"""The covariance of q(z) is pulled to the identity.
 
     .. math:: \mathrm{loss} = -\mathrm{ELBO} + \lambda_{od} \sum_{i \ne j} C_{ij}^2 + \lambda_d \sum_i (C_{ii} - 1)^2
@@ -115,7 +142,7 @@ def dip_vae(model, params, batch, keys, *, kind=1, off_diagonal=10.0, diagonal=1
     if kind not in (1, 2):
         raise UserError(f"objective.kind={kind}: want 1 or 2")
     q, _ = _diagonal(model, params, batch)
-    value, log_px, kl = bound(many(model, params, batch["image"], keys, 1))
+    value, log_px, kl = bound(sample_k(model, params, batch["image"], keys, 1))
     share_B = _real(batch, kl) / _real(batch, kl).sum()
     centred = q.mu - share_B @ q.mu
     covariance_DxD = (share_B[:, None] * centred).T @ centred
@@ -129,7 +156,15 @@ def dip_vae(model, params, batch, keys, *, kind=1, off_diagonal=10.0, diagonal=1
     )
 
 
-def info_vae(model, params, batch, keys, *, alpha=0.0, weight=100.0):
+def info_vae(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    alpha: float = 0.0,
+    weight: float = 100.0,
+) -> Terms:
     r"""q(z) is matched to p(z) by the maximum mean discrepancy instead of, or beside, the KL.
 
     .. math:: \mathrm{loss} = -E_q \log p(x|z) + (1 - \alpha)\,KL + (\alpha + \lambda - 1)\,\mathrm{MMD}(q(z), p(z))
@@ -138,14 +173,14 @@ def info_vae(model, params, batch, keys, *, alpha=0.0, weight=100.0):
     alpha = 1 leaves out the KL. Zhao et al. 2019 (arXiv:1706.02262), eq. 6 and section 3.2.
     """
     draw_keys, prior_keys = densities.split_keys(keys, 2)
-    d = many(model, params, batch["image"], draw_keys, 1)
+    d = sample_k(model, params, batch["image"], draw_keys, 1)
     value, log_px, kl = bound(d)
     discrepancy = mmd(d.z[0], model.prior(params).sample(prior_keys), _real(batch, kl))
     loss = (1 - alpha) * kl - log_px + (alpha + weight - 1) * discrepancy
     return Terms(loss, value, log_px, kl, {"mmd": jnp.broadcast_to(discrepancy, kl.shape)})
 
 
-def mmd(a_BxD, b_BxD, real_B=None):
+def mmd(a_BxD: jax.Array, b_BxD: jax.Array, real_B: jax.Array | None = None) -> jax.Array:
     r"""Unbiased squared maximum mean discrepancy with k(a, b) = exp(−‖a − b‖² / 2D).
 
     Gretton et al. 2012 (JMLR 13), eq. 3. ``real_B``: 1 for the rows of both that count, 0 for others.
@@ -154,7 +189,7 @@ def mmd(a_BxD, b_BxD, real_B=None):
     w = jnp.ones(len(a_BxD)) if real_B is None else real_B
     n = w.sum()
 
-    def kernel(a, b):
+    def kernel(a: jax.Array, b: jax.Array) -> jax.Array:
         squares = (
             (a**2).sum(-1)[:, None]
             + (b**2).sum(-1)[None]

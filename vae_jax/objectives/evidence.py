@@ -1,14 +1,26 @@
 """The evidence lower bound, and losses that weigh its two parts differently."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from vae_jax import distributions as densities
 from vae_jax.config import UserError
-from vae_jax.objectives.terms import Terms, bound, many, with_gradient_of
+from vae_jax.models.core import Model, Params
+from vae_jax.objectives.terms import Terms, bound, sample_k, with_gradient_of
 
 
-def elbo(model, params, batch, keys, *, beta=1.0, samples=1, stl=False):
+def elbo(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    beta: float = 1.0,
+    samples: int = 1,
+    stl: bool = False,
+) -> Terms:
     r"""The evidence lower bound; with ``beta`` ≠ 1 the beta-VAE.
 
     .. math:: -\mathrm{loss} = \tfrac1K \sum_k \log p(x|z_k) - \beta\, KL(q(z|x) ‖ p(z)), z_k \sim q(z|x)
@@ -18,11 +30,35 @@ def elbo(model, params, batch, keys, *, beta=1.0, samples=1, stl=False):
 
     Kingma & Welling 2014 (arXiv:1312.6114), eq. 3 and 10; beta: Higgins et al. 2017, eq. 4.
     """
-    value, log_px, kl = bound(many(model, params, batch["image"], keys, samples, stop=stl))
+    x = batch["image"]
+    d = sample_k(model, params, x, keys, samples)
+    value, log_px, kl = bound(d)
+    if stl:
+        path = path_log_w(model, params, x, d.z).mean(0)
+        kl = log_px - path
+        value = path
     return Terms(beta * kl - log_px, value, log_px, kl)
 
 
-def free_bits(model, params, batch, keys, *, nats=0.5, per="dimension", samples=1):
+def path_log_w(model: Model, params: Params, x: jax.Array, z: jax.Array) -> jax.Array:
+    """log p(x, z) − log q(z|x) whose gradient goes through z alone in q: its *parameters* are constants.
+
+    Never stop what a lower level is conditioned on (Roeder et al. 2017, arXiv:1703.09194, eq. 7).
+    """
+    log_qz = model.log_posterior(jax.lax.stop_gradient(params), x, z)
+    return model.log_joint(params, x, z) - log_qz
+
+
+def free_bits(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    nats: float = 0.5,
+    per: str = "dimension",
+    samples: int = 1,
+) -> Terms:
     r"""No pressure on a group j of latents until its rate, averaged over the batch, exceeds λ = ``nats``.
 
     .. math:: -\mathrm{loss} = E_q \log p(x|z) - \sum_j \max(\lambda, \tfrac1B \sum_b KL_{bj})
@@ -33,7 +69,7 @@ def free_bits(model, params, batch, keys, *, nats=0.5, per="dimension", samples=
 
     Kingma et al. 2016 (arXiv:1606.04934), eq. 15. λ = 0 is the ELBO.
     """
-    d = many(model, params, batch["image"], keys, samples)
+    d = sample_k(model, params, batch["image"], keys, samples)
     value, log_px, kl = bound(d)
     if per == "dimension":
         kl_BxJ = kl_per_dimension(model.encode(params, batch["image"]), model.prior(params))
@@ -47,7 +83,7 @@ def free_bits(model, params, batch, keys, *, nats=0.5, per="dimension", samples=
     return Terms(paid - log_px, value, log_px, kl)
 
 
-def kl_per_dimension(q, p):
+def kl_per_dimension(q: Any, p: Any) -> jax.Array:
     """KL of each dimension, BxD, for diagonal Gaussians."""
     if not (isinstance(q, densities.Normal) and isinstance(p, densities.Normal)):
         raise UserError("objective.per=dimension: the KL has no dimensions here; want per=level")
@@ -58,18 +94,35 @@ def kl_per_dimension(q, p):
     return densities.kl_normal(split(q.mu), split(q.logvar), split(p.mu), split(p.logvar))
 
 
-def capacity(model, params, batch, keys, *, capacity=25.0, gamma=30.0, samples=1):
+def capacity(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    capacity: float = 25.0,
+    gamma: float = 30.0,
+    samples: int = 1,
+) -> Terms:
     r"""The rate is held at a capacity C, which ``warmup.of=capacity`` raises from 0.
 
     .. math:: -\mathrm{loss} = E_q \log p(x|z) - \gamma\, |KL(q(z|x) ‖ p(z)) - C(t)|
 
     Burgess et al. 2018 (arXiv:1804.03599), eq. 8; |·| is taken for each example.
     """
-    value, log_px, kl = bound(many(model, params, batch["image"], keys, samples))
+    value, log_px, kl = bound(sample_k(model, params, batch["image"], keys, samples))
     return Terms(gamma * jnp.abs(kl - capacity) - log_px, value, log_px, kl)
 
 
-def geco(model, params, batch, keys, *, target=100.0, samples=1):
+def geco(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    target: float = 100.0,
+    samples: int = 1,
+) -> Terms:
     r"""The smallest rate under a constraint on the distortion: −E log p(x|z) ≤ ``target`` nats.
 
     .. math:: \min_{\theta,\phi} \max_\lambda\; KL + e^{\lambda}\,C, \quad C = -E_q\log p(x|z) - \mathrm{target}
@@ -80,7 +133,7 @@ def geco(model, params, batch, keys, *, target=100.0, samples=1):
 
     Rezende & Viola 2018 (arXiv:1810.00597), section 2.1 and algorithm 1.
     """
-    value, log_px, kl = bound(many(model, params, batch["image"], keys, samples))
+    value, log_px, kl = bound(sample_k(model, params, batch["image"], keys, samples))
     log_multiplier = params["objective"]["log_multiplier"]
     constraint = -log_px - target
     multiplier = jnp.exp(log_multiplier)

@@ -4,10 +4,20 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.config import UserError
-from vae_jax.objectives.terms import Terms, bound, many
+from vae_jax.models.core import Model, Params
+from vae_jax.objectives.terms import Terms, bound, sample_k
 
 
-def joint(model, params, batch, keys, *, beta=1.0, gamma=1.0, samples=1):
+def joint(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    samples: int = 1,
+) -> Terms:
     r"""A VAE that also classifies: ELBO + gamma · log p(y|z), one z for both.
 
     .. math:: -\mathrm{loss} = E_q[\log p(x|z)] - \beta\,KL + \gamma\, E_q[\log p(y|z)]
@@ -19,12 +29,13 @@ def joint(model, params, batch, keys, *, beta=1.0, gamma=1.0, samples=1):
     With a label budget the loss is the mean of beta · KL − log p(x|z) over the batch, whose labels are not
     looked at, + gamma times the mean cross-entropy over the labelled examples.
     """
-    d = many(model, params, batch["image"], keys, samples)
+    d = sample_k(model, params, batch["image"], keys, samples)
     value, log_px, kl = bound(d)
     rows, row_keys = examples(batch, keys)
     apart = rows is not batch
-    z_KxBxD = many(model, params, rows["image"], row_keys, samples).z if apart else d.z
-    logits_KxBxY = jax.vmap(lambda z: _classify(model, params, z))(z_KxBxD)
+    z_KxBxD = sample_k(model, params, rows["image"], row_keys, samples).z if apart else d.z
+    _check_classifier(model)
+    logits_KxBxY = jax.vmap(lambda z: model.head(params, z))(z_KxBxD)
     ce, hit = (a.mean(0) for a in jax.vmap(lambda s: cross_entropy(s, rows["label"]))(logits_KxBxY))
     extra = {"cross_entropy": ce, "accuracy": hit}
     if apart:
@@ -32,7 +43,12 @@ def joint(model, params, batch, keys, *, beta=1.0, gamma=1.0, samples=1):
     return Terms(beta * kl - log_px + gamma * ce, value, log_px, kl, extra)
 
 
-def supervised(model, params, batch, keys):
+def supervised(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+) -> Terms:
     r"""The baseline: the same encoder and classifier, cross-entropy only, nothing sampled.
 
     .. math:: \mathrm{loss} = -\log p(y | z = \mu(x))
@@ -40,13 +56,14 @@ def supervised(model, params, batch, keys):
     With a label budget it sees the labelled examples only.
     """
     rows, _ = examples(batch, keys)
-    logits_BxY = _classify(model, params, model.encode(params, rows["image"]).mu)
+    _check_classifier(model)
+    logits_BxY = model.classify(params, rows["image"])
     ce, hit = cross_entropy(logits_BxY, rows["label"])
     terms = Terms(loss=ce, extra={"cross_entropy": ce, "accuracy": hit})
     return terms if rows is batch else Terms(loss=jnp.zeros(len(batch["image"])), labelled=terms)
 
 
-def examples(batch, keys):
+def examples(batch: dict, keys: jax.Array) -> tuple[dict, jax.Array]:
     """(examples to learn labels from, their keys): ``batch["labelled"]``, a stream with keys of its own, or all of a
     batch where every example has a label.
 
@@ -61,16 +78,16 @@ def examples(batch, keys):
     return rows, keys if rows is batch else rows["keys"]
 
 
-def cross_entropy(logits_BxY, label_B):
-    """(−log p(y), 1 if the most probable class is y), each of shape B."""
-    log_p = jax.nn.log_softmax(logits_BxY.astype(jnp.float32))
-    ce = -jnp.take_along_axis(log_p, label_B[:, None], axis=-1)[:, 0]
-    return ce, (jnp.argmax(logits_BxY, -1) == label_B).astype(jnp.float32)
+def cross_entropy(logits: jax.Array, label_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(−log p(y), 1 if the most probable class is y) of logits_BxY or KxBxY; shape B or KxB."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    index = jnp.broadcast_to(label_B, logits.shape[:-1])[..., None]
+    ce = -jnp.take_along_axis(log_p, index, axis=-1)[..., 0]
+    return ce, (jnp.argmax(logits, -1) == label_B).astype(jnp.float32)
 
 
-def _classify(model, params, z):
+def _check_classifier(model: Model) -> None:
     if model.classify is None:
         raise UserError(
             "classifier.name=none: this objective learns from labels; want classifier.name=mlp"
         )
-    return model.classify(params, z)

@@ -14,49 +14,71 @@ import jax.numpy as jnp
 
 from vae_jax.config import UserError
 from vae_jax.distributions import split_keys
-from vae_jax.objectives.terms import Terms, bound, many, with_gradient_of
+from vae_jax.models.core import Draw, Model, Params, scale_gradient
+from vae_jax.objectives.evidence import path_log_w
+from vae_jax.objectives.terms import Terms, bound, sample_k, with_gradient_of
 
 INFERENCE = ("encoder", "posterior")  # the parts of params that are q(z|x)
 
 
-def log_mean_exp(log_w, axis=0):
+def log_mean_exp(log_w: jax.Array, axis: int = 0) -> jax.Array:
     """log (1/K) Σ_k w_k."""
     return jax.nn.logsumexp(log_w, axis=axis) - jnp.log(log_w.shape[axis])
 
 
-def iw_bound(model, params, x, keys, samples, estimator):
-    r"""(log (1/K) Σ_k w_k with the estimator's gradient, the K draws).
+def iw_bound(
+    model: Model, params: Params, x: jax.Array, keys: jax.Array, samples: int, estimator: str
+) -> tuple[jax.Array, Draw, jax.Array]:
+    r"""(log (1/K) Σ_k w_k with the estimator's gradient, the K draws, log w_k with the path gradient).
 
     With w̃ the normalised weights, taken as constants, and ∂z the gradient through the sample alone:
     pathwise and stl differentiate Σ w̃ log w; dreg multiplies ∂z by w̃ once more, so that the inference
     net gets Σ w̃² ∂log w/∂z · ∂z/∂φ and the generative net Σ w̃ ∂log p(x, z)/∂θ.
     """
     if estimator == "pathwise":
-        d = many(model, params, x, keys, samples)
-        return log_mean_exp(d.log_w), d
+        d = sample_k(model, params, x, keys, samples)
+        return log_mean_exp(d.log_w), d, d.log_w
     if estimator not in ("stl", "dreg"):
         raise UserError(f"objective.estimator={estimator}: want pathwise, stl or dreg")
-    d = many(model, params, x, keys, samples, stop=True)
+    d = sample_k(model, params, x, keys, samples)
     weight_KxB = jax.lax.stop_gradient(jax.nn.softmax(d.log_w, axis=0))
-    scored = d
+    log_w = path_log_w(model, params, x, d.z)  # the same nets again: XLA computes them once
+    scored = log_w
     if estimator == "dreg":
-        # The same draws again: XLA computes them once.
-        scored = many(model, params, x, keys, samples, stop=True, scale=weight_KxB)
-    return with_gradient_of(log_mean_exp(d.log_w), jnp.sum(weight_KxB * scored.log_w, axis=0)), d
+        scored = path_log_w(model, params, x, scale_gradient(d.z, weight_KxB[..., None]))
+    surrogate = jnp.sum(weight_KxB * scored, axis=0)
+    return with_gradient_of(log_mean_exp(d.log_w), surrogate), d, log_w
 
 
-def iwae(model, params, batch, keys, *, samples=5, estimator="pathwise"):
+def iwae(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    samples: int = 5,
+    estimator: str = "pathwise",
+) -> Terms:
     r"""The importance-weighted bound.
 
     .. math:: -\mathrm{loss} = \log \tfrac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
 
     Burda et al. 2016 (arXiv:1509.00519), eq. 8. K = 1 is the ELBO with a sampled KL.
     """
-    iw, d = iw_bound(model, params, batch["image"], keys, samples, estimator)
+    iw, d, _ = iw_bound(model, params, batch["image"], keys, samples, estimator)
     return Terms(-iw, *bound(d), {"iw": iw})
 
 
-def miwae(model, params, batch, keys, *, groups=8, samples=8, estimator="pathwise"):
+def miwae(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    groups: int = 8,
+    samples: int = 8,
+    estimator: str = "pathwise",
+) -> Terms:
     r"""The mean of M independent K-sample bounds: a better signal for q than one of M·K samples.
 
     .. math:: -\mathrm{loss} = \tfrac1M \sum_{m=1}^M \log \tfrac1K \sum_{k=1}^K w_{mk}
@@ -67,23 +89,40 @@ def miwae(model, params, batch, keys, *, groups=8, samples=8, estimator="pathwis
     def one(k):
         return iw_bound(model, params, batch["image"], k, samples, estimator)
 
-    iw_MxB, d = jax.vmap(one)(split_keys(keys, groups))
+    iw_MxB, d, _ = jax.vmap(one)(split_keys(keys, groups))
     d = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), d)  # M·K draws
     return Terms(-iw_MxB.mean(0), *bound(d), {"iw": log_mean_exp(d.log_w)})
 
 
-def ciwae(model, params, batch, keys, *, beta=0.5, samples=8, estimator="pathwise"):
+def ciwae(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    beta: float = 0.5,
+    samples: int = 8,
+    estimator: str = "pathwise",
+) -> Terms:
     r"""A convex combination of the ELBO and the IWAE bound of the same draws.
 
     .. math:: -\mathrm{loss} = \beta\, \tfrac1K\sum_k \log w_k + (1 - \beta) \log \tfrac1K \sum_k w_k
 
     Rainforth et al. 2018 (arXiv:1802.04537), eq. 8 (CIWAE); their β.
     """
-    iw, d = iw_bound(model, params, batch["image"], keys, samples, estimator)
-    return Terms(-(beta * d.log_w.mean(0) + (1 - beta) * iw), *bound(d), {"iw": iw})
+    iw, d, log_w = iw_bound(model, params, batch["image"], keys, samples, estimator)
+    return Terms(-(beta * log_w.mean(0) + (1 - beta) * iw), *bound(d), {"iw": iw})
 
 
-def piwae(model, params, batch, keys, *, groups=8, samples=8):
+def piwae(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    groups: int = 8,
+    samples: int = 8,
+) -> Terms:
     r"""Partial IWAE: the generative net learns from IWAE with M·K samples, q from MIWAE(M, K).
 
     .. math:: \partial_\theta \log \tfrac{1}{MK} \sum_{mk} w_{mk}, \qquad
@@ -97,14 +136,22 @@ def piwae(model, params, batch, keys, *, groups=8, samples=8):
 
     generative = [k for k in params if k not in INFERENCE]
     shape = (groups, samples, -1)
-    theta = many(model, freeze(INFERENCE), batch["image"], keys, groups * samples)
-    phi = many(model, freeze(generative), batch["image"], keys, groups * samples)
+    theta = sample_k(model, freeze(INFERENCE), batch["image"], keys, groups * samples)
+    phi = sample_k(model, freeze(generative), batch["image"], keys, groups * samples)
     iw = log_mean_exp(theta.log_w)
     grouped = log_mean_exp(phi.log_w.reshape(shape), axis=1).mean(0)
     return Terms(-with_gradient_of(iw, iw + grouped), *bound(theta), {"iw": iw})
 
 
-def renyi(model, params, batch, keys, *, alpha=0.5, samples=8):
+def renyi(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    alpha: float = 0.5,
+    samples: int = 8,
+) -> Terms:
     r"""The variational Rényi bound.
 
     .. math:: -\mathrm{loss} = \tfrac{1}{1-\alpha} \log \tfrac1K \sum_k w_k^{1-\alpha}
@@ -112,7 +159,7 @@ def renyi(model, params, batch, keys, *, alpha=0.5, samples=8):
     alpha = 0 is IWAE; alpha → 1 the ELBO, which is used within 1e-3 of it, where the quotient would lose
     its digits. Li & Turner 2016 (arXiv:1602.02311), eq. 6 and 13.
     """
-    d = many(model, params, batch["image"], keys, samples)
+    d = sample_k(model, params, batch["image"], keys, samples)
     value, log_px, kl = bound(d)
     order = 1 - jnp.asarray(alpha, jnp.float32)
     near = jnp.abs(order) < 1e-3
@@ -121,16 +168,32 @@ def renyi(model, params, batch, keys, *, alpha=0.5, samples=8):
     return Terms(-vr, value, log_px, kl, {"iw": log_mean_exp(d.log_w)})
 
 
-def vr_max(model, params, batch, keys, *, samples=8):
+def vr_max(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    samples: int = 8,
+) -> Terms:
     r"""The Rényi bound at alpha → −∞: only the largest weight counts; −loss = max_k log w_k.
 
     Li & Turner 2016 (arXiv:1602.02311), section 4.2. Not a lower bound on log p(x).
     """
-    d = many(model, params, batch["image"], keys, samples)
+    d = sample_k(model, params, batch["image"], keys, samples)
     return Terms(-d.log_w.max(0), *bound(d), {"iw": log_mean_exp(d.log_w)})
 
 
-def tvo(model, params, batch, keys, *, samples=10, partitions=5, beta1=0.025):
+def tvo(
+    model: Model,
+    params: Params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    samples: int = 10,
+    partitions: int = 5,
+    beta1: float = 0.025,
+) -> Terms:
     r"""The thermodynamic variational objective, a left Riemann sum (a lower bound on log p(x)).
 
     .. math:: -\mathrm{loss} = \sum_{j} (\beta_{j+1} - \beta_j)\, E_{\pi_{\beta_j}}[\log w], \quad
@@ -148,15 +211,18 @@ def tvo(model, params, batch, keys, *, samples=10, partitions=5, beta1=0.025):
             f"objective.samples={samples}: want at least 2, the gradient is a covariance over samples"
         )
     x = batch["image"]
-    zero = jnp.zeros((samples, len(x)))
-    d = many(model, params, x, keys, samples, scale=zero)  # z is a constant
+    d = sample_k(model, params, x, keys, samples)
+    z = jax.lax.stop_gradient(d.z)
+    log_q = model.log_posterior(params, x, z)
+    log_w = model.log_joint(params, x, z) - log_q
     inner = jnp.geomspace(beta1, 1.0, partitions)[:-1] if partitions > 1 else jnp.zeros(0)
     edges_J1 = jnp.concatenate([jnp.zeros(1), inner, jnp.ones(1)])
-    log_w_1xKxB, beta_Jx1x1 = d.log_w[None], edges_J1[:-1, None, None]
+    log_w_1xKxB = log_w[None]
+    beta_Jx1x1 = edges_J1[:-1, None, None]
     weight_JxKxB = jax.lax.stop_gradient(jax.nn.softmax(beta_Jx1x1 * log_w_1xKxB, axis=1))
     mean_JxB = jnp.sum(weight_JxKxB * log_w_1xKxB, axis=1)
     centred_JxKxB = jax.lax.stop_gradient(log_w_1xKxB - mean_JxB[:, None])
-    log_pi_JxKxB = d.log_qz.sum(-1)[None] + beta_Jx1x1 * log_w_1xKxB
+    log_pi_JxKxB = log_q[None] + beta_Jx1x1 * log_w_1xKxB
     covariance_JxB = (
         samples / (samples - 1) * jnp.sum(weight_JxKxB * centred_JxKxB * log_pi_JxKxB, axis=1)
     )

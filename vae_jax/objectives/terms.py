@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vae_jax.distributions import split_keys
+from vae_jax.models.core import Draw, Model, Params
 
 
 class Terms(NamedTuple):
@@ -22,17 +23,25 @@ class Terms(NamedTuple):
     labelled: Any = None  # Terms
 
 
-def many(model, params, x_BxHxWxC, keys_B, samples, **kwargs):
+def sample_k(
+    model: Model,
+    params: Params,
+    x_BxHxWxC: jax.Array,
+    keys_B: jax.Array,
+    samples: int,
+    y: jax.Array | None = None,
+) -> Draw:
     """K independent draws of each example, each leaf with a leading axis K."""
-    return model.draw(params, x_BxHxWxC, split_keys(keys_B, samples), **kwargs)
+    return model.draw(params, x_BxHxWxC, split_keys(keys_B, samples), y)
 
 
-def bound(draws):
+def bound(draws: Draw) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(elbo, log_px, kl), each of shape B: the mean over K draws, KL summed over levels."""
-    log_px, kl = draws.log_px.mean(0), draws.kl.sum(-1).mean(0)
+    log_px = draws.log_px.mean(0)
+    kl = draws.kl.sum(-1).mean(0)
     return log_px - kl, log_px, kl
 
 
-def with_gradient_of(value, surrogate):
+def with_gradient_of(value: jax.Array, surrogate: jax.Array) -> jax.Array:
     """``value``, with the gradient of ``surrogate``."""
     return surrogate + jax.lax.stop_gradient(value - surrogate)

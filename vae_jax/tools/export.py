@@ -73,12 +73,12 @@ def program(
 
     def coded(image: jax.Array) -> tuple[jax.Array, object]:
         x = to_x({"image": image, "id": jnp.zeros(image.shape[0], jnp.int32)})
-        return x, model.encode(params, x, *model.guess(params, x))
+        return x, model.encode(params, x, model.map_label(params, x))
 
     def classifier(image: jax.Array) -> dict[str, jax.Array]:
         x, q = coded(image)
-        mu = q.mu[:, : model.code]
-        logits = model.classify(params, x if model.conditional else mu)
+        mu = q.mu[:, : model.spec.code]
+        logits = model.classify(params, x)
         return {"probabilities": jax.nn.softmax(logits / temperature), "distance": codes(mu, jnp)}
 
     def encoder(image: jax.Array) -> dict[str, jax.Array]:
@@ -111,7 +111,7 @@ def _sampler(s: workdir.Setup, params: dict) -> Program:
         return {"image": model.likelihood.mean(model.decode(params, z, *label))}
 
     inputs = [((), jnp.uint32)]
-    if model.conditional:
+    if model.spec.labelled:
         inputs.append(((), jnp.int32))
     return sampler, inputs
 

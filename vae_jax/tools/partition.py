@@ -11,9 +11,8 @@ import absl.flags
 import jax
 
 from vae_jax import cli as flags
-from vae_jax import config, data
+from vae_jax import config, data, models
 from vae_jax.mesh.rules import describe, make_mesh, shardings
-from vae_jax.models import model
 from vae_jax.train import optim
 
 
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", values.devices)
     mesh = make_mesh(c.mesh)
-    m = model.build_for(c, data.described(c.data))
+    m = models.build_for(c, data.described(c.data))
 
     def state(key: jax.Array) -> dict[str, object]:
         params = m.init(key)

@@ -99,7 +99,7 @@ def fits(c: ConfigDict) -> bool:
     """
     nets = {c.encoder.name, c.decoder.name, c.classifier.name}
     slow = bool(nets & set(CONVOLUTIONS)) and jax.default_backend() == "cpu"
-    return not (c.data.labels or c.init_from or slow or c.objective.name == "apart")
+    return not (c.data.labels or c.init_from or slow or c.model.name == "per_class")
 
 
 def _trained(root: str, study: Study, name: str, labels: int, seed: int) -> Trained:

@@ -151,7 +151,7 @@ def check(c, model, mesh):
         return
     sharding.check_batch(c.batch, mesh, micros=c.accumulate)
     sharding.check_batch(c.data.labelled_batch, mesh, "data.labelled_batch", c.accumulate)
-    sharding.check_samples(c, mesh, model.classes if model.conditional else 0)
+    sharding.check_samples(c, mesh, model.classes if model.spec.labelled else 0)
     if c.compile == "pmap" and mesh.shape["data"] < mesh.size:
         axis = next(a for a in sharding.AXES[1:] if mesh.shape[a] > 1)
         raise UserError(f"compile=pmap: splits the batch only; want mesh.{axis}=1, or compile=jit")

@@ -16,11 +16,10 @@ from ml_collections import ConfigDict
 
 from vae_jax import cli as flags
 from vae_jax import config as config_lib
-from vae_jax import data, nets
+from vae_jax import data, models, nets
 from vae_jax.config import UserError
 from vae_jax.mesh import rules as sharding
 from vae_jax.mesh import store
-from vae_jax.models import model
 from vae_jax.train import checkpoint, log, step
 from vae_jax.train import program as compile_lib
 
@@ -65,7 +64,7 @@ def setup(c: ConfigDict) -> Setup:
         c.unroll = True
         c.steps_per_call = 1
     dataset = data.load(c.data)
-    s = Setup(c, dataset, model.build_for(c, dataset), mesh)
+    s = Setup(c, dataset, models.build_for(c, dataset), mesh)
     sharding.check_replicas(config_lib.replica_count(c), mesh)
     alone = config_lib.override(c, {})
     params = compile_lib.shapes(alone, s.model, mesh)[0].params
