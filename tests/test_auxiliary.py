@@ -39,15 +39,14 @@ def test_the_bound_is_below_the_exact_evidence_which_importance_weights_reach(ki
 
     @jit
     def grid(y):  # log p(x, a, z | y) on the grid, for three images
-        logits = model.image_given(params, a, y, z).reshape(len(a), PIXELS)
+        logits = model.nets.image(params, a=a, y=y, z=z).reshape(len(a), PIXELS)
 
         def image(x):
             return -jnp.logaddexp(0, logits * (1 - 2 * x.reshape(PIXELS))).sum(-1)
 
         def first(x):
-            return model.first_given(params, jnp.broadcast_to(x, (len(a), *SHAPE)), y, z).log_prob(
-                a
-            )
+            images = jnp.broadcast_to(x, (len(a), *SHAPE))
+            return model.nets.auxiliary(params, x=images, y=y, z=z).log_prob(a)
 
         return jax.vmap(lambda x: image(x) + first(x))(x3)
 
@@ -70,13 +69,13 @@ def test_the_bound_is_below_the_exact_evidence_which_importance_weights_reach(ki
 def test_the_objective_is_the_sums_written_out(kind, auxiliary):
     model, params = small(kind, auxiliary=auxiliary)
     assert jax.eval_shape(model.draw, params, X, KEYS, y=LABEL).z.shape == (5, 1)
-    assert model.first(params, X).mu.shape == (5, auxiliary or 1)
+    assert model.nets.first(params, X).mu.shape == (5, auxiliary or 1)
     batch = batch_of(X, jnp.full(5, -1), X[:3], LABEL[:3])
     keys_u, keys_l = (list(split_keys(keys, 2)) for keys in (KEYS, batch["labelled"]["keys"]))
 
     @jit
     def run(params):
-        terms = OBJECTIVES[kind](model, params, batch, KEYS, alpha=7.0, labelled=0.5, samples=2)
+        terms = OBJECTIVES["m2"](model, params, batch, KEYS, alpha=7.0, labelled=0.5, samples=2)
         every = [[model.draw(params, X, k, y=jnp.full(5, y)) for y in (0, 1)] for k in keys_u]
         given = [model.draw(params, X[:3], k, y=LABEL[:3]) for k in keys_l]
         logits = [
@@ -87,7 +86,7 @@ def test_the_objective_is_the_sums_written_out(kind, auxiliary):
             every,
             given,
             logits,
-            jax.grad(lambda p: OBJECTIVES[kind](model, p, batch, KEYS).loss.sum())(params),
+            jax.grad(lambda p: OBJECTIVES["m2"](model, p, batch, KEYS).loss.sum())(params),
         )
 
     terms, every, given, logits, gradient = run(params)
@@ -119,7 +118,7 @@ def test_what_a_net_is_not_given_it_does_not_see():
         model, params = small(kind)
         first_given = jit(
             lambda p, x, model=model: (
-                model.first_given(p, x, jnp.zeros(5, int), jnp.zeros((5, 1))).mu
+                model.nets.auxiliary(p, x=x, y=jnp.zeros(5, int), z=jnp.zeros((5, 1))).mu
             )
         )
         p, other = first_given(params, X), first_given(params, 1 - X)
@@ -137,14 +136,13 @@ def test_m1m2_begins_with_m1_and_leaves_it(tmp_path):
         mesh__data=1, steps=20, eval__every=20, log_every=20, steps_per_call=20, unroll=False
     )
     m1 = semi_supervised(data__labels=0, data__labelled_batch=0, **changes)
-    m1.classifier, m1.objective = (
-        config.call("classifier", "none"),
-        config.call("objective", "elbo"),
-    )
+    m1.model = config.call("model", "vae")
+    m1.classifier = config.call("classifier", "none")
+    m1.objective = config.call("objective", "elbo")
     assert loop.train(m1, str(tmp_path / "m1"), say=lambda _: None)
     c = semi_supervised(init_from=str(tmp_path / "m1"), **changes)
     c.classifier = config.call("classifier", "mlp", widths=(32,))
-    c.objective = config.call("objective", "m1m2")
+    c.model = config.call("model", "m1m2")
     assert loop.train(c, str(tmp_path / "m1m2"), say=lambda _: None)
     (_, before, _), (s, after, _) = (
         workdir.restore(str(tmp_path / n), "latest") for n in ("m1", "m1m2")
@@ -168,8 +166,11 @@ def test_m1m2_begins_with_m1_and_leaves_it(tmp_path):
 
 def test_models_side_by_side_are_one_of_each_label():
     """The parameters of label 0 do not touch what is said of label 1; a label for each image, one for all: the same."""
-    model, params = tiny("apart")
-    other = {**params, "apart": jax.tree.map(lambda p: p.at[0].add(1.0), params["apart"])}
+    model, params = tiny("per_class")
+    other = {
+        **params,
+        "per_class": jax.tree.map(lambda p: p.at[0].add(1.0), params["per_class"]),
+    }
 
     @jit
     def run(params):
@@ -195,7 +196,7 @@ def test_models_side_by_side_are_one_of_each_label():
 def test_of_an_uneven_batch_no_row_is_lost(label):
     """Each row goes through the nets of its label, also where more rows have a label than it has places: values and
     gradients are those of all labels' nets picked from."""
-    model, params = tiny("apart", labels=4)
+    model, params = tiny("per_class", labels=4)
     y, x = jnp.asarray(label), jax.random.bernoulli(KEY, 0.5, (8, *SHAPE)).astype(jnp.float32)
 
     def own(params):

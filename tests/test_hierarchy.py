@@ -16,6 +16,7 @@ from vae_jax.config import UserError
 from vae_jax.evaluate import generation, likelihood
 from vae_jax.evaluate.run import level_rates
 from vae_jax.mesh import rules as sharding
+from vae_jax.models.hierarchy import LevelParts, Levels
 from vae_jax.objectives import OBJECTIVES, sample_k
 from vae_jax.objectives.terms import bound
 from vae_jax.train import step
@@ -54,7 +55,7 @@ def exact():
     }
 
 
-def top_down(params, x, choose, given, rows):
+def top_down(params, x, choose, given, rows, y=None):
     q, p = params["encoder"], params["decoder"]
 
     def full(mu, tril):
@@ -71,19 +72,11 @@ def top_down(params, x, choose, given, rows):
     return out, [jax.tree.map(lambda a: a[None], record) for record in (first, second)]
 
 
-LINEAR = models.Hierarchy(
-    shape=(1, 5, 1),
-    classes=0,
-    latent=5,
-    likelihood=densities.LIKELIHOODS["gaussian"](logvar=math.log(S2)),
-    init=None,
-    encode=lambda params, x: LINEAR.joint(params, x.reshape(len(x), -1), len(x)),
-    prior=lambda params: LINEAR.joint(params, None, 1),
-    decode=lambda params, z: LINEAR.at(params, None, z)[0],
-    classify=None,
-    groups=((1, 2), (1, 3)),
-    features=lambda params, x: x.reshape(len(x), -1),
-    top_down=top_down,
+LINEAR = models.hierarchy(
+    models.Spec(
+        (1, 5, 1), 0, 5, densities.LIKELIHOODS["gaussian"](logvar=math.log(S2)), ((1, 2), (1, 3))
+    ),
+    LevelParts(None, lambda params, x: x.reshape(len(x), -1), top_down, None),
 )
 
 
@@ -102,13 +95,14 @@ def batch_keys(seed, n=B):
 
 def test_with_the_exact_posterior_every_draw_is_the_evidence():
     d = jit(lambda p, k: sample_k(LINEAR, p, IMAGE, k, 3))(TRUE, batch_keys(0))
-    assert d.log_pz.shape == d.log_qz.shape == d.kl.shape == (3, B, 2) and d.z.shape == (3, B, 5)
+    assert d.kl.shape == (3, B, 2) and d.z.shape == (3, B, 5)
+    assert d.extra["log_pz"].shape == d.extra["log_qz"].shape == (3, B, 2)
     np.testing.assert_allclose(d.log_w, np.broadcast_to(LOG_PX, (3, B)), rtol=1e-4, atol=2e-4)
     q, p = jit(lambda p, z: [f.log_prob(z) for f in (LINEAR.encode(p, IMAGE), LINEAR.prior(p))])(
         TRUE, d.z[0]
     )
-    np.testing.assert_allclose(q, d.log_qz[0].sum(-1), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(p, d.log_pz[0].sum(-1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(q, d.extra["log_qz"][0].sum(-1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(p, d.extra["log_pz"][0].sum(-1), rtol=1e-4, atol=1e-4)
 
 
 def test_the_bound_rises_to_the_evidence_and_the_levels_kl_is_log_q_minus_log_p_in_expectation():
@@ -118,7 +112,7 @@ def test_the_bound_rises_to_the_evidence_and_the_levels_kl_is_log_q_minus_log_p_
     bounds = [np.mean(np.log(np.exp(log_w.reshape(-1, k, B)).mean(1))) for k in (1, 10, 4000)]
     assert bounds[0] < bounds[1] - 0.05 < bounds[2] - 0.05
     np.testing.assert_allclose(bounds[2], LOG_PX.mean(), atol=0.02)
-    gap = np.asarray(d.kl - (d.log_qz - d.log_pz), np.float64)
+    gap = np.asarray(d.kl - (d.extra["log_qz"] - d.extra["log_pz"]), np.float64)
     assert (np.abs(gap.mean(0)) < 4 * gap.std(0, ddof=1) / math.sqrt(len(gap))).all()
     assert gap.std() > 0.1  # the two are not the same number
 
@@ -203,11 +197,17 @@ def test_a_levels_latent_moves_no_level_above_it(kind):
     _, m, params = built(kind)
     x = jax.random.uniform(jax.random.key(1), (1, 8, 8, 1))
     z = jax.random.normal(jax.random.key(2), (1, m.latent))
-    sizes = [d for n, d in m.groups for _ in range(n)]
-    for features, which in ((lambda: m.features(params, x), 2), (lambda: None, 1)):
-        jacobian = jit(jax.jacrev(lambda z, f=features, w=which: m.at(params, f(), z)[w][0]))(z)[
-            :, 0
-        ]
+    sizes = [d for n, d in m.spec.groups for _ in range(n)]
+    levels = Levels(m.spec, m.nets)
+
+    def log_qz(z):
+        return levels.at(params, m.nets.features(params, x), z, None).log_qz[0]
+
+    def log_pz(z):
+        return levels.at(params, None, z, None).log_pz[0]
+
+    for density in (log_qz, log_pz):
+        jacobian = jit(jax.jacrev(density))(z)[:, 0]
         norms = np.array(
             [
                 [np.abs(part).sum() for part in np.split(row, np.cumsum(sizes)[:-1])]
@@ -219,22 +219,24 @@ def test_a_levels_latent_moves_no_level_above_it(kind):
 
 
 @pytest.mark.parametrize("kind", ["ladder", "vdvae"])
-@pytest.mark.parametrize("how", [{}, {"stop": True}, {"scale": 0.5}])
-def test_one_draw_is_the_first_of_several(kind, how):
+def test_one_draw_is_the_first_of_several(kind):
     _, m, params = built(kind)
     x, keys = (
         jax.random.uniform(jax.random.key(0), (5, 8, 8, 1)),
         jax.random.split(jax.random.key(1), (2, 5)),
     )
 
-    def how(n, how=how):
-        return {k: jnp.full((n, 5), v) if k == "scale" else v for k, v in how.items()}
+    def densities_of(params, keys):
+        d = m.draw(params, x, keys)
+        path = m.log_joint(params, x, d.z) - m.log_posterior(params, x, d.z)
+        return *d, path
 
-    one = jit(lambda p: m.draw(p, x, keys[:1], **how(1)))(params)
-    two = jit(lambda p: m.draw(p, x, keys, **how(2)))(params)
-    for a, b in zip(one, two, strict=True):
+    one = jit(densities_of)(params, keys[:1])
+    two = jit(densities_of)(params, keys)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         assert a.shape == (1, *b.shape[1:])
         np.testing.assert_allclose(a[0], b[0], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(two[-1], two[2], rtol=1e-4, atol=1e-3)  # the importance weight
 
 
 @pytest.mark.parametrize(("kind", "second"), [("ladder", "level_1"), ("vdvae", "level_0_1")])
@@ -245,14 +247,14 @@ def test_a_level_whose_posterior_is_its_prior_costs_nothing(kind, second):
     params["decoder"][second]["posterior"]["Dense_1"] = jax.tree.map(jnp.zeros_like, last)
     d = jit(m.draw)(params, jax.random.uniform(jax.random.key(1), (5, 8, 8, 1)), batch_keys(2, 5))
     assert (d.kl[:, 1] == 0).all() and (d.kl[:, [0, 2]] > 0).all()
-    np.testing.assert_array_equal(d.log_qz[:, 1], d.log_pz[:, 1])
+    np.testing.assert_array_equal(d.extra["log_qz"][:, 1], d.extra["log_pz"][:, 1])
 
 
 def test_first_levels_from_the_image_the_others_from_the_prior_with_a_temperature():
     _, m, params = built("vdvae")
     x, keys = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1)), batch_keys(2, 3)
     complete = jit(lambda first, t: m.complete(params, x, keys, first=first, temperature=t))
-    sizes = [d for n, d in m.groups for _ in range(n)]
+    sizes = [d for n, d in m.spec.groups for _ in range(n)]
     mu, cold = jit(lambda p: (m.encode(p, x).mu, m.prior(p).mu))(params)
     half = complete(1, 0.0)
     np.testing.assert_allclose(complete(m.levels, 1.0), mu, rtol=1e-5, atol=1e-5)
@@ -301,6 +303,7 @@ def test_levels_in_a_loop_and_rematerialised_are_the_same_levels():
 
 
 CONDITIONAL = {
+    "model": config.call("model", "m2"),
     "objective": config.call("objective", "m2"),
     "classifier": config.call("classifier", "mlp"),
 }

@@ -23,7 +23,7 @@ from vae_jax.evaluate import likelihood
 from vae_jax.mesh import rules as sharding
 from vae_jax.objectives import OBJECTIVES, cross_entropy, sample_k
 from vae_jax.objectives.aggregate import mmd
-from vae_jax.objectives.evidence import kl_per_dimension
+from vae_jax.objectives.evidence import kl_per_dimension, path_log_w
 
 P, D, B, S2 = 5, 2, 3, 0.4
 # Programs here are compiled once and run once: compiling is the cost.
@@ -35,7 +35,7 @@ def linear(pixels=P, latent=D, s2=S2):
     """Probabilistic PCA as a Model; q(z|x) = N(Ax + c, Σ), Σ full or diagonal, the same for every x."""
     matmul = functools.partial(jnp.matmul, precision="highest")
 
-    def encode(params, x):
+    def encode(params, x, y=None):
         mu = matmul(x.reshape(len(x), -1), params["encoder"]["a"]) + params["encoder"]["c"]
         q = params["posterior"]
         if "scale_tril" in q:
@@ -44,21 +44,17 @@ def linear(pixels=P, latent=D, s2=S2):
             )
         return densities.Normal(mu, jnp.broadcast_to(q["logvar"], mu.shape))
 
-    def decode(params, z):
+    def decode(params, z, y=None):
         return (matmul(z, params["decoder"]["w"].T) + params["decoder"]["b"]).reshape(
             -1, 1, pixels, 1
         )
 
-    return models.Model(
-        shape=(1, pixels, 1),
-        classes=0,
-        latent=latent,
-        likelihood=densities.LIKELIHOODS["gaussian"](logvar=math.log(s2)),
-        init=None,
-        encode=encode,
-        prior=lambda params: densities.Normal(**params["prior"]),
-        decode=decode,
-        classify=None,
+    likelihood = densities.LIKELIHOODS["gaussian"](logvar=math.log(s2))
+    return models.vae(
+        models.Spec((1, pixels, 1), 0, latent, likelihood),
+        models.Parts(
+            None, encode, lambda params: densities.Normal(**params["prior"]), decode, None
+        ),
     )
 
 
@@ -427,7 +423,7 @@ def test_the_parts_of_the_total_correlation_decomposition():
     z = np.asarray(d.z[0], np.float64)
     terms = terms_of("beta_tcvae", OTHER, key, alpha=2.0, beta=3.0, gamma=5.0)
     mi, tc, dimension_kl = (np.asarray(terms.extra[k]) for k in ("mi", "tc", "dimension_kl"))
-    LN(mi + tc + dimension_kl, (d.log_qz - d.log_pz)[0, :, 0], atol=5e-5)
+    LN(mi + tc + dimension_kl, (d.log_px - d.log_w)[0], atol=5e-5)
     LN(terms.loss, 2 * mi + 3 * tc + 5 * dimension_kl - terms.log_px)
     mu, scale = X @ OTHER_A + OTHER_C, np.exp(OTHER_LOGVAR / 2)
     each = stats.norm(mu[None], scale).pdf(z[:, None])  # B(z) × B(x) × D
@@ -581,43 +577,37 @@ def test_scale_gradient_keeps_every_bit():
         np.testing.assert_allclose(gradient, scale, rtol=1e-6)
 
 
-def test_draws_pass_the_gradients_that_they_say():
-    x, key = BATCH["image"], jax.random.key(0)
+def test_draws_and_densities_pass_the_gradients_that_they_say():
+    x = BATCH["image"]
+    keys_B = batch_keys(jax.random.key(0))
+    stop = jax.lax.stop_gradient
 
-    def g(part, **kwargs):
-        grad = jit(
-            jax.grad(lambda p: jnp.sum(getattr(MODEL.draw(p, x, batch_keys(key), **kwargs), part)))
-        )(OTHER)
-        return {
-            name: jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(grad[name])])
-            for name in grad
-        }
+    def latent(params):
+        return MODEL.draw(params, x, keys_B).z
 
-    zero = g("log_px", scale=jnp.zeros(B))
-    assert (
-        (zero["encoder"] == 0).all()
-        and (zero["posterior"] == 0).all()
-        and (np.abs(zero["decoder"]) > 0).any()
-    )
-    plain = g("log_px")
+    def g(function):
+        grad = jit(jax.grad(lambda p: jnp.sum(function(p))))(OTHER)
+        flat = {}
+        for name, tree in grad.items():
+            flat[name] = jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(tree)])
+        return flat
+
+    zero = g(lambda p: MODEL.log_joint(p, x, stop(latent(p))))
+    assert (zero["encoder"] == 0).all() and (zero["posterior"] == 0).all()
+    assert (np.abs(zero["decoder"]) > 0).any()
+    plain = g(lambda p: MODEL.log_joint(p, x, latent(p)))
     assert np.abs(plain["encoder"]).max() > 0.1
-    close(g("log_px", scale=jnp.full(B, 0.25))["encoder"], 0.25 * plain["encoder"])
-    close(g("log_px", scale=jnp.full(B, 0.25))["decoder"], plain["decoder"])
-    # Through log q: its parameters and z (plain), z alone (stop), its parameters alone (scale 0: the score).
-    total = jax.tree.map(
-        lambda a, b: a + b, g("log_qz", stop=True), g("log_qz", scale=jnp.zeros(B))
-    )
-    close(total, g("log_qz"), atol=1e-4)
-    drawn = jit(
-        lambda scale: [
-            MODEL.draw(OTHER, x, batch_keys(key), **k)
-            for k in ({}, {"stop": True}, {"scale": scale})
-        ]
-    )
-    same = drawn(x[:, 0, 0, 0])
-    for d in same[1:]:
-        np.testing.assert_array_equal(d.z, same[0].z)
-        LN(d.log_w, same[0].log_w)
+    quarter = g(lambda p: MODEL.log_joint(p, x, models.scale_gradient(latent(p), 0.25)))
+    close(quarter["encoder"], 0.25 * plain["encoder"])
+    close(quarter["decoder"], plain["decoder"])
+    # Through log q: z alone (the path), its parameters alone (the score), and both.
+    path = g(lambda p: MODEL.log_posterior(stop(p), x, latent(p)))
+    score = g(lambda p: MODEL.log_posterior(p, x, stop(latent(p))))
+    both = g(lambda p: MODEL.log_posterior(p, x, latent(p)))
+    close(jax.tree.map(jnp.add, path, score), both, atol=1e-4)
+    d = jit(MODEL.draw)(OTHER, x, keys_B)
+    log_w = jit(lambda z: MODEL.log_joint(OTHER, x, z) - MODEL.log_posterior(OTHER, x, z))(d.z)
+    LN(log_w, d.log_w)
 
 
 @pytest.mark.parametrize("name", ["elbo", "iwae", "dreg"])
@@ -801,7 +791,7 @@ def test_a_trained_linear_vae_is_the_maximum_likelihood_pca():
 
 LATENT, SHAPE, Y = 5, (4, 4, 1), 3
 UNCONDITIONAL = {
-    name for name, f in OBJECTIVES.items() if not getattr(f, "conditional", False)
+    name for name, f in OBJECTIVES.items() if not hasattr(f, "needs")
 }  # test_semi: others
 
 
@@ -899,10 +889,8 @@ def test_every_objective_has_finite_gradients(posterior, prior, titles):
         keys = jax.random.split(key, len(leaves))
         noise = [0.3 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
         params = jax.tree.unflatten(tree, [a + e for a, e in zip(leaves, noise, strict=True)])
-        log_w = [
-            model.draw(params, batch["image"], keys_of(batch, key), **k).log_w
-            for k in ({}, {"stop": True})
-        ]
+        d = model.draw(params, batch["image"], keys_of(batch, key))
+        log_w = [d.log_w, path_log_w(model, params, batch["image"], d.z)]
         out = {}
         for title, (name, kwargs) in calls.items():
 
@@ -948,9 +936,10 @@ def test_joint_with_a_labelled_prior_is_the_bound_on_both():
     )
     at = [stats.norm(prior["mu"][y], np.exp(0.5 * prior["logvar"][y])) for y in batch["label"]]
     log_pz_KxB = np.stack([at[b].logpdf(d.z[:, b]).sum(-1) for b in range(B)], axis=1)
-    want_B = (d.log_px + log_pz_KxB - math.log(Y) - d.log_qz[..., 0]).mean(0)
+    log_qz = jit(lambda p, z: m.log_posterior(p, batch["image"], z))(params, d.z)
+    want_B = (d.log_px + log_pz_KxB - math.log(Y) - log_qz).mean(0)
     LN(-terms.loss, want_B)
-    LN(terms.elbo, (d.log_px + m.prior(params).log_prob(d.z) - d.log_qz[..., 0]).mean(0))
+    LN(terms.elbo, (d.log_px + m.prior(params).log_prob(d.z) - log_qz).mean(0))
 
 
 def test_joint_adds_the_cross_entropy():

@@ -50,6 +50,7 @@ def objective(name, **fields):
     if name == "m2":
         c.data.binarize, c.data.labels, c.data.labelled_batch = "dynamic", 100, 16
         c.likelihood = config.call("likelihood", "bernoulli")
+        c.model = config.call("model", "m2")
         c.objective = config.call("objective", "m2", alpha=10.0)
     if name == "iwae":
         c.classifier = config.call("classifier", "none")

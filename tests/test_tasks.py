@@ -18,7 +18,7 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from tests.test_semi import SHAPE, semi_supervised, tiny
-from vae_jax import config, data, models, objectives
+from vae_jax import config, data, models
 from vae_jax import distributions as densities
 from vae_jax.config import UserError
 from vae_jax.data import predict
@@ -132,21 +132,18 @@ def linear():
     """p(z) = N(0, I), p(x|z) = N(W z, I): log p(x) = N(0, I + W Wᵀ), and p(z|x) is a diagonal Gaussian."""
     spread = 1 / (1 + (LOADINGS**2).sum(0))
 
-    def encode(params, x):
+    def encode(params, x, y=None):
         mu = spread * (x.reshape(len(x), -1) @ LOADINGS)
         return densities.Normal(mu + params["off"], jnp.log(spread) + params["wide"] + 0 * mu)
 
-    return models.Model(
-        shape=(2, 2, 1),
-        classes=0,
-        latent=2,
-        likelihood=densities.LIKELIHOODS["gaussian"](logvar=0.0),
-        init=None,
-        encode=encode,
-        prior=lambda params: densities.Normal(jnp.zeros(2), jnp.zeros(2)),
-        decode=lambda params, z: (z @ LOADINGS.T).reshape(-1, 2, 2, 1),
-        classify=None,
-    ), spread
+    def prior(params):
+        return densities.Normal(jnp.zeros(2), jnp.zeros(2))
+
+    def decode(params, z, y=None):
+        return (z @ LOADINGS.T).reshape(-1, 2, 2, 1)
+
+    spec = models.Spec((2, 2, 1), 0, 2, densities.LIKELIHOODS["gaussian"](logvar=0.0))
+    return models.vae(spec, models.Parts(None, encode, prior, decode, None)), spread
 
 
 def test_likelihood_regret_is_the_divergence_from_the_posterior():
@@ -313,9 +310,9 @@ def other(kind):
     c.encoder, c.decoder = (
         config.call(part, "mlp", widths=(8,)) for part in ("encoder", "decoder")
     )
-    c.objective = config.call("objective", kind if kind in objectives.OBJECTIVES else "joint")
-    if kind == "m2":
-        c.objective.labelled = 1.0
+    labelled = kind in models.MODELS
+    c.model = config.call("model", kind if labelled else "vae")
+    c.objective = config.call("objective", "m2" if labelled else "joint")
     if kind in ("adgm", "m1m2"):
         c.auxiliary, c.classifier = 3, config.call("classifier", "mlp", widths=(8,))
     if kind == "cnn":
@@ -330,7 +327,7 @@ def other(kind):
     return c
 
 
-SLOW = ("adgm", "m1m2", "apart", "hierarchy")
+SLOW = ("adgm", "m1m2", "per_class", "hierarchy")
 KINDS = ["cnn", "m2", *(pytest.param(k, marks=pytest.mark.slow) for k in SLOW)]
 
 
@@ -348,7 +345,8 @@ def test_every_kind_of_model_goes_through_every_subject(kind, monkeypatch):
     assert all(m[k] is None for k in why) and all(
         m[k] is not None and np.isfinite(m[k]) for k in set(m) - set(why)
     )
-    generative, draws = kind in ("m2", "adgm", "m1m2", "apart"), kind not in ("cnn", "m2", "apart")
+    generative = kind in models.MODELS
+    draws = kind not in ("cnn", "m2", "per_class")
     assert ("bayes_accuracy" in m) == ("pgd_bayes_accuracy" in m) == generative
     assert ("pgd_drawn_accuracy" in m) == draws
     assert ("ood_regret_auroc@inverted" in m) == (kind not in ("cnn", "hierarchy"))
