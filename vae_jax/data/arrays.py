@@ -90,7 +90,11 @@ def _arrays(name: str, own_arrays: Mapping) -> Arrays:
     images, labels = _by_split(name, arrays)
     class_names, labels = _classes(name, arrays.get("classes"), labels)
     splits = {}
-    for split, image in images.items():
+    for split in (
+        "train",
+        *sorted(images.keys() - {"train"}),
+    ):  # the others are compared with train
+        image = images[split]
         splits[split] = Split(_image(name, split, image), labels.get(split))
         if splits[split].image.shape[1:] != splits["train"].image.shape[1:]:
             raise UserError(
