@@ -376,11 +376,11 @@ def test_what_does_not_fit_a_hierarchy_is_refused_in_one_line(change, message):
 
 def test_the_code_of_a_hierarchy_is_its_coarsest_levels():
     _, m, params = built("vdvae", classes=4, classifier=config.call("classifier", "mlp"))
-    assert m.code == 2 * 2 * 2 * 2 and m.latent == m.code + 4 * 4 * 2
-    assert params["classifier"]["out"]["kernel"].shape == (m.code, 4)
+    assert m.spec.code == 2 * 2 * 2 * 2 and m.latent == m.spec.code + 4 * 4 * 2
+    assert params["classifier"]["out"]["kernel"].shape == (m.spec.code, 4)
     z = jax.random.normal(jax.random.key(0), (3, m.latent))
     classify = jit(m.classify)
-    np.testing.assert_array_equal(classify(params, z), classify(params, z[:, : m.code]))
+    np.testing.assert_array_equal(classify(params, z), classify(params, z[:, : m.spec.code]))
 
 
 # The run
