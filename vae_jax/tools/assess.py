@@ -108,16 +108,12 @@ def _measure(
     ensemble = None
     if "ood" in request.tasks:
         others, ensemble = _ood_sets(s, workdir, request, say)
-    c = subject.config
-    iw_k = request.iw_k or c.eval.iw_k
-    metrics, why, pictures = evaluate(
-        c, subject.model, subject.params, subject.data, subject.mesh, iw_k=iw_k
-    )
+    iw_k = request.iw_k or subject.config.eval.iw_k
+    metrics, why, pictures = evaluate(subject, iw_k=iw_k)
     asked: dict = {}
-    if request.tasks:
-        asked, reasons, panels = tasks.perform(
-            request.tasks, s, subject.params, others=others, ensemble=ensemble, say=say
-        )
+    added = tasks.perform(request.tasks, subject, others=others, ensemble=ensemble, say=say)
+    for values, reasons, panels in added.values():
+        asked |= values
         why |= reasons
         pictures |= panels
     asked |= compute(subject, request.metrics)

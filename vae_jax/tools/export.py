@@ -15,7 +15,6 @@ From Python, without this package::
     jax.export.deserialize(bytearray(open(path, "rb").read())).call(images)["mu"]
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -34,7 +33,8 @@ from vae_jax import distributions as densities
 from vae_jax.config import UserError
 from vae_jax.data import evaluation, predict
 from vae_jax.evaluate import classification, ood, tasks
-from vae_jax.evaluate.run import looker
+from vae_jax.evaluate.run import forward
+from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import hosts
 from vae_jax.tools import results
 from vae_jax.train import checkpoint, log, step
@@ -129,7 +129,7 @@ def calibrated(s: workdir.Setup, params: dict) -> tuple[float, ood.Gaussians, np
     The temperature is fitted on the validation labels, 1 where there are none; the quantiles, from
     the least to the greatest, are those of the validation images' distances.
     """
-    look = functools.partial(looker(s.c, s.model, s.dataset.levels, s.mesh), params)
+    look = forward(Subject(s.c, s.model, params, s.dataset, s.mesh))
     codes = ood.Gaussians(*tasks.gallery(s.dataset, look)[:2])
     split = s.dataset.validation
     temperature = 1.0
