@@ -113,7 +113,7 @@ def test_verification_says_how_much_its_classes_vary():
             size=(len(label), 4)
         ), label
 
-    true = np.mean([recognition.verification(*codes(60, 4), 0)["auroc"] for _ in range(5)])
+    true = np.mean([recognition.verification(*codes(60, 4), 1)["auroc"] for _ in range(5)])
     hits = 0
     for _ in range(16):
         low, high = recognition.verification(*codes(10, 6))["auroc_interval"]
@@ -559,6 +559,36 @@ def test_a_damaged_or_wrong_export_is_one_line(trained, capsys):
 
 
 def test_familiarity_is_a_share():
-    np.testing.assert_allclose(
-        predict.familiarity(np.array([0, 5, 10, 99]), [0, 5, 10]), [1, 0.5, 0, 0]
-    )
+    old = {"of": "distance", "quantiles": [0, 5, 10]}
+    got = predict.familiarity({"distance": np.array([0, 5, 10, 99])}, old)
+    np.testing.assert_allclose(got, [1, 0.5, 0, 0])
+    rng = RNG(0)
+    usual = {"distance": rng.normal(size=4000), "neg_elbo": rng.normal(size=4000)}
+    levels = np.linspace(0, 1, 1001)
+    quantiles = {name: np.quantile(score, levels) for name, score in usual.items()}
+    smallest = np.quantile(predict.smallest_rank(usual, quantiles), levels)
+    fresh = {name: rng.normal(size=4000) for name in usual}
+    got = predict.familiarity(fresh, {"quantiles": quantiles, "smallest": smallest})
+    for share in (0.01, 0.05, 0.5):  # two scores, and yet so many false alarms
+        assert (got < share).mean() == pytest.approx(share, abs=4 * np.sqrt(share / 4000) + 0.003)
+    odd = {"distance": np.array([0.0, 9.0]), "neg_elbo": np.array([np.nan, 0.0])}
+    assert predict.familiarity(odd, {"quantiles": quantiles, "smallest": smallest}).max() < 0.001
+
+
+def test_images_of_other_kinds_are_not_familiar(trained):
+    """The distance of the code alone called flat grey images familiar."""
+    folder, s, _ = trained
+    path = export.write(folder, "classifier", say=lambda _: None)
+    call, meta = predict.load(path)
+    reference = meta["familiarity"]
+    rng = RNG(1)
+    test = s.dataset.test.image
+    kinds = {
+        "flat": np.broadcast_to(np.arange(17, dtype=np.uint8)[3:, None, None, None], (14, 8, 8, 1)),
+        "noise": rng.integers(0, 17, (40, 8, 8, 1)).astype(np.uint8),
+        "inverted": 16 - test[:40],
+    }
+    for image in kinds.values():
+        out = {name: np.asarray(v) for name, v in call(np.array(image)).items()}
+        assert np.median(predict.familiarity(out, reference)) <= 0.01
+    assert 0 < reference["false_alarms"]["0.05"] < 0.15
