@@ -1,249 +1,26 @@
-"""Recognition, calibration, strangers, attacks and exported files: oracles, then one trained run through eval.py."""
+"""What ``eval.py --tasks`` adds: attacks, then one trained run through eval.py."""
 
-import dataclasses
 import functools
 import importlib
 import json
 import operator
-import subprocess
-import sys
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export as jax_export
-from PIL import Image
-from scipy import stats
-from sklearn.covariance import EmpiricalCovariance
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from tests.test_semi import SHAPE, semi_supervised, tiny
 from vae_jax import config, data, objectives
-from vae_jax import distributions as densities
 from vae_jax.config import UserError
-from vae_jax.data import predict
-from vae_jax.evaluate import classification, likelihood, ood, recognition, robustness, tasks
+from vae_jax.evaluate import ood, record, robustness, tasks
 from vae_jax.evaluate.subject import Subject
-from vae_jax.mesh import rules as sharding
-from vae_jax.models import model as model_lib
-from vae_jax.tools import export
-from vae_jax.train import loop, step
 from vae_jax.train import program as compile_lib
 from vae_jax.train import run as workdir
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng
-
-
-# --- figures ---
-
-
-def test_brier_and_f1():
-    p = np.array([[0.5, 0.5, 0.0], [0.0, 0.2, 0.8]])
-    assert classification.brier(p, np.array([0, 1])) == pytest.approx((0.5 + (0.64 + 0.64)) / 2)
-    rng = RNG(0)
-    label, predicted = (
-        rng.integers(0, 5, 300),
-        rng.integers(0, 4, 300),
-    )  # one class that nobody names
-    counts = classification.confusion(label, predicted, 5)
-    assert classification.macro_f1(counts) == pytest.approx(
-        f1_score(label, predicted, average="macro")
-    )
-
-
-def test_temperature_undoes_a_scale_and_a_perfect_validation_set_asks_for_none():
-    rng = RNG(0)
-    logits = 2 * rng.normal(size=(20_000, 4))
-    label = (logits + rng.gumbel(size=logits.shape)).argmax(
-        1
-    )  # Gumbel-max: labels of softmax(logits)
-    t = classification.temperature(3 * logits, label)
-    assert t == pytest.approx(3, rel=0.05)
-    before, after = (classification.figures(3 * logits / s, label)[0] for s in (1, t))
-    assert before["ece"] > 0.1 > 0.02 > after["ece"] and before["accuracy"] == after["accuracy"]
-    assert classification.temperature(logits, logits.argmax(1)) == 1
-
-
-def test_auroc_and_its_interval():
-    rng = RNG(0)
-    a, b = np.round(rng.normal(size=500), 1), np.round(rng.normal(1, 1, 300), 1)  # ties
-    want = roc_auc_score(np.repeat([0, 1], [500, 300]), np.concatenate([a, b]))
-    assert ood.auroc(a, b) == pytest.approx(want) and ood.auroc(b, a) == pytest.approx(1 - want)
-    true = stats.norm.cdf(1 / np.sqrt(2))  # P(b > a) of N(1, 1) and N(0, 1)
-    low, high = ood.interval(rng.normal(size=2000), rng.normal(1, 1, 2000))
-    assert low < true < high and high - low == pytest.approx(
-        4 * 0.0075, rel=0.2
-    )  # Hanley & McNeil's error: 0.0075
-
-
-def test_retrieval_against_scikit_learn():
-    rel = RNG(0).integers(0, 2, (40, 10)).astype(bool)
-    rel[0] = False
-    want = [average_precision_score(r, -np.arange(10)) if r.any() else 0 for r in rel]
-    assert recognition.mean_average_precision(rel) == pytest.approx(np.mean(want))
-
-
-def test_verification_written_out():
-    """Codes at the angles 0, 20, 90 and 130 degrees, two of each class: pairs by cosine are 20, 40, 70, …"""
-    angle = np.deg2rad([0, 20, 90, 130])
-    found = recognition.verification(
-        np.stack([np.cos(angle), np.sin(angle)], 1), np.array([0, 0, 1, 1])
-    )
-    assert found["auroc"] == 1 and found["eer"] == 0
-    assert found["same"] == 2 and found["different"] == 4 and found["auroc_interval"] is None
-    mixed = recognition.verification(
-        np.stack([np.cos(angle), np.sin(angle)], 1), np.array([0, 1, 0, 1])
-    )
-    # Same: 90 and 110 degrees; different: 20, 130, 70, 40. Ranks of the same: 4 and 5 of 6, so AUROC = 2 / 8.
-    assert mixed["auroc"] == pytest.approx(2 / 8)
-    assert mixed["eer"] == pytest.approx(0.75)  # three of four pass before the first that should
-
-
-def test_verification_says_how_much_its_classes_vary():
-    """16 sets of 10 classes: intervals of 95 % hold most of their true AUROC and are not narrow."""
-    rng = RNG(0)
-
-    def codes(classes, each):
-        label = np.repeat(np.arange(classes), each)
-        # Easy classes lie close together about their mean, hard ones do not.
-        width = np.where(np.arange(classes) % 2, 0.2, 2.0)[label][:, None]
-        return rng.normal(size=(classes, 4))[label] + width * rng.normal(
-            size=(len(label), 4)
-        ), label
-
-    true = np.mean([recognition.verification(*codes(60, 4), 1)["auroc"] for _ in range(5)])
-    hits = 0
-    for _ in range(16):
-        low, high = recognition.verification(*codes(10, 6))["auroc_interval"]
-        hits += low <= true <= high
-        assert 0.02 < high - low < 0.4
-    assert hits >= 12
-    alone = recognition.verification(rng.normal(size=(5, 2)), np.zeros(5, int))
-    assert alone["auroc"] is None and (alone["same"], alone["different"]) == (10, 0)
-
-
-def test_the_usual_map_is_that_of_whole_rankings():
-    rng = RNG(0)
-    gallery, query = rng.normal(size=(50, 3)), rng.normal(size=(7, 3))
-    label, asked = rng.integers(0, 3, 50), rng.integers(0, 3, 7)
-    near = -((query[:, None] - gallery) ** 2).sum(-1)
-    want = [average_precision_score(label == y, row) for y, row in zip(asked, near, strict=True)]
-    got = recognition.retrieval_map(gallery, label, query, asked)
-    assert got == pytest.approx(np.mean(want))
-
-
-def test_rejection_written_out():
-    share, accuracy = recognition.rejection(
-        np.array([0.2, 0.9, 0.5, 0.7]), np.array([False, True, True, False])
-    )
-    np.testing.assert_allclose(share, [0.25, 0.5, 0.75, 1])
-    np.testing.assert_allclose(accuracy, [1, 1 / 2, 2 / 3, 1 / 2])
-
-
-def test_latent_distance_is_that_of_mahalanobis_to_the_nearest_class():
-    rng = RNG(0)
-    mu, label = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 3)), rng.integers(0, 2, 400)
-    mu[label == 1] += 9
-    other = rng.normal(size=(50, 3))
-    np.testing.assert_allclose(
-        ood.Gaussians(mu)(other), EmpiricalCovariance().fit(mu).mahalanobis(other), rtol=1e-3
-    )
-    centred = np.concatenate([mu[label == y] - mu[label == y].mean(0) for y in (0, 1)])
-    tied = EmpiricalCovariance(assume_centered=True).fit(centred)
-    want = np.minimum(*(tied.mahalanobis(other - mu[label == y].mean(0)) for y in (0, 1)))
-    np.testing.assert_allclose(ood.Gaussians(mu, label)(other), want, rtol=1e-3)
-    inside = compile_lib.simple(lambda m: ood.Gaussians(mu, label)(m, jnp))(
-        other.astype(np.float32)
-    )
-    np.testing.assert_allclose(inside, want, rtol=1e-3)
-
-
-# --- scores of a model whose posterior is known ---
-
-LOADINGS = np.array([[1.0, 0.5], [-0.5, 1.0], [0.5, 0.25], [-0.25, 0.5]])  # columns are orthogonal
-
-
-def linear():
-    """p(z) = N(0, I), p(x|z) = N(W z, I): log p(x) = N(0, I + W Wᵀ), and p(z|x) is a diagonal Gaussian."""
-    spread = 1 / (1 + (LOADINGS**2).sum(0))
-
-    def encode(params, x):
-        mu = spread * (x.reshape(len(x), -1) @ LOADINGS)
-        return densities.Normal(mu + params["off"], jnp.log(spread) + params["wide"] + 0 * mu)
-
-    return model_lib.Model(
-        shape=(2, 2, 1),
-        classes=0,
-        latent=2,
-        likelihood=densities.LIKELIHOODS["gaussian"](logvar=0.0),
-        init=None,
-        encode=encode,
-        prior=lambda params: densities.Normal(jnp.zeros(2), jnp.zeros(2)),
-        decode=lambda params, z: (z @ LOADINGS.T).reshape(-1, 2, 2, 1),
-        classify=None,
-    ), spread
-
-
-def test_likelihood_regret_is_the_divergence_from_the_posterior():
-    """L = log p(x) − KL(q ‖ p(z|x)), so what is won by the best q is that KL: here known, another for each setting."""
-    model, spread = linear()
-    c = config.default()
-    mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
-    split = data.Split(RNG(0).integers(0, 17, (6, 2, 2, 1)).astype(np.uint8), None)
-    dataset = data.Dataset("", (2, 2, 1), 17, (), split, split, split)
-
-    def run(params, **options):
-        subject = Subject(c, model, params, dataset, mesh)
-        return ood.regret(subject, split, KEY, **options)["regret"]
-
-    params = {"off": jnp.array([0.8, -0.5]), "wide": jnp.array([0.0, 0.7])}
-    want = (
-        0.5
-        * (np.array([0.8, -0.5]) ** 2 / spread + np.exp([0, 0.7]) - 1 - np.array([0, 0.7])).sum()
-    )
-    got = run(params, steps=80, judges=1000)
-    np.testing.assert_allclose(got, want, rtol=0.12)
-    np.testing.assert_allclose(
-        run({"off": jnp.zeros(2), "wide": jnp.zeros(2)}, steps=80, judges=1000), 0, atol=0.05
-    )
-    few = run({"off": jnp.zeros(2), "wide": jnp.zeros(2)}, steps=5, judges=4)
-    assert (few >= 0).all(), "the encoder's own q is a candidate"
-
-
-def test_likelihood_regret_tells_whether_it_has_converged():
-    model, _ = linear()
-    c = config.default()
-    mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
-    split = data.Split(RNG(0).integers(0, 17, (6, 2, 2, 1)).astype(np.uint8), None)
-    dataset = data.Dataset("", (2, 2, 1), 17, (), split, split, split)
-    params = {"off": jnp.array([3.0, -3.0]), "wide": jnp.zeros(2)}
-    subject = Subject(c, model, params, dataset, mesh)
-    few = ood.regret(subject, split, KEY, steps=8, judges=100)
-    enough = ood.regret(subject, split, KEY, steps=ood.STEPS, judges=100)
-    share = [np.mean(rows["late"]) / np.mean(rows["regret"]) for rows in (few, enough)]
-    assert share[0] > 0.03 > 0.01 > abs(share[1])
-
-
-def test_an_ensemble_is_its_members():
-    model, _ = linear()
-    c = config.default()
-    mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
-    split = data.Split(RNG(0).integers(0, 17, (6, 2, 2, 1)).astype(np.uint8), None)
-    members = [{"off": jnp.full(2, v), "wide": jnp.zeros(2)} for v in (0.0, 0.9)]
-    stacked = jax.tree.map(lambda *a: jnp.stack(a), *members)
-    dataset = data.Dataset("", (2, 2, 1), 17, (), split, split, split)
-    subject = Subject(c, model, stacked, dataset, mesh)
-    got = ood.ensemble_bound(subject, stacked, split, KEY, k=5)
-    for row, params in zip(got, members, strict=True):
-        member = dataclasses.replace(subject, params=params)
-        want = likelihood.log_likelihood(member, split, KEY, k=5)["iw"]
-        np.testing.assert_allclose(row, want, rtol=1e-5)
-    x = split.image.reshape(6, -1) / 16  # member 0 is exact
-    exact = stats.multivariate_normal(np.zeros(4), np.eye(4) + LOADINGS @ LOADINGS.T).logpdf(x)
-    np.testing.assert_allclose(got[0], exact, rtol=1e-4)
-    np.testing.assert_allclose(ood.waic(np.array([[1.0, 2.0], [3.0, 2.0]])), [1 - 2, 0 - 2])
 
 
 def test_corruptions_keep_the_grey_scale_and_do_nothing_at_strength_0():
@@ -256,25 +33,6 @@ def test_corruptions_keep_the_grey_scale_and_do_nothing_at_strength_0():
         )
     hidden = robustness.corrupted(np.zeros_like(image), 17, "occlusion", 0.5)
     assert (hidden.sum((1, 2, 3)) == 36 * 8).all()  # a square of 6 x 6, each pixel half of 16
-
-
-# --- one trained run ---
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A joint VAE on the digits 0 to 7, and what is restored of it."""
-    folder = str(tmp_path_factory.mktemp("runs") / "open")
-    c = config.load("configs/digits.py")
-    c.encoder, c.decoder = (
-        config.call(part, "mlp", widths=(64,)) for part in ("encoder", "decoder")
-    )
-    c.latent, c.data.hold_out, c.data.shift = 8, (8, 9), 0
-    c.steps, c.eval.every, c.log_every, c.optim.warmup, c.eval.iw_k = 400, 400, 200, 20, 2
-    c.mesh.data = 1
-    loop.train(c, folder)
-    s, state, _ = workdir.restore(folder, say=lambda _: None)
-    return folder, s, jax.tree.map(np.asarray, step.averaged(state))
 
 
 def test_attacks_mislead_within_their_bounds(trained):
@@ -370,6 +128,41 @@ def test_every_subject_through_eval(trained, monkeypatch, capsys):
     assert "pgd_accuracy@" not in page and "pgd_accuracy" in page
 
 
+def test_a_later_call_adds_to_what_earlier_ones_found(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tasks, "IMAGES", 48)
+    monkeypatch.setattr(ood, "STEPS", 2)
+    folder = str(tmp_path / "run")
+    shutil.copytree(trained[0], folder)
+    shutil.rmtree(f"{folder}/tasks", ignore_errors=True)
+    evaluate = importlib.import_module("eval")
+
+    def metrics_after(*flags):
+        evaluate.run(["eval.py", f"--workdir={folder}", *flags])
+        with open(f"{folder}/metrics.json") as f:
+            return json.load(f)
+
+    first = metrics_after("--tasks=classification,ood", "--ood=synthetic")
+    which = record.mark(folder, 400)
+    panels = record.load(folder, which)["ood"][2]["ood"]
+    other_set = ({"ood_latent_auroc@other": 0.5}, {}, {"ood": {"other": panels["synthetic"]}})
+    record.save(folder, "ood", which, other_set, {})
+    both = metrics_after("--tasks=recognition")
+    assert first.items() <= both.items() and both["ood_latent_auroc@other"] == 0.5
+    assert both["map_at_10"] > 0.9
+    with open(f"{folder}/report/index.html") as f:
+        page = f.read()
+    for panel in ("reliability", "retrieval", "recognition", "ood_synthetic", "ood_other"):
+        assert f'id="h-{panel}"' in page
+    capsys.readouterr()
+    with open(f"{folder}/tasks/recognition/arrays.npz", "ab") as f:
+        f.write(b"more")
+    with pytest.raises(UserError, match="tasks/recognition: damaged; remove it"):
+        metrics_after()
+    assert "ELBO" not in capsys.readouterr().out, "looked at before the evaluation"
+    mark = {"step": 400, "sha256": "of another checkpoint"}
+    assert record.load(folder, mark) == {}
+
+
 def other(kind):
     """A config of another kind of model on digits, as small as it can be."""
     c = semi_supervised()
@@ -395,6 +188,8 @@ def other(kind):
 
 
 SLOW = ("adgm", "m1m2", "apart", "hierarchy")
+
+
 KINDS = ["cnn", "m2", *(pytest.param(k, marks=pytest.mark.slow) for k in SLOW)]
 
 
@@ -459,136 +254,3 @@ def test_without_held_out_classes_one_line_says_so(trained):
     )
     asked, found, same = pictures["retrieval"]
     assert asked.shape == (8, 8, 8, 1) and found.shape == (8, 9, 8, 8, 1) and same.shape == (8, 9)
-
-
-# --- files to take away ---
-
-
-def test_an_exported_program_is_the_live_one(trained):
-    folder, s, params = trained
-    for what in ("classifier", "encoder", "sampler"):
-        path = export.write(folder, what, say=lambda _: None)
-        with open(path, "rb") as f:
-            loaded = jax_export.deserialize(bytearray(f.read()))
-        assert loaded.platforms == export.PLATFORMS
-        image = s.dataset.test.image[:5]
-        if what == "sampler":
-            a, b = (
-                np.asarray(loaded.call(np.array(seeds, np.uint32))["image"])
-                for seeds in ([7, 8, 9], [9])
-            )
-            np.testing.assert_allclose(a[2], b[0], atol=1e-5)  # an image is a function of its seed
-            assert (
-                a.shape == (3, 8, 8, 1)
-                and a.min() >= 0
-                and a.max() <= 1
-                and np.abs(a[0] - a[1]).max() > 0.1
-            )
-            continue
-        q = s.model.encode(params, jnp.asarray(image, jnp.float32) / 16)
-        one, all_ = (jax.tree.map(np.asarray, loaded.call(image[:n])) for n in (1, 5))
-        for name, value in all_.items():
-            np.testing.assert_allclose(one[name][0], value[0], rtol=1e-4)
-        if what == "encoder":
-            np.testing.assert_allclose(all_["mu"], q.mu, rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(all_["logvar"], q.logvar, rtol=1e-4, atol=1e-5)
-        else:
-            t = predict.load(path)[1]["temperature"]
-            np.testing.assert_allclose(
-                all_["probabilities"],
-                jax.nn.softmax(s.model.classify(params, q.mu) / t),
-                rtol=1e-3,
-                atol=1e-5,
-            )
-
-
-def test_predictions_without_the_model_code(trained, tmp_path):
-    folder, s, _ = trained
-    path = export.write(folder, "classifier", say=lambda _: None)
-    (tmp_path / "more").mkdir()
-    image, label = s.dataset.test.image[0, :, :, 0], s.dataset.test.label[0]
-    grey = Image.fromarray(np.rint(image / 16 * 255).astype(np.uint8))
-    grey.save(tmp_path / "same.png")
-    grey.resize((64, 64), Image.Resampling.BICUBIC).convert("RGBA").save(
-        tmp_path / "more" / "large.png"
-    )
-    Image.fromarray(RNG(0).integers(0, 255, (9, 30, 3), np.uint8)).save(
-        tmp_path / "more" / "noise.bmp"
-    )
-    (tmp_path / "more" / "broken.png").write_bytes(b"GIF89a")
-    (tmp_path / "more" / "notes.txt").write_text("no image")
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import predict\n"
-        "code = predict.main(sys.argv[2:])\n"
-        "seen = {name.split('.')[0] for name in sys.modules}\n"
-        "assert not seen & {'vae_jax', 'flax', 'orbax', 'optax', 'ml_collections', 'absl'}, seen\n"
-        "sys.exit(code)"
-    )
-    given = [f"{folder}/export", path, str(tmp_path / "same.png"), str(tmp_path / "more")]
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code, *given], capture_output=True, text=True
-    )
-    assert done.returncode == 1, done.stderr
-    assert (
-        done.stderr.startswith(f"error: {tmp_path}/more/broken.png: not a readable image")
-        and "Trace" not in done.stderr
-    )
-    rows = {line.split()[0].rpartition("/")[2]: line.split() for line in done.stdout.splitlines()}
-    assert set(rows) == {"same.png", "large.png", "noise.bmp"}
-    assert rows["same.png"][1] == rows["large.png"][1] == str(label)
-    (tmp_path / "empty").mkdir()
-    assert predict.main([path, str(tmp_path / "empty")]) == 2
-    familiar = {name: float(words[-1].rstrip("%")) for name, words in rows.items()}
-    assert familiar["noise.bmp"] <= 1 < familiar["same.png"]
-
-
-def test_a_damaged_or_wrong_export_is_one_line(trained, capsys):
-    folder, _, _ = trained
-    path = export.write(folder, "encoder", say=lambda _: None)
-    assert predict.main([path, "x.png"]) == 2
-    assert "--what=encoder; want one of --what=classifier" in capsys.readouterr().err
-    with open(path, "r+b") as f:
-        f.seek(99)
-        f.write(b"\0\1\2")
-    assert predict.main([path, "x.png"]) == 2
-    assert "damaged" in capsys.readouterr().err
-    assert predict.main([f"{folder}/none.jaxexport", "x.png"]) == 2
-    assert capsys.readouterr().err.strip().endswith("none.jaxexport: No such file or directory")
-    with pytest.raises(UserError, match="workdir: want"):
-        export.run(["export"])
-
-
-def test_familiarity_is_a_share():
-    old = {"of": "distance", "quantiles": [0, 5, 10]}
-    got = predict.familiarity({"distance": np.array([0, 5, 10, 99])}, old)
-    np.testing.assert_allclose(got, [1, 0.5, 0, 0])
-    rng = RNG(0)
-    usual = {"distance": rng.normal(size=4000), "neg_elbo": rng.normal(size=4000)}
-    levels = np.linspace(0, 1, 1001)
-    quantiles = {name: np.quantile(score, levels) for name, score in usual.items()}
-    smallest = np.quantile(predict.smallest_rank(usual, quantiles), levels)
-    fresh = {name: rng.normal(size=4000) for name in usual}
-    got = predict.familiarity(fresh, {"quantiles": quantiles, "smallest": smallest})
-    for share in (0.01, 0.05, 0.5):  # two scores, and yet so many false alarms
-        assert (got < share).mean() == pytest.approx(share, abs=4 * np.sqrt(share / 4000) + 0.003)
-    odd = {"distance": np.array([0.0, 9.0]), "neg_elbo": np.array([np.nan, 0.0])}
-    assert predict.familiarity(odd, {"quantiles": quantiles, "smallest": smallest}).max() < 0.001
-
-
-def test_images_of_other_kinds_are_not_familiar(trained):
-    """The distance of the code alone called flat grey images familiar."""
-    folder, s, _ = trained
-    path = export.write(folder, "classifier", say=lambda _: None)
-    call, meta = predict.load(path)
-    reference = meta["familiarity"]
-    rng = RNG(1)
-    test = s.dataset.test.image
-    kinds = {
-        "flat": np.broadcast_to(np.arange(17, dtype=np.uint8)[3:, None, None, None], (14, 8, 8, 1)),
-        "noise": rng.integers(0, 17, (40, 8, 8, 1)).astype(np.uint8),
-        "inverted": 16 - test[:40],
-    }
-    for image in kinds.values():
-        out = {name: np.asarray(v) for name, v in call(np.array(image)).items()}
-        assert np.median(predict.familiarity(out, reference)) <= 0.01
-    assert 0 < reference["false_alarms"]["0.05"] < 0.15
