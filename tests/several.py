@@ -78,6 +78,7 @@ def cut(source, target, step):
 def figures(c, mesh, dataset):
     """log-likelihood figures of each of the images, and the validation figures, of a fresh state."""
     from vae_jax.evaluate import likelihood
+    from vae_jax.evaluate.subject import Subject
     from vae_jax.models import model
     from vae_jax.train import actions, step
     from vae_jax.train import program as compile_lib
@@ -88,7 +89,8 @@ def figures(c, mesh, dataset):
     m = model.build_for(c, dataset)
     fresh, _ = compile_lib.init(c, m, mesh, dataset)
     key = step.stream(c.seed, "test")
-    found = likelihood.log_likelihood(c, m, fresh.params, test, dataset.levels, mesh, key, k=2)
+    subject = Subject(c, m, fresh.params, dataset, mesh)
+    found = likelihood.log_likelihood(subject, test, key, k=2)
     (mean,) = actions.evaluation_of(workdir.Setup(c, dataset, m, mesh))(fresh)
     return {"iw": found["iw"].tolist(), "validation": mean}
 

@@ -15,6 +15,7 @@ from vae_jax import distributions as densities
 from vae_jax.config import UserError
 from vae_jax.evaluate import generation, likelihood
 from vae_jax.evaluate.run import level_rates
+from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import rules as sharding
 from vae_jax.models import model as model_lib
 from vae_jax.objectives import OBJECTIVES, many
@@ -335,7 +336,9 @@ def test_the_levels_of_a_labelled_bound_sum_to_its_kl():
     split = data.Split(
         rng.integers(0, 17, (6, 8, 8, 1)).astype(np.uint8), np.array([0, 2, 1, -1, 2, 0], np.int32)
     )
-    rates_L = level_rates(c, m, params, split, 17, mesh)
+    dataset = data.Dataset("", (8, 8, 1), 17, (), split, split, split)
+    subject = Subject(c, m, params, dataset, mesh)
+    rates_L = level_rates(subject, split)
     known, key = data.labelled(split), step.stream(c.seed, "levels")
 
     @jit
@@ -352,7 +355,7 @@ def test_the_levels_of_a_labelled_bound_sum_to_its_kl():
     np.testing.assert_allclose(rates_L.sum(), kl(known.label), rtol=1e-5)
     assert abs(kl((known.label + 1) % 3) / rates_L.sum() - 1) > 1e-3
     for label in (None, np.full(6, -1, np.int32)):
-        assert level_rates(c, m, params, split._replace(label=label), 17, mesh) is None
+        assert level_rates(subject, split._replace(label=label)) is None
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from benchmarks import kill_resume
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
+from vae_jax.evaluate.subject import Subject
 from vae_jax.tools import assess
 from vae_jax.train import checkpoint, log, loop
 from vae_jax.train import run as workdir_lib
@@ -117,11 +118,8 @@ def test_eval_takes_a_mesh_of_its_own(finished, tmp_path):
         s, state, _ = workdir_lib.restore(folder, mesh=mesh, say=lambda line: None)
         assert (s.mesh.shape["data"], s.mesh.shape["model"]) == shape
         key, split = step_lib.stream(s.c.seed, "test"), s.dataset.test
-        found.append(
-            likelihood.log_likelihood(
-                s.c, s.model, step_lib.averaged(state), split, s.dataset.levels, s.mesh, key, k=8
-            )
-        )
+        subject = Subject(s.c, s.model, step_lib.averaged(state), s.dataset, s.mesh)
+        found.append(likelihood.log_likelihood(subject, split, key, k=8))
     np.testing.assert_allclose(found[1]["iw"], found[0]["iw"], rtol=1e-5)
     for mesh, said in (
         (("mesh.model", "3"), "mesh"),

@@ -11,6 +11,7 @@ from tests.test_step import TOLERANCE, largest_difference, trace
 from vae_jax import config, data, nets
 from vae_jax.config import UserError
 from vae_jax.evaluate import evaluate, likelihood
+from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import rules as sharding
 from vae_jax.models import model as model_lib
 from vae_jax.objectives import OBJECTIVES, Terms, many
@@ -490,9 +491,8 @@ def test_sixty_labels_are_enough_to_read_most_digits(tmp_path):
     c = semi_supervised(steps=400, eval__every=200, log_every=200, steps_per_call=20, unroll=False)
     assert loop.train(c, str(tmp_path / "run"), say=lambda _: None)
     s, state, _ = workdir.restore(str(tmp_path / "run"))
-    metrics, _, _ = evaluate(
-        s.c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=c.eval.iw_k
-    )
+    subject = Subject(s.c, s.model, step.averaged(state), s.dataset, s.mesh)
+    metrics, _, _ = evaluate(subject, iw_k=c.eval.iw_k)
     assert metrics["accuracy"] > 0.6
     assert metrics["elbo_nats"] < metrics["iw_nats"] < -5
     assert None not in (metrics["ece"], metrics["knn_accuracy"], metrics["bits_per_dim"])

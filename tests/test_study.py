@@ -16,6 +16,7 @@ from tests.test_semi import KEY, LABEL, PIXELS, SHAPE, log_evidence, tiny
 from vae_jax import config, data
 from vae_jax.config import UserError
 from vae_jax.evaluate import generative, probes
+from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import rules as sharding
 from vae_jax.tools import study
 from vae_jax.train import checkpoint, step
@@ -259,16 +260,10 @@ def test_bayes_rule_on_the_model_is_that_of_the_two_gaussians():
     x = np.clip(rng.normal(size=(30, *SHAPE)) * 60 + 128, 0, 255).astype(np.uint8)
     label = np.tile(np.asarray(LABEL), 6)
     c = config.default()
-    found = generative.class_evidence(
-        c,
-        model,
-        params,
-        data.Split(x, label),
-        levels,
-        sharding.make_mesh(c.mesh, jax.devices()[:1]),
-        KEY,
-        k=1,
-    )
+    split = data.Split(x, label)
+    dataset = data.Dataset("", SHAPE, levels, (), split, split, split)
+    mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
+    found = generative.class_evidence(Subject(c, model, params, dataset, mesh), split, KEY, k=1)
     flat = x.reshape(30, PIXELS) / (levels - 1.0)
     cov = np.outer(w, w) + s2 * np.eye(PIXELS)
     exact = np.stack([stats.multivariate_normal(m, cov).logpdf(flat) for m in centre], 1)
@@ -302,8 +297,10 @@ def test_bayes_rule_on_a_grey_image_is_below_the_mean_evidence_of_its_binary_dra
     assert (soft < exact - 0.05).all()
     mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
     split = data.Split(grey, np.zeros(4, np.int32))
-    found = generative.class_evidence(c, model, params, split, 256, mesh, KEY, k=4000)
+    dataset = data.Dataset("", SHAPE, 256, (), split, split, split)
+    subject = Subject(c, model, params, dataset, mesh)
+    found = generative.class_evidence(subject, split, KEY, k=4000)
     np.testing.assert_allclose(found, soft, atol=0.03)
     c.data.binarize = "threshold"
-    other = generative.class_evidence(c, model, params, split, 256, mesh, KEY, k=4000)
+    other = generative.class_evidence(subject, split, KEY, k=4000)
     assert abs(other - soft).max() > 0.5, "of one binary image it is another figure"
