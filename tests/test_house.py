@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -130,15 +131,25 @@ def test_every_module_imports_without_tensorflow_and_without_warnings():
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 
-def canonical(name):
+def canonical(name: str) -> str:
     """A distribution's name as PEP 503 compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def requirements(name):
-    """{distribution: line} of a requirements file, names in their canonical form."""
-    lines = [x.partition("#")[0].strip() for x in (ROOT / name).read_text().splitlines()]
-    return {canonical(re.match(r"[\w.-]+", x)[0]): x for x in lines if x}
+def pinnable(lines: list[str]) -> dict[str, str]:
+    """{distribution: line}, names in their canonical form, of lines as pip reads them."""
+    lines = [line.partition("#")[0].strip() for line in lines]
+    return {canonical(re.match(r"[\w.-]+", line)[0]): line for line in lines if line}
+
+
+def requirements(name: str) -> dict[str, str]:
+    """{distribution: line} of a requirements file."""
+    return pinnable((ROOT / name).read_text().splitlines())
+
+
+def extras() -> dict[str, list[str]]:
+    """{extra: its requirements} of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 def test_requirements_cover_every_import():
@@ -153,12 +164,23 @@ def test_requirements_cover_every_import():
         assert dists & set(wanted), f"{name}: not in requirements.txt"
 
 
-@pytest.mark.parametrize("kind", ["requirements", "requirements-test"])
-def test_the_lock_pins_every_requirement(kind):
-    pinned = requirements(f"{kind}.lock")
-    assert set(requirements(f"{kind}.txt")) <= set(pinned)
-    for line in pinned.values():
-        assert re.fullmatch(r"[\w.-]+==[\w.]+( ; .*)?", line), line
+def test_the_lock_pins_every_requirement():
+    wanted = {
+        "requirements.lock": requirements("requirements.txt"),
+        "requirements-test.lock": pinnable(extras()["test"]),
+        "docs/requirements.lock": pinnable(extras()["docs"]),
+    }
+    for lock, names in wanted.items():
+        pinned = requirements(lock)
+        assert set(names) <= set(pinned), lock
+        for line in pinned.values():
+            assert re.fullmatch(r"[\w.-]+==[\w.]+( ; .*)?", line), line
+
+
+def test_the_top_has_one_requirements_file_and_two_locks():
+    names = {path.name for path in ROOT.glob("*requirements*")}
+    assert names == {"requirements.txt", "requirements.lock", "requirements-test.lock"}
+    assert set(extras()) == {"test", "docs", "peers", "store", "tpu-aot"}
 
 
 # --- figures: vae_jax.tools.results and README ---
