@@ -273,14 +273,13 @@ def test_every_published_result_is_valid():
         results.read(path)
 
 
-def test_every_figure_in_the_readme_comes_from_results():
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        pytest.skip("no README.md yet")
-    text = readme.read_text()
-    assert results.render(text, ROOT / "results") == text, (
-        "run python -m vae_jax.tools.results README.md"
-    )
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_figure_of_a_page_comes_from_results(page):
+    text = page.read_text()
+    assert results.render(text, ROOT / "results") == text, "run python docs/figures.py"
     text = results.SPAN.sub("", results.BLOCK.sub("", text))
     text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
     loose = [
