@@ -25,15 +25,23 @@ nitpicky = False
 
 reference.write(HERE / "generated")
 
-# What stays as it is in a line: literals and roles, emphasis, strong text. Other marks are characters.
-MARKUP = re.compile(r"``.*?``|`[^`]*`_?|\*\*[^*]+\*\*|(?<!\w)\*[^\s*](?:[^*]*[^\s*])?\*(?!\w)|[|*]")
+# What stays as it is in a line: escapes, literals and roles, strong text, emphasis. Other marks are
+# characters: a lone * or |, and a _ at the end of a word (an array's shape, h_…xF).
+KEEP = (
+    r"\\.",
+    r"``.*?``",
+    r"`[^`]*`_?",
+    r"\*\*[^*]+\*\*",
+    r"(?<!\w)\*[^\s*](?:[^*]*[^\s*])?\*(?!\w)",
+)
+MARKUP = re.compile("|".join(KEEP) + r"|[|*]|(?<=\w)_(?!\w)")
 
 
 def escape_line(line: str) -> str:
     """A line of prose whose lone ``*`` and ``|`` are no markup of RST."""
 
     def keep_or_escape(match: re.Match) -> str:
-        if match[0] in ("*", "|"):
+        if match[0] in ("*", "|", "_"):
             return "\\" + match[0]
         return match[0]
 

@@ -1,4 +1,4 @@
-"""The configuration reference, written from ``config.default()`` when the docs are built."""
+"""The configuration reference and the API page, written when the docs are built."""
 
 import inspect
 import pathlib
@@ -50,11 +50,38 @@ def calls(section: str) -> list[str]:
     return [*lines, ""]
 
 
+ROOMS = ("objectives", "distributions", "models", "nets", "evaluate")
+MODULES = ("vae_jax.train.step", "vae_jax.mesh.rules", "vae_jax.ops", "vae_jax.tools.results")
+
+
+def modules(root: pathlib.Path) -> list[str]:
+    """Dotted names of the modules that the API page documents."""
+    names = []
+    for room in ROOMS:
+        names.append(f"vae_jax.{room}")
+        for path in sorted((root / "vae_jax" / room).glob("*.py")):
+            if path.stem != "__init__":
+                names.append(f"vae_jax.{room}.{path.stem}")
+    return [*names, *MODULES]
+
+
+def api(root: pathlib.Path) -> str:
+    """The API page: each module, its docstring and its public functions and classes."""
+    lines = []
+    for name in modules(root):
+        directive = [f".. automodule:: {name}"]
+        if name.count(".") > 1:
+            directive.append("   :members:")
+        lines += [f"## {name}", "", "```{eval-rst}", *directive, "```", ""]
+    return "\n".join(lines)
+
+
 def write(folder: pathlib.Path) -> None:
-    """``config.md`` into ``folder``."""
+    """``config.md`` and ``api.md`` into ``folder``."""
     lines = defaults(config.default())
     lines.append("")
     for section in sections.CALLS:
         lines += calls(section)
     folder.mkdir(exist_ok=True)
     (folder / "config.md").write_text("\n".join(lines))
+    (folder / "api.md").write_text(api(folder.parents[1]))

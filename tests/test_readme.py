@@ -91,6 +91,14 @@ def test_links_lead_to_files(page):
             assert (page.parent / link).exists(), link
 
 
+def test_the_paths_of_architecture_exist():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    paths = re.findall(r"`((?:vae_jax|benchmarks|docs|launch|configs)/[\w./]*)`", text)
+    assert len(paths) > 40
+    for path in paths:
+        assert (ROOT / path).exists(), path
+
+
 def test_the_readme_is_short():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150
