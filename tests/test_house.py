@@ -1,4 +1,4 @@
-"""The house keeps its own rules: who imports whom, what is installed, where figures come from."""
+"""Rules of the package: who imports whom, what is installed, where figures come from."""
 
 import ast
 import importlib.metadata
@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,7 +18,7 @@ from vae_jax.tools import results
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vae_jax"
-# The way through the house: a module imports only what stands before it (or within its own folder).
+# A module imports only what stands before it (or within its own folder).
 ORDER = (
     *("config", "ops", "mesh", "cli", "data", "distributions", "nets", "models", "objectives"),
     *("train", "report", "evaluate", "tools"),
@@ -27,17 +28,17 @@ HEAVY = {"tensorflow_datasets", "sklearn", "matplotlib", "grain", "PIL"}  # seco
 FIGURE = re.compile(r"\d\s*(%|nats|bits|images/s|ms|s|seconds|min|minutes|h|hours|GB|MB)(?![\w/])")
 
 
-def modules():
+def modules() -> list[tuple[str, pathlib.Path, ast.Module]]:
     """[(its room: the first name after vae_jax, its path, its syntax tree)]."""
-    found = []
+    rows = []
     for path in sorted(PACKAGE.rglob("*.py")):
         room = path.relative_to(PACKAGE).with_suffix("").parts[0]
         if room != "__init__":
-            found.append((room, path.relative_to(ROOT), ast.parse(path.read_text())))
-    return found
+            rows.append((room, path.relative_to(ROOT), ast.parse(path.read_text())))
+    return rows
 
 
-def imports(tree):
+def imports(tree: ast.AST) -> Iterator[str]:
     """Dotted names that a module imports, wherever in it; 'from a import b' gives 'a.b'."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -66,12 +67,12 @@ def test_imports_only_go_up_the_list():
     ("library", "owner"), [("flax.linen", "nets"), ("orbax", "train/checkpoint")]
 )
 def test_a_library_has_one_address(library, owner):
-    users = {
-        str(path)
-        for room, path, tree in modules()
-        for name in imports(tree)
-        if f"{name}.".startswith(f"{library}.") and not str(path).startswith(f"vae_jax/{owner}")
-    }
+    users = set()
+    for _, path, tree in modules():
+        for name in imports(tree):
+            owned = str(path).startswith(f"vae_jax/{owner}")
+            if f"{name}.".startswith(f"{library}.") and not owned:
+                users.add(str(path))
     assert not users, f"only {owner} imports {library}"
 
 
@@ -102,14 +103,14 @@ def test_nothing_read_from_a_file_is_run():
 
 
 def test_heavy_libraries_are_imported_where_they_are_used():
-    wrong = [
-        f"{path} imports {name} at the top"
-        for _, path, tree in modules()
-        for top in tree.body
-        if isinstance(top, ast.Import | ast.ImportFrom)
-        for name in imports(top)
-        if name.split(".")[0] in HEAVY
-    ]
+    wrong = []
+    for _, path, tree in modules():
+        for top in tree.body:
+            if not isinstance(top, ast.Import | ast.ImportFrom):
+                continue
+            for name in imports(top):
+                if name.split(".")[0] in HEAVY:
+                    wrong.append(f"{path} imports {name} at the top")
     assert not wrong, wrong
 
 
