@@ -21,7 +21,7 @@ myst_heading_anchors = 3
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
-nitpicky = False
+smartquotes = False
 
 reference.write(HERE / "generated")
 
