@@ -54,9 +54,7 @@ def find_peer(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"benchmarks.peers.{name}_step")
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"peer={name}: {error.name} is not installed; want -r requirements-peers.txt"
-        ) from None
+        raise UserError(f"peer={name}: {error.name} is not installed; want '.[peers]'") from None
 
 
 class Recorder:

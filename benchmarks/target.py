@@ -101,9 +101,7 @@ def devices(target: str) -> tuple[list, int, tuple]:
         }
     else:
         if importlib.util.find_spec("libtpu") is None:
-            raise UserError(
-                f"target={target}: needs libtpu; want: pip install -r requirements-tpu-aot.txt"
-            )
+            raise UserError(f"target={target}: needs libtpu; want: pip install '.[tpu-aot]'")
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine of Google's to ask
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip to share, so no lock
         options = {"platform": "tpu", "topology_name": target}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests import test_step
+from benchmarks import parity
 from vae_jax import config, data
 from vae_jax import distributions as densities
 from vae_jax.config import UserError
@@ -388,7 +388,7 @@ def test_the_code_of_a_hierarchy_is_its_coarsest_levels():
 
 
 def ladder_step(**changes):
-    c = test_step.small(**changes)
+    c = parity.small(**changes)
     c.latent = 16
     c.encoder, c.decoder = small("ladder").encoder, small("ladder").decoder
     config.validate(c)
@@ -397,8 +397,8 @@ def ladder_step(**changes):
 
 @pytest.mark.slow
 def test_one_device_eight_shards_and_microbatches_make_the_same_trace():
-    one, _ = test_step.trace(ladder_step(), jax.devices()[:1], 5)
-    eight, _ = test_step.trace(ladder_step(compile="shard_map", accumulate=2), jax.devices()[:8], 5)
+    one, _ = parity.trace(ladder_step(), jax.devices()[:1], 5)
+    eight, _ = parity.trace(ladder_step(compile="shard_map", accumulate=2), jax.devices()[:8], 5)
     np.testing.assert_allclose(eight, one, rtol=2e-5)
 
 
@@ -406,7 +406,7 @@ def test_one_device_eight_shards_and_microbatches_make_the_same_trace():
 def test_bfloat16_nets_keep_the_loss_of_float32_within_half_a_percent():
     """The mean loss over the last quarter of 200 steps; the noise of both is the same."""
     (a, _), (b, _) = (
-        test_step.trace(
+        parity.trace(
             ladder_step(dtype=dtype, steps_per_call=20, unroll=False), jax.devices()[:1], 10
         )
         for dtype in ("float32", "bfloat16")

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
-from tests.test_step import TOLERANCE, largest_difference, trace
+from benchmarks.parity import largest_difference, trace
+from tests.tiny import TRACE_TOLERANCE as TOLERANCE
 from vae_jax import config, data, nets
 from vae_jax.config import UserError
 from vae_jax.evaluate import evaluate, likelihood

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import train
-from tests.test_step import TOLERANCE, small
+from benchmarks.parity import small
+from tests.processes import rows, silent
+from tests.tiny import TRACE_TOLERANCE
 from vae_jax import cli as flags
 from vae_jax import config
 from vae_jax.config import UserError
@@ -25,12 +27,8 @@ def several(**fields):
     return c
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def params(folder):
-    _, state, _ = workdir.restore(str(folder), "latest", say=lambda _: None)
+    _, state, _ = workdir.restore(str(folder), "latest", say=silent)
     return jax.tree.map(np.asarray, state)
 
 
@@ -47,79 +45,59 @@ def swept(tmp_path_factory):
 def test_a_replica_is_the_run_alone(swept, tmp_path, r):
     """The same rows and the same state, to float32 rounding over 20 steps."""
     folder, c = swept
-    alone = config.replica(c, r)
-    alone.mesh.data = 1
-    assert loop.train(alone, str(tmp_path / "alone"))
-    mine, its = rows(folder / f"replica_{r}"), rows(tmp_path / "alone")
-    assert [(m["step"], m["split"]) for m in mine] == [(m["step"], m["split"]) for m in its]
-    for a, b in zip(mine, its, strict=True):
-        for name in b.keys() - {*watch.ROW, "split", "accuracy"}:
-            assert a[name] == pytest.approx(b[name], rel=TOLERANCE), name
-    a, b = params(folder / f"replica_{r}"), params(tmp_path / "alone")
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(
-            x, y, rtol=1e-3, atol=1e-5
-        )  # Adam divides small gradients by themselves
-    assert not np.allclose(
-        jax.tree.leaves(params(folder / f"replica_{1 - r}"))[-1], jax.tree.leaves(b)[-1]
-    )
+    c_alone = config.replica(c, r)
+    c_alone.mesh.data = 1
+    assert loop.train(c_alone, str(tmp_path / "alone"))
+    for row, want in zip(rows(folder / f"replica_{r}"), rows(tmp_path / "alone"), strict=True):
+        assert (row["step"], row["split"]) == (want["step"], want["split"])
+        for name in want.keys() - {*watch.ROW, "split", "accuracy"}:
+            assert row[name] == pytest.approx(want[name], rel=TRACE_TOLERANCE), name
+    state = jax.tree.leaves(params(folder / f"replica_{r}"))
+    alone = jax.tree.leaves(params(tmp_path / "alone"))
+    for x, y in zip(state, alone, strict=True):
+        # Adam divides small gradients by themselves.
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
+    other = jax.tree.leaves(params(folder / f"replica_{1 - r}"))
+    assert not np.allclose(other[-1], alone[-1])
 
 
 def test_a_sweep_killed_between_two_saves_goes_on_from_the_step_that_all_have(swept, tmp_path):
-    """Bit for bit: the later step of one replica is dropped and made again."""
+    """Bit for bit: the later step of one replica is dropped and computed again."""
     folder, c = swept
-    short = tmp_path / "run"
-    whole = {r: params(folder / f"replica_{r}") for r in (0, 1)}
-    shutil.copytree(folder, short)
-    checkpoints = checkpoint.Checkpoints(str(short / "replica_1"), lambda _: None)
+    stopped = tmp_path / "run"
+    shutil.copytree(folder, stopped)
+    checkpoints = checkpoint.Checkpoints(str(stopped / "replica_1"), silent)
     checkpoints.drop_after(10)  # as if the kill had come after replica 0's save of step 20
     checkpoints.close()
-    said = []
-    assert loop.train(c, str(short), said.append)
-    assert f"going on from step 10 of 20 in {short}" in said
-    for r in (0, 1):
-        again = params(short / f"replica_{r}")
-        assert all(
-            np.array_equal(a, b)
-            for a, b in zip(*map(jax.tree.leaves, (whole[r], again)), strict=True)
-        )
+    lines = []
+    assert loop.train(c, str(stopped), lines.append)
+    assert f"going on from step 10 of 20 in {stopped}" in lines
+    for name in ("replica_0", "replica_1"):
+        jax.tree.map(np.testing.assert_array_equal, params(stopped / name), params(folder / name))
 
 
 @pytest.mark.slow
 def test_the_command_line_gives_each_replica_a_page_and_all_one_table(tmp_path, capsys):
-    argv = [
-        "train.py",
-        "--config=configs/digits.py",
-        f"--workdir={tmp_path / 'run'}",
-        "--config.steps=20",
-    ]
-    argv += [
-        "--config.eval.every=20",
-        "--config.log_every=20",
-        "--config.eval.iw_k=1",
-        "--config.optim.warmup=0",
-    ]
-    argv += [
-        "--config.replicas.seed=0,1",
-        "--config.mesh.data=1",
-        f"--results={tmp_path / 'seeds.json'}",
-    ]
+    workdir_flags = [f"--workdir={tmp_path / 'run'}", f"--results={tmp_path / 'seeds.json'}"]
+    steps = ["--config.steps=20", "--config.eval.every=20", "--config.log_every=20"]
+    fields = ["--config.eval.iw_k=1", "--config.optim.warmup=0", "--config.mesh.data=1"]
+    fields += ["--config.replicas.seed=0,1"]
+    argv = ["train.py", "--config=configs/digits.py", *workdir_flags, *steps, *fields]
     assert train.run(argv) == 0
     assert "side by side" in capsys.readouterr().out
     table = json.loads((tmp_path / "run" / "replicas.json").read_text())
     assert [row["seed"] for row in table] == [0, 1]
     for r in (0, 1):
-        assert (tmp_path / "run" / f"replica_{r}" / "report" / "index.html").is_file()
-        assert (
-            json.loads((tmp_path / "run" / f"replica_{r}" / "config.json").read_text())["seed"] == r
-        )
+        folder = tmp_path / "run" / f"replica_{r}"
+        assert (folder / "report" / "index.html").is_file()
+        assert json.loads((folder / "config.json").read_text())["seed"] == r
     result = json.loads((tmp_path / "seeds.json").read_text())
-    each = [row["elbo_nats"] for row in table]
+    elbos = [row["elbo_nats"] for row in table]
     figure = result["figures"]["elbo_nats"]
-    assert figure["value"] == pytest.approx(np.mean(each)) and figure["sd"] == pytest.approx(
-        np.std(each, ddof=1)
-    )
-    assert result["seed"] == [0, 1] and figure["n"] == 2
+    assert figure["value"] == pytest.approx(np.mean(elbos))
+    assert figure["sd"] == pytest.approx(np.std(elbos, ddof=1))
+    assert figure["n"] == 2
+    assert result["seed"] == [0, 1]
     with pytest.raises(UserError, match=r"holds 2 replicas; want .*replica_0"):
         workdir.restore(str(tmp_path / "run"))
 
@@ -130,7 +108,7 @@ def test_a_config_with_replicas_is_read_back(swept):
 
 
 @pytest.mark.parametrize(
-    ("given", "line"),
+    ("replicas", "line"),
     [
         (
             {"batch": "32,64"},
@@ -146,10 +124,10 @@ def test_a_config_with_replicas_is_read_back(swept):
         ({"optim.lr": "1e-3,-1"}, r"optim\.lr=-1\.0: want a number > 0"),
     ],
 )
-def test_wrong_replicas_are_one_line(given, line):
-    c = small()
+def test_wrong_replicas_are_one_line(replicas, line):
+    pairs = [(f"replicas.{field}", values) for field, values in replicas.items()]
     with pytest.raises(UserError, match=line) as error:
-        config.validate(flags.apply(c, [(f"replicas.{k}", v) for k, v in given.items()]))
+        config.validate(flags.apply(small(), pairs))
     assert "\n" not in str(error.value)
 
 
@@ -159,6 +137,7 @@ def test_replicas_that_no_mesh_can_share_are_one_line():
         UserError, match=r"mesh\.data=8: 3 replicas do not divide over 8 devices; want mesh\.data=3"
     ):
         workdir.setup(c)
-    c.mesh.data, c.mesh.model = 1, 2
+    c.mesh.data = 1
+    c.mesh.model = 2
     with pytest.raises(UserError, match=r"mesh\.model=2: replicas are not split; want 1"):
         workdir.setup(c)

@@ -1,28 +1,13 @@
-"""Bad input: one line that names the field, the value and what would be right; nothing half-written."""
+"""Wrong flags: one line that names the field, the value and what would be right."""
 
 import importlib
-import os
-import re
-import resource
-import subprocess
-import sys
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from vae_jax.config import UserError
+from tests.processes import one_line
 
-train, evaluate = (importlib.import_module(name) for name in ("train", "eval"))
+train = importlib.import_module("train")
 DIGITS = "--config=configs/digits.py"
-
-
-def folder(path, classes, each=4, size=(9, 11)):
-    for name in classes:
-        (path / name).mkdir(parents=True)
-        for i in range(each):
-            Image.fromarray(np.full((*size, 3), 20 * i, np.uint8)).save(path / name / f"{i}.png")
-    return path
 
 
 # (what is wrong, extra flags, a pattern of the one line)
@@ -211,193 +196,10 @@ FLAGS = [
 
 
 @pytest.mark.parametrize(
-    ("flags", "pattern"), [f[1:] for f in FLAGS], ids=[f[0].replace(" ", "_") for f in FLAGS]
+    ("flags", "pattern"),
+    [pytest.param(flags, line, id=name.replace(" ", "_")) for name, flags, line in FLAGS],
 )
 def test_flags(flags, pattern, tmp_path):
     workdir = tmp_path / "run"
-    says(train.run, ["train.py", DIGITS, f"--workdir={workdir}", *flags], pattern)
+    one_line(train.run, ["train.py", DIGITS, f"--workdir={workdir}", *flags], pattern)
     assert not workdir.exists(), "bad input leaves no workdir behind"
-
-
-def says(run, argv, pattern):
-    with pytest.raises(UserError) as error:
-        run(argv)
-    message = str(error.value)
-    assert "\n" not in message
-    assert re.search(pattern, message), message
-
-
-def test_config_pages(tmp_path):
-    page = tmp_path / "page.py"
-    cases = [
-        ("def get_config(:\n", r"page\.py: line 1"),
-        ("x = 1\n", r"no function get_config"),
-        (
-            "from vae_jax import config\ndef get_config():\n c = config.default()\n c.optim.lrr = 1\n return c\n",
-            r"lrr",
-        ),
-        (
-            "from vae_jax import config\ndef get_config():\n c = config.default()\n c.batch = 'x'\n return c\n",
-            r"batch|int",
-        ),
-        (
-            "from vae_jax import config\ndef get_config():\n c = config.default()\n"
-            " c.objective = config.call('objective', 'elbo', betta=1.0)\n return c\n",
-            r"objective\.betta: .*nearest: beta",
-        ),
-    ]
-    for text, pattern in cases:
-        page.write_text(text)
-        says(train.run, ["train.py", f"--config={page}", f"--workdir={tmp_path / 'run'}"], pattern)
-    says(
-        train.run,
-        ["train.py", "--config=configs/digit.py", "--workdir=x"],
-        r"configs/digit\.py: no such file; nearest: digits\.py",
-    )
-    says(train.run, ["train.py", DIGITS], r"workdir: want --workdir=FOLDER")
-
-
-def test_labels_where_there_are_none():
-    from vae_jax import config
-    from vae_jax.models import model
-
-    c = config.load("configs/digits.py")
-    with pytest.raises(
-        UserError, match=r"classifier\.name=mlp: data\.name=digits has no labels; want none"
-    ):
-        model.build(c, shape=(8, 8, 1), levels=17, classes=0, binary=False)
-
-
-def test_workdirs(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("")
-    says(
-        train.run,
-        ["train.py", DIGITS, f"--workdir={file}"],
-        r"workdir=.*file: is a file; want a folder",
-    )
-    says(evaluate.run, ["eval.py", f"--workdir={file}"], r"is a file")
-    says(evaluate.run, ["eval.py", f"--workdir={tmp_path / 'none'}"], r"no run in it")
-    says(evaluate.run, ["eval.py"], r"workdir: want")
-    says(
-        evaluate.run,
-        ["eval.py", "--workdir=x", "--checkpoint=first"],
-        r"checkpoint=first: want best, latest or a step",
-    )
-    says(evaluate.run, ["eval.py", "--workdir=x", "--iw_k=0"], r"iw_k")
-    says(
-        evaluate.run, ["eval.py", "--workdir=x", "--tasks=odd"], r"tasks=odd: unknown; nearest: ood"
-    )
-    for flag in ("--tasks=ood", "--ood=mnist"):
-        says(evaluate.run, ["eval.py", "--workdir=x", flag], r"tasks=ood: wants another data set")
-    says(
-        evaluate.run,
-        ["eval.py", "--workdir=x", "--config.batch=3"],
-        r"batch: the run's config is fixed",
-    )
-    says(
-        evaluate.run,
-        ["eval.py", f"--workdir={tmp_path / 'none'}", "--config.mesh.model=2"],
-        r"no run in it",
-    )
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "config.json").write_text("{")
-    says(evaluate.run, ["eval.py", f"--workdir={broken}"], r"config\.json: not JSON")
-
-
-def test_folders_of_images(tmp_path):
-    def run(path, pattern, *flags):
-        flags = [f"--config.data.name=folder:{path}", "--config.data.size=8", *flags]
-        says(train.run, ["train.py", DIGITS, f"--workdir={tmp_path / 'run'}", *flags], pattern)
-
-    unreadable = folder(tmp_path / "unreadable", "ab")
-    (unreadable / "a" / "9.png").write_bytes(b"not a picture")
-    run(unreadable, r"9\.png")
-    single = folder(tmp_path / "single", "ab")
-    for i in range(1, 4):
-        (single / "b" / f"{i}.png").unlink()
-    run(single, r"class b")
-    (tmp_path / "empty").mkdir()
-    run(tmp_path / "empty", r"empty")
-    good = folder(tmp_path / "good", "ab", each=10)
-    run(good, r"data\.size=0", "--config.data.size=0")
-
-
-def command(*argv, **kwargs):
-    return subprocess.run(
-        [sys.executable, *argv], capture_output=True, text=True, timeout=120, **kwargs
-    )
-
-
-def test_the_command_exits_with_one_line_and_no_traceback(tmp_path):
-    done = command("train.py", DIGITS, f"--workdir={tmp_path / 'run'}", "--config.optim.lr=-1")
-    assert done.returncode == 2
-    assert done.stderr.strip() == "error: optim.lr=-1.0: want a number > 0"
-
-
-def small_disk():
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (20_000, 20_000)
-    )  # bytes per file: EFBIG, as a quota gives
-
-
-@pytest.mark.slow
-def test_a_disk_that_takes_no_more(tmp_path):
-    """A file-size limit stands for a full disk: the checkpoint cannot be written."""
-    import signal
-
-    def limits():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        small_disk()
-
-    env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    done = command(
-        "train.py", DIGITS, f"--workdir={tmp_path / 'run'}", "--config.steps=40", "--config.eval.every=20",
-        "--config.log_every=20", "--config.optim.warmup=0", preexec_fn=limits, env=env,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    # tensorstore's own threads may speak before; the last word is ours.
-    assert re.match(
-        r"error: .*not written|error: .*cannot write", done.stderr.strip().splitlines()[-1]
-    ), done.stderr
-    assert not os.path.exists(tmp_path / "run" / "manifests" / "20.json"), (
-        "a half-written checkpoint is not named good"
-    )
-
-
-def test_a_full_disk(tmp_path):
-    """A real file system of 1 MiB: the run says so before it writes, and what is there stays."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True
-    ).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    try:
-        flags = [
-            "--config.steps=20",
-            "--config.eval.every=20",
-            "--config.log_every=20",
-            "--config.optim.warmup=0",
-        ]
-        done = command("train.py", DIGITS, f"--workdir={disk / 'run'}", *flags)
-        assert done.returncode == 2
-        assert re.search(
-            r"^error: workdir=.*disk full: a checkpoint needs \d+ MiB", done.stderr, re.M
-        ), done.stderr
-        assert "Traceback" not in done.stderr
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
-@pytest.mark.skipif(
-    os.geteuid() == 0 and not os.path.isdir("/proc/sys"),
-    reason="needs a folder that refuses writes",
-)
-def test_a_disk_that_cannot_be_written():
-    says(
-        train.run,
-        ["train.py", DIGITS, "--workdir=/proc/sys/vae_jax_run"],
-        r"workdir=/proc/sys/vae_jax_run: cannot write",
-    )

@@ -11,7 +11,7 @@ import pytest
 from vae_jax import cli, config
 from vae_jax.config import UserError
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 LOSS = """from __future__ import annotations
 import dataclasses, pathlib
 import numpy as np

@@ -96,7 +96,9 @@ def test_reconstructions_stand_under_their_originals():
     stacks = (images[:16], images[16:32])
     rgba = draw.grid(stacks, columns=8)
     # 16 images of 8x8: 2 bands of 8 columns, a pixel 14x14, gaps of 8, 16 more between bands.
-    tile, gap, more = 8 * 14, 8, 16
+    tile = 8 * 14
+    gap = 8
+    more = 16
     assert rgba.shape == (4 * tile + 3 * gap + more, 8 * tile + 7 * gap, 4)
     for i in (0, 7, 8, 15):
         for row, stack in enumerate(stacks):
@@ -120,7 +122,8 @@ def test_a_grid_keeps_colours_and_survives_bad_pixels(tmp_path):
     path = str(tmp_path / "new" / "grid.png")
     replace(path, draw.png(draw.grid([images], columns=3)))
     rgba = decode(path)
-    tile, gap = 32 * 4, 8
+    tile = 32 * 4
+    gap = 8
     assert rgba.shape == (2 * tile + gap, 3 * tile + 2 * gap, 4)
     np.testing.assert_array_equal(rgba[0, 0], [255, 128, 0, 255])
     np.testing.assert_array_equal(rgba[tile + gap, 0], [255, 255, 255, 255])  # image 3, clipped

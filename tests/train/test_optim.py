@@ -12,7 +12,7 @@ import pytest
 from vae_jax import cli, config
 from vae_jax.train import optim
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 PARAMS = {"kernel": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "bias": jnp.array([0.5, -1.0, 2.0])}
 # Arguments that need a schedule, and fields whose value is not the default: the same in both.
 EXPECTED = {
@@ -71,7 +71,8 @@ def test_weight_decay_leaves_vectors(name):
 
 def test_another_name_keeps_the_schedule_and_equal_arguments():
     c = config.load(f"{ROOT}/configs/digits.py")
-    c.optim.b2, c.optim.eps = 0.95, 1e-4
+    c.optim.b2 = 0.95
+    c.optim.eps = 1e-4
     adam = cli.apply(c, [("optim.name", "adam")]).optim
     assert adam.b2 == 0.95 and adam.eps == 1e-4 and adam.warmup == c.optim.warmup == 200
     sgd = cli.apply(c, [("optim.name", "sgd")]).optim
@@ -113,3 +114,27 @@ def test_a_config_of_before_the_optimizers_fields_reads():
     c = config.from_json(tree)
     config.validate(c)
     assert c.optim.name == "adam" and c.optim.eps == 1e-4 and not c.optim.nesterov
+
+
+def test_ema_and_schedule():
+    a = optim.ema({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, jnp.int32(0), 0.9)
+    assert float(a["w"][0]) == pytest.approx(0.9)  # d = min(0.9, 1/10)
+    a = optim.ema({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, jnp.int32(10**6), 0.9)
+    assert float(a["w"][0]) == pytest.approx(0.1)
+    c = config.default().optim
+    c.lr = 0.1
+    c.warmup = 10
+    lr = optim.learning_rate(c, 100)
+    np.testing.assert_allclose([lr(0), lr(10), lr(55), lr(100)], [0, 0.1, 0.05, 0], atol=1e-7)
+
+
+def test_weight_decay_spares_vectors():
+    c = config.default().optim
+    c.lr = 0.1
+    c.weight_decay = 0.5
+    c.schedule = "constant"
+    tx = optim.optimizer(c, 10)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.05)
+    np.testing.assert_allclose(updates["bias"], 0.0)

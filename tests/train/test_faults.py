@@ -3,22 +3,19 @@
 import io
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
+from tests.processes import ROOT, silent
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
-from vae_jax.train import checkpoint, clock, guard, log, loop
+from vae_jax.train import checkpoint, clock, log, loop
 from vae_jax.train import run as run_lib
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def tiny(steps=40, latent=2):
@@ -29,10 +26,6 @@ def tiny(steps=40, latent=2):
     c.mesh.data = 1
     c.encoder = config_lib.call("encoder", "mlp", widths=(4,))
     return c
-
-
-def silent(line):
-    """The opposite of print."""
 
 
 @pytest.fixture(scope="module")
@@ -216,47 +209,6 @@ def test_output_that_cannot_be_written_is_dropped(monkeypatch):
     with log.output_may_close():
         print("lost")
     assert "output cannot be written (Broken pipe) and is dropped" in other.getvalue()
-
-
-class Saved:
-    """The only thing of checkpoints that a guard asks for."""
-
-    def latest(self):
-        return 7
-
-
-def guarded(skip=0, steps=2, runs=1):
-    c = config_lib.default()
-    c.steps_per_call = steps
-    c.optim.skip = skip
-    return guard.Pending(guard.Guard(c, ("loss", "kl", "skipped"), [Saved()] * runs))
-
-
-def test_metrics_are_read_one_call_late():
-    pending = guarded()
-    pending.push(2, np.full((2, 3), np.nan))  # nobody has looked yet
-    with pytest.raises(UserError, match=r"^non-finite loss at step 1: kl=nan, skipped=nan; .*: 7$"):
-        pending.push(4, np.zeros((2, 3)))
-
-
-def test_the_first_step_and_replica_that_is_not_finite_is_named():
-    pending = guarded(runs=2)
-    metrics = np.ones((2, 2, 3))
-    metrics[1, 1, 1] = np.inf
-    pending.push(10, metrics)
-    with pytest.raises(UserError, match=r"at step 10 of replica 1: kl=inf \(loss=1, skipped=1\)"):
-        pending.drain()
-
-
-def test_skipped_steps_are_left_out_of_means_and_counted_over_calls():
-    pending = guarded(skip=2)
-    bad = [np.inf, 1.0, 1.0]
-    pending.push(2, np.array([[1.0, 1.0, 0.0], bad]))
-    rows_SxRxM = pending.take()
-    assert np.isnan(rows_SxRxM[1, 0, 0]) and rows_SxRxM[:, 0, 2].tolist() == [0.0, 1.0]
-    pending.push(4, np.array([bad, bad]))
-    with pytest.raises(UserError, match=r"optim\.skip=2: 3 bad steps in a row up to step 4"):
-        pending.drain()
 
 
 def test_the_pod_is_not_created_while_a_placeholder_is_unfilled(tmp_path):

@@ -13,6 +13,8 @@ import pytest
 from etils import epath
 
 from benchmarks import kill_resume
+from tests.processes import free_port, python
+from vae_jax import config
 from vae_jax.config import UserError
 from vae_jax.mesh import store
 from vae_jax.tools import study
@@ -24,23 +26,24 @@ RUN = "gs://bucket/runs/one"
 
 @pytest.fixture(scope="module")
 def emulator():
-    """Google Cloud Storage's protocol on this machine, in memory; gcsfs, tensorstore and google's client ask it."""
+    """Google Cloud Storage's protocol on this machine, in memory.
+
+    gcsfs, tensorstore and Google's client ask it: they read the variables below when they are
+    imported.
+    """
     for package in ("gcsfs", "gcp_storage_emulator"):
-        if importlib.util.find_spec(package) is None:  # imported once the variables below are set
-            pytest.skip(f"{package} is not installed: pip install -r requirements-store.txt")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    argv = [sys.executable, "-m", "tests.bucket", str(port)]
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install '.[store]'")
+    port = free_port()
+    argv = [sys.executable, "-m", "tests.mesh.bucket", str(port)]
     server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
             patch.setenv(name, f"http://localhost:{port}")
         patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # tensorstore's
         patch.setenv("GOOGLE_CLOUD_PROJECT", "none")
-        patch.setenv(
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false"
-        )  # asks for what the emulator has not
+        # It asks for what the emulator lacks.
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         try:
             limit = time.monotonic() + 30
             while socket.socket().connect_ex(("localhost", port)) and time.monotonic() < limit:
@@ -58,21 +61,21 @@ def test_a_run_in_a_store_is_that_on_a_disk_bit_for_bit_killed_or_not(emulator, 
     assert kill_resume.kill_once(RUN, random.Random(0)), "it was done before it was killed"
     assert "going on from step" in kill_resume.finish(RUN)
     different, same_rows = kill_resume.compare(tmp_path / "run", RUN)
-    assert different == [] and same_rows
+    assert different == []
+    assert same_rows
     steps = checkpoint.steps(RUN)
-    assert steps[-1] == 200 and [checkpoint.fault(RUN, step) for step in steps] == [None] * len(
-        steps
-    )
+    assert steps[-1] == 200
+    for step in steps:
+        assert checkpoint.fault(RUN, step) is None
 
-    # eval.py reads there and writes there; the figures are the disk's.
-    here, there = (epath.Path(folder, "metrics.json") for folder in (tmp_path / "run", RUN))
-    assert json.loads(there.read_text()) == json.loads(here.read_text())
-    there.unlink()
-    done = subprocess.run(
-        [sys.executable, "eval.py", f"--workdir={RUN}"], capture_output=True, text=True, timeout=280
-    )
+    # eval.py reads there and writes there; the metrics are the disk's.
+    on_disk = epath.Path(tmp_path / "run", "metrics.json")
+    in_store = epath.Path(RUN, "metrics.json")
+    assert json.loads(in_store.read_text()) == json.loads(on_disk.read_text())
+    in_store.unlink()
+    done = python("eval.py", f"--workdir={RUN}")
     assert done.returncode == 0, done.stderr
-    assert json.loads(there.read_text()) == json.loads(here.read_text())
+    assert json.loads(in_store.read_text()) == json.loads(on_disk.read_text())
     assert len(epath.Path(RUN, "report", "index.html").read_bytes()) > 10_000
     assert not os.path.exists("gs:"), "nothing is written beside the store"
 
@@ -87,11 +90,13 @@ def test_damage_in_a_store_is_named_and_set_aside(emulator, tmp_path):
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(bytes(content))
-    said = []
-    saved = checkpoint.Checkpoints(RUN, said.append)
+    lines = []
+    saved = checkpoint.Checkpoints(RUN, lines.append)
     assert saved.latest() == 180
     saved.close()
-    assert len(said) == 1 and "200" in said[0] and "checksum" in said[0]
+    (line,) = lines
+    assert "200" in line
+    assert "checksum" in line
     assert len(list(store.files(f"{RUN}/damaged/200"))) >= 5, "set aside, not deleted"
 
 
@@ -119,32 +124,24 @@ def test_a_bucket_that_is_not_there(emulator):
 
 
 def test_stores_that_cannot_be_used_are_named_in_one_line():
-    with pytest.raises(
-        UserError,
-        match=r"workdir=s3://b/run: Orbax writes to no such store; want a folder, or gs://",
-    ):
+    line = r"workdir=s3://b/run: Orbax writes to no such store; want a folder, or gs://"
+    with pytest.raises(UserError, match=line):
         store.check("s3://b/run")
     if importlib.util.find_spec("gcsfs") is None:
         with pytest.raises(UserError, match=r"gcsfs: pip install -r requirements-store\.txt"):
             workdir.read_config("gs://b/run")
+    whole = config.load("configs/study_digits.py", "get_study")
     with pytest.raises(UserError, match=r"workdir=gs://b/run: a study wants a folder"):
-        study.run(study.config_lib.load("configs/study_digits.py", "get_study"), "gs://b/run")
+        study.run(whole, "gs://b/run")
 
 
 def test_files_of_a_disk_are_those_of_a_walk(tmp_path):
     for name in ("b/2", "b/1", "a", "c/d/e"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    assert [str(p.relative_to(tmp_path)) for p in store.files(tmp_path)] == [
-        "a",
-        "b/1",
-        "b/2",
-        "c/d/e",
-    ]
-    assert store.names(tmp_path) == ["a", "b", "c"] and store.names(tmp_path / "none") == []
-    assert store.names(tmp_path / "a") == [] and list(checkpoint.digests(tmp_path)) == [
-        "a",
-        "b/1",
-        "b/2",
-        "c/d/e",
-    ]
+    names = ["a", "b/1", "b/2", "c/d/e"]
+    assert [str(path.relative_to(tmp_path)) for path in store.files(tmp_path)] == names
+    assert list(checkpoint.digests(tmp_path)) == names
+    assert store.names(tmp_path) == ["a", "b", "c"]
+    assert store.names(tmp_path / "a") == []
+    assert store.names(tmp_path / "none") == []

@@ -1,0 +1,113 @@
+"""Tiny models and configs that several test files share.
+
+Those that ``benchmarks/`` measures too are in :mod:`benchmarks.parity`. Nothing here asks for a
+device while it is imported: several processes must have met before.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from scipy import stats
+from scipy.special import logsumexp
+
+from benchmarks import parity
+from vae_jax import config, data
+from vae_jax.mesh import rules
+from vae_jax.models import model
+from vae_jax.train import program
+
+# Relative, over 20 steps: float32 sums in another order.
+TRACE_TOLERANCE = 2e-5
+STEPS = 12
+EVERY = 4
+
+
+def short(
+    devices: int, *, from_host: bool = False, steps: int = STEPS, **fields: Any
+) -> ConfigDict:
+    """A run of a few seconds.
+
+    One optimiser step per call and plain Adam steps: float32 sums in another order stay small.
+    """
+    c = parity.small(
+        steps=steps,
+        log_every=1,
+        eval__every=EVERY,
+        eval__batch=24,
+        eval__iw_k=2,
+        mesh__data=devices,
+        **fields,
+    )
+    c.data.on_device_mb = 0 if from_host else 1024
+    return c
+
+
+def lowered(c: ConfigDict) -> tuple[str, str]:
+    """The text of a training program before and after XLA, on eight devices."""
+    from benchmarks import target
+
+    dataset = data.load(c.data)
+    mesh = rules.make_mesh(c.mesh)
+    m = model.build_for(c, dataset)
+    state, places = program.shapes(c, m, mesh)
+    source = target.source_shapes(c, dataset)
+    compiled = program.program(c, m, mesh, dataset, state, places, source)
+    text = compiled.jitted.lower(*compiled.arguments)
+    return text.as_text(), text.compile().as_text()
+
+
+# --- M2 on 6 binary pixels, whose evidence is known by quadrature ---
+
+SEED = 3
+SHAPE = (2, 3, 1)
+PIXELS = 6
+LABEL = np.array([0, 1, 1, 0, 1])
+
+
+def m2(objective: str = "m2", labels: int = 2, **sections: ConfigDict) -> tuple[model.Model, Any]:
+    """A model of 6 pixels and z of 1 dimension, and its parameters away from where they begin."""
+    c = config.default()
+    c.latent = 1
+    c.encoder = config.call("encoder", "mlp", widths=(4,))
+    c.decoder = config.call("decoder", "mlp", widths=(4,))
+    c.classifier = config.call("classifier", "mlp")
+    c.likelihood = config.call("likelihood", "bernoulli")
+    c.objective = config.call("objective", objective)
+    for section, value in sections.items():
+        c[section] = value
+    binary = c.likelihood.name == "bernoulli"
+    m = model.build(c, shape=SHAPE, levels=256, classes=labels, binary=binary)
+
+    @program.simple
+    def parameters(key: jax.Array) -> Any:
+        leaves, tree = jax.tree.flatten(m.init(jax.random.key(0)))
+        moved = []
+        for i, leaf in enumerate(leaves):
+            noise = jax.random.normal(jax.random.fold_in(key, i), leaf.shape)
+            moved.append(leaf + 0.7 * noise)
+        return jax.tree.unflatten(tree, moved)
+
+    return m, parameters(jax.random.key(SEED))
+
+
+def log_evidence(m: model.Model, params: Any, x_NxP: np.ndarray) -> np.ndarray:
+    """log p(x|y) of a tiny model for both labels, Nx2, by quadrature over z.
+
+    x l - log(1 + e^l) is also taken of grey pixels.
+    """
+    z = np.linspace(-9, 9, 3001)
+
+    @program.simple
+    def decode(y: jax.Array) -> jax.Array:
+        return m.decode(params, jnp.asarray(z, jnp.float32)[:, None], y)
+
+    log_p_z = stats.norm.logpdf(z) + np.log(z[1] - z[0])
+    columns = []
+    for y in (0, 1):
+        logits = np.asarray(decode(y), np.float64).reshape(len(z), 1, PIXELS)
+        log_px = (x_NxP * logits - np.logaddexp(0, logits)).sum(-1)
+        columns.append(logsumexp(log_px + log_p_z[:, None], axis=0))
+    return np.stack(columns, 1)
