@@ -14,7 +14,7 @@ def test_a_target_without_libtpu_or_of_no_chip_is_one_line(monkeypatch):
     with pytest.raises(UserError, match=r"target=v9:2x2: want CHIP:AxB"):
         target.devices("v9:2x2")
     monkeypatch.setattr(target.importlib.util, "find_spec", lambda name: None)
-    line = r"needs libtpu; want: pip install -r requirements-tpu-aot\.txt"
+    line = r"needs libtpu; want: pip install '\.\[tpu-aot\]'"
     with pytest.raises(UserError, match=line):
         target.devices("v5e:2x2")
     with pytest.raises(UserError, match=r"needs jaxlib's CUDA plugin"):
@@ -25,7 +25,7 @@ def test_a_target_without_libtpu_or_of_no_chip_is_one_line(monkeypatch):
 
 @pytest.mark.slow
 def test_a_bfloat16_program_for_tpus_sums_in_float32():
-    pytest.importorskip("libtpu", reason="needs requirements-tpu-aot.txt")
+    pytest.importorskip("libtpu", reason="needs the extra tpu-aot")
     row = target.measure(small(dtype="bfloat16", mesh__fsdp=2), "v5e:2x2")
     assert row["fits"]
     assert row["devices"] == 4
@@ -37,7 +37,7 @@ def test_a_bfloat16_program_for_tpus_sums_in_float32():
 
 @pytest.mark.slow
 def test_a_program_that_needs_more_memory_than_a_chip_has_is_a_row(tmp_path, capsys):
-    pytest.importorskip("libtpu", reason="needs requirements-tpu-aot.txt")
+    pytest.importorskip("libtpu", reason="needs the extra tpu-aot")
     out = tmp_path / "t.json"
     fields = ["--config.optim.warmup=0", "--config.data.shift=0"]
     sweep = ["--target=v5e:2x2", "--sweep=batch=33554432,64", f"--out={out}"]

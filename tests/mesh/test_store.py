@@ -128,7 +128,7 @@ def test_stores_that_cannot_be_used_are_named_in_one_line():
     with pytest.raises(UserError, match=line):
         store.check("s3://b/run")
     if importlib.util.find_spec("gcsfs") is None:
-        with pytest.raises(UserError, match=r"gcsfs: pip install -r requirements-store\.txt"):
+        with pytest.raises(UserError, match=r"gcsfs: pip install '\.\[store\]'"):
             workdir.read_config("gs://b/run")
     whole = config.load("configs/study_digits.py", "get_study")
     with pytest.raises(UserError, match=r"workdir=gs://b/run: a study wants a folder"):
