@@ -55,7 +55,7 @@ def find_peer(name: str) -> ModuleType:
         return importlib.import_module(f"benchmarks.peers.{name}_step")
     except ModuleNotFoundError as error:
         raise UserError(
-            f"peer={name}: {error.name} is not installed; want -r requirements-peers.txt"
+            f"peer={name}: {error.name} is not installed; want: pip install '.[peers]'"
         ) from None
 
 

@@ -3,7 +3,7 @@
 python -m benchmarks.aot --data_dir=DIR --out=results/aot.json
 
 A batch that does not divide by the number of devices becomes the next one that does. Weak scaling
-is configs/mnist.py with 16 images a device. Needs libtpu (requirements-tpu-aot.txt). An interrupted
+is configs/mnist.py with 16 images a device. Needs libtpu (the extra tpu-aot). An interrupted
 measurement goes on with the cells that its file lacks.
 """
 

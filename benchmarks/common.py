@@ -92,6 +92,7 @@ def importance_bound(workdir: str, k: int, images: int, data_dir: str) -> dict[s
     from vae_jax import config as config_lib
     from vae_jax.data import Split
     from vae_jax.evaluate import likelihood
+    from vae_jax.evaluate.subject import Subject
     from vae_jax.train import run, step
 
     s, state, _ = run.restore(workdir, data_dir=data_dir)
@@ -99,9 +100,8 @@ def importance_bound(workdir: str, k: int, images: int, data_dir: str) -> dict[s
     key = step.stream(s.c.seed, "test")
     split = Split(s.dataset.test.image[:images], None)
     began = time.perf_counter()
-    bounds = likelihood.log_likelihood(
-        s.c, s.model, params, split, s.dataset.levels, s.mesh, key, k=k
-    )
+    subject = Subject(s.c, s.model, params, s.dataset, s.mesh)
+    bounds = likelihood.log_likelihood(subject, split, key, k=k)
     iw_N = bounds["iw"]
     seconds = time.perf_counter() - began
     per_mib = 2**10 if sys.platform == "linux" else 2**20

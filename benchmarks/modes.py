@@ -2,7 +2,7 @@
 
 python -m benchmarks.modes --data_dir=DIR --out=results/modes.json
 
-The modes and the tiny models are those of tests/test_sharding.py. With ``--data_dir`` the images
+The modes and the tiny models are those of benchmarks/parity.py. With ``--data_dir`` the images
 are MNIST's, otherwise digits. ``iwae_binary`` is the importance bound as it is published, on
 pixels of 0 and 1. An interrupted measurement goes on with the modes that its file lacks.
 """
@@ -22,20 +22,20 @@ OBJECTIVES = ("joint", "m2", "iwae", "iwae_binary")
 
 def make_config(name: str, data_dir: str, **fields) -> ConfigDict:
     """The tiny config of an objective, with the mode's fields."""
-    from tests import test_sharding
+    from benchmarks import parity
 
     if data_dir:
         fields |= {"data__name": "mnist", "data__dir": data_dir}
     if name == "iwae_binary":
-        return test_sharding.objective("iwae", **BINARY, **fields)
-    return test_sharding.objective(name, **fields)
+        return parity.objective("iwae", **BINARY, **fields)
+    return parity.objective(name, **fields)
 
 
 def loss_trace(c: ConfigDict, devices: int, steps: int) -> np.ndarray:
     """The losses of ``steps`` calls on so many devices; shape [steps]."""
-    from tests import test_sharding
+    from benchmarks import parity
 
-    state, program = test_sharding.built(c, devices)
+    state, program = parity.built(c, devices)
     at = program.names.index("loss")
     losses = []
     for _ in range(steps):
@@ -50,22 +50,22 @@ def measure(
     """Add the figures of one objective in every mode to ``figures``, and write them after each."""
     import jax
 
-    from tests import test_sharding
+    from benchmarks import parity
     from vae_jax.tools import results
 
     reference = None
-    for mode, (fields, devices) in test_sharding.MODES.items():
+    for mode, (fields, devices) in parity.MODES.items():
         key = f"{name}_{re.sub(r'[^a-z0-9]+', '_', mode)}"
         if f"{key}_update" in figures or (name == "joint" and "samples" in mode):
             continue
         if reference is None:
             c = make_config(name, args.data_dir)
-            reference = loss_trace(c, 1, args.steps), test_sharding.update(c, 1)
+            reference = loss_trace(c, 1, args.steps), parity.update(c, 1)
         losses, update = reference
         c = make_config(name, args.data_dir, **fields)
         trace = loss_trace(c, devices, args.steps)
         trace_gap = np.max(np.abs(trace - losses) / np.abs(losses))
-        update_gap = test_sharding.apart(c, update, devices)
+        update_gap = parity.largest_gap(c, update, devices)
         figures[f"{key}_trace"] = results.figure(trace_gap, "relative, at most", n=args.steps)
         figures[f"{key}_update"] = results.figure(update_gap, "relative")
         print(f"{key}: trace {trace_gap:.1e}, update {update_gap:.1e}", flush=True)
@@ -102,7 +102,7 @@ def main() -> None:
         measure(name, args, recorder, figures)
     add_largest(figures)
     dataset = "mnist" if args.data_dir else "digits"
-    recorder.write(f"{dataset}; tests/test_sharding.py", figures)
+    recorder.write(f"{dataset}; benchmarks/parity.py", figures)
 
 
 if __name__ == "__main__":

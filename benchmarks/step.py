@@ -4,10 +4,20 @@ python -m benchmarks.step --out=results/step.json
 """
 
 import os
+import subprocess
+import sys
 
 from benchmarks import common
 
 STEPS = 100
+BAD_INPUT = "tests/config/test_bad_flags.py"
+
+
+def count_bad_inputs() -> int:
+    """How many wrong flags the tests give, each answered by one line."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", BAD_INPUT]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.count("::test_flags[")
 
 
 def measure() -> common.FIGURES:
@@ -15,18 +25,18 @@ def measure() -> common.FIGURES:
     import jax
     import numpy as np
 
-    from tests import test_errors, test_step
+    from benchmarks import parity
     from vae_jax.tools import results
 
-    one, _ = test_step.trace(test_step.small(), jax.devices()[:1], STEPS)
-    eight, _ = test_step.trace(test_step.small(), jax.devices()[:8], STEPS)
+    one, _ = parity.trace(parity.small(), jax.devices()[:1], STEPS)
+    eight, _ = parity.trace(parity.small(), jax.devices()[:8], STEPS)
     difference = float(np.max(np.abs(one - eight) / np.abs(one)))
-    compilations, transfers = test_step.asked_of_the_host()
+    compilations, transfers = parity.host_calls()
     return {
         "trace_difference": results.figure(difference, "relative", n=STEPS),
         "recompilations": results.figure(compilations, "after the first step", n=5),
         "host_transfers": results.figure(transfers, "inside a step", n=5),
-        "bad_inputs": results.figure(len(test_errors.FLAGS), "one clear line each"),
+        "bad_inputs": results.figure(count_bad_inputs(), "one clear line each"),
     }
 
 

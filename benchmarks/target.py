@@ -1,6 +1,6 @@
 """The training program compiled ahead of time for a topology of TPUs or GPUs, and its costs.
 
-Needs libtpu (requirements-tpu-aot.txt) and no TPU; or jaxlib's CUDA plugin and no GPU. XLA's FLOPs
+Needs libtpu (the extra tpu-aot) and no TPU; or jaxlib's CUDA plugin and no GPU. XLA's FLOPs
 and bytes are of one device and count the body of a loop once. Nothing is run: the roofline bound is
 the least time of a step by the maker's peak figures, no step time. For GPUs XLA gives no FLOPs or
 bytes, and nothing is autotuned: a compile check.
@@ -100,9 +100,7 @@ def devices(target: str) -> tuple[list, int, tuple]:
         }
     else:
         if importlib.util.find_spec("libtpu") is None:
-            raise UserError(
-                f"target={target}: needs libtpu; want: pip install -r requirements-tpu-aot.txt"
-            )
+            raise UserError(f"target={target}: needs libtpu; want: pip install '.[tpu-aot]'")
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine of Google's to ask
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip to share, so no lock
         options = {"platform": "tpu", "topology_name": target}

@@ -1,4 +1,4 @@
-"""What every test stands on: eight virtual CPU devices, its own compilation cache, real data."""
+"""Every test has eight virtual CPU devices, a compilation cache of the suite, real data."""
 
 import importlib.metadata
 import os
@@ -9,8 +9,8 @@ import pytest
 
 # Before jax is imported. Child processes inherit these.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is what the suite spends its time on: LLVM's optimisations off, a program in one piece, and XLA's lighter
-# emitters where it still has them (an unknown flag would end the process).
+# Compiling is what the suite spends its time on: LLVM's optimisations off, a program in one piece,
+# and XLA's lighter emitters where it still has them (an unknown flag would end the process).
 _FAST = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if importlib.metadata.version("jaxlib") < "0.11":
     _FAST.append("--xla_cpu_use_fusion_emitters=false")
@@ -23,15 +23,15 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax  # noqa: E402
 
-from vae_jax.train import program as compile_lib  # noqa: E402
+from vae_jax.train import program  # noqa: E402
 
-compile_lib.use_cache()
+program.use_cache()
 
 jax.config.update("jax_num_cpu_devices", 8)  # in this process; those that it starts have one
 
 
 @pytest.fixture(scope="session")
-def data_dir():
+def data_dir() -> pathlib.Path:
     """The folder of original data files (mnist/, cifar10/, ...); skips where it is not named."""
     folder = os.environ.get("VAE_JAX_DATA")
     if not folder:
@@ -41,9 +41,21 @@ def data_dir():
     return pathlib.Path(folder)
 
 
-def pytest_collection_modifyitems(items):
-    """Files that start processes first: they take the longest, and one worker runs all of a file."""
-    slow = ["test_hosts", "test_loop", "test_errors", "test_replicas", "test_readme"]
-    slow += ["test_faults", "test_script", "test_cells", "test_study"]
-    rank = {name: i for i, name in enumerate(slow)}
-    items.sort(key=lambda item: rank.get(item.module.__name__.rpartition(".")[2], len(slow)))
+# Files that start processes or compile much, the slowest first: one worker runs all of a file.
+SLOW = (
+    *("test_hosts", "test_launch", "test_loop", "test_checkpoint", "test_bad_flags"),
+    *("test_replicas", "test_readme", "test_bad_input", "test_faults", "test_script"),
+    *("test_cells", "test_program", "test_study"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow files first, so that no worker is left with one of them at the end."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.module.__name__.rpartition(".")[2]
+        if name in SLOW:
+            return SLOW.index(name)
+        return len(SLOW)
+
+    items.sort(key=rank)

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
-from tests.test_semi import KEY, KEYS, LABEL, PIXELS, SHAPE, X, batch_of, semi_supervised, tiny
+from tests.tiny import LABEL, PIXELS, SEED, SHAPE, X, batch_of, semi_supervised
+from tests.tiny import m2 as tiny
 from vae_jax import config, models
 from vae_jax.config import UserError
 from vae_jax.distributions import split_keys
@@ -19,6 +20,8 @@ from vae_jax.train import run as workdir
 
 KINDS = ("adgm", "sdgm", "m1m2")
 jit = compile_lib.simple
+KEY = jax.random.key(SEED)
+KEYS = jax.random.split(KEY, 5)
 
 
 def small(kind, **fields):

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests import test_step
+from benchmarks import parity
 from vae_jax import config, data, models
 from vae_jax import distributions as densities
 from vae_jax.config import UserError
 from vae_jax.evaluate import generation, likelihood
 from vae_jax.evaluate.run import level_rates
+from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import rules as sharding
 from vae_jax.models.hierarchy import LevelParts, Levels
 from vae_jax.objectives import OBJECTIVES, sample_k
@@ -337,7 +338,9 @@ def test_the_levels_of_a_labelled_bound_sum_to_its_kl():
     split = data.Split(
         rng.integers(0, 17, (6, 8, 8, 1)).astype(np.uint8), np.array([0, 2, 1, -1, 2, 0], np.int32)
     )
-    rates_L = level_rates(c, m, params, split, 17, mesh)
+    dataset = data.Dataset("", (8, 8, 1), 17, (), split, split, split)
+    subject = Subject(c, m, params, dataset, mesh)
+    rates_L = level_rates(subject, split)
     known, key = data.labelled(split), step.stream(c.seed, "levels")
 
     @jit
@@ -354,7 +357,7 @@ def test_the_levels_of_a_labelled_bound_sum_to_its_kl():
     np.testing.assert_allclose(rates_L.sum(), kl(known.label), rtol=1e-5)
     assert abs(kl((known.label + 1) % 3) / rates_L.sum() - 1) > 1e-3
     for label in (None, np.full(6, -1, np.int32)):
-        assert level_rates(c, m, params, split._replace(label=label), 17, mesh) is None
+        assert level_rates(subject, split._replace(label=label)) is None
 
 
 @pytest.mark.parametrize(
@@ -387,7 +390,7 @@ def test_the_code_of_a_hierarchy_is_its_coarsest_levels():
 
 
 def ladder_step(**changes):
-    c = test_step.small(**changes)
+    c = parity.small(**changes)
     c.latent = 16
     c.encoder, c.decoder = small("ladder").encoder, small("ladder").decoder
     config.validate(c)
@@ -396,8 +399,8 @@ def ladder_step(**changes):
 
 @pytest.mark.slow
 def test_one_device_eight_shards_and_microbatches_make_the_same_trace():
-    one, _ = test_step.trace(ladder_step(), jax.devices()[:1], 5)
-    eight, _ = test_step.trace(ladder_step(compile="shard_map", accumulate=2), jax.devices()[:8], 5)
+    one, _ = parity.trace(ladder_step(), jax.devices()[:1], 5)
+    eight, _ = parity.trace(ladder_step(compile="shard_map", accumulate=2), jax.devices()[:8], 5)
     np.testing.assert_allclose(eight, one, rtol=2e-5)
 
 
@@ -405,7 +408,7 @@ def test_one_device_eight_shards_and_microbatches_make_the_same_trace():
 def test_bfloat16_nets_keep_the_loss_of_float32_within_half_a_percent():
     """The mean loss over the last quarter of 200 steps; the noise of both is the same."""
     (a, _), (b, _) = (
-        test_step.trace(
+        parity.trace(
             ladder_step(dtype=dtype, steps_per_call=20, unroll=False), jax.devices()[:1], 10
         )
         for dtype in ("float32", "bfloat16")

@@ -1,4 +1,4 @@
-"""The house keeps its own rules: who imports whom, what is installed, where figures come from."""
+"""Rules of the package: who imports whom, what is installed, where figures come from."""
 
 import ast
 import importlib.metadata
@@ -8,6 +8,8 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,7 +18,7 @@ from vae_jax.tools import results
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vae_jax"
-# The way through the house: a module imports only what stands before it (or within its own folder).
+# A module imports only what stands before it (or within its own folder).
 ORDER = (
     *("config", "ops", "mesh", "cli", "data", "distributions", "nets", "models", "objectives"),
     *("train", "report", "evaluate", "tools"),
@@ -26,17 +28,17 @@ HEAVY = {"tensorflow_datasets", "sklearn", "matplotlib", "grain", "PIL"}  # seco
 FIGURE = re.compile(r"\d\s*(%|nats|bits|images/s|ms|s|seconds|min|minutes|h|hours|GB|MB)(?![\w/])")
 
 
-def modules():
+def modules() -> list[tuple[str, pathlib.Path, ast.Module]]:
     """[(its room: the first name after vae_jax, its path, its syntax tree)]."""
-    found = []
+    rows = []
     for path in sorted(PACKAGE.rglob("*.py")):
         room = path.relative_to(PACKAGE).with_suffix("").parts[0]
         if room != "__init__":
-            found.append((room, path.relative_to(ROOT), ast.parse(path.read_text())))
-    return found
+            rows.append((room, path.relative_to(ROOT), ast.parse(path.read_text())))
+    return rows
 
 
-def imports(tree):
+def imports(tree: ast.AST) -> Iterator[str]:
     """Dotted names that a module imports, wherever in it; 'from a import b' gives 'a.b'."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -65,12 +67,12 @@ def test_imports_only_go_up_the_list():
     ("library", "owner"), [("flax.linen", "nets"), ("orbax", "train/checkpoint")]
 )
 def test_a_library_has_one_address(library, owner):
-    users = {
-        str(path)
-        for room, path, tree in modules()
-        for name in imports(tree)
-        if f"{name}.".startswith(f"{library}.") and not str(path).startswith(f"vae_jax/{owner}")
-    }
+    users = set()
+    for _, path, tree in modules():
+        for name in imports(tree):
+            owned = str(path).startswith(f"vae_jax/{owner}")
+            if f"{name}.".startswith(f"{library}.") and not owned:
+                users.add(str(path))
     assert not users, f"only {owner} imports {library}"
 
 
@@ -101,14 +103,14 @@ def test_nothing_read_from_a_file_is_run():
 
 
 def test_heavy_libraries_are_imported_where_they_are_used():
-    wrong = [
-        f"{path} imports {name} at the top"
-        for _, path, tree in modules()
-        for top in tree.body
-        if isinstance(top, ast.Import | ast.ImportFrom)
-        for name in imports(top)
-        if name.split(".")[0] in HEAVY
-    ]
+    wrong = []
+    for _, path, tree in modules():
+        for top in tree.body:
+            if not isinstance(top, ast.Import | ast.ImportFrom):
+                continue
+            for name in imports(top):
+                if name.split(".")[0] in HEAVY:
+                    wrong.append(f"{path} imports {name} at the top")
     assert not wrong, wrong
 
 
@@ -130,15 +132,25 @@ def test_every_module_imports_without_tensorflow_and_without_warnings():
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 
-def canonical(name):
+def canonical(name: str) -> str:
     """A distribution's name as PEP 503 compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def requirements(name):
-    """{distribution: line} of a requirements file, names in their canonical form."""
-    lines = [x.partition("#")[0].strip() for x in (ROOT / name).read_text().splitlines()]
-    return {canonical(re.match(r"[\w.-]+", x)[0]): x for x in lines if x}
+def pinnable(lines: list[str]) -> dict[str, str]:
+    """{distribution: line}, names in their canonical form, of lines as pip reads them."""
+    lines = [line.partition("#")[0].strip() for line in lines]
+    return {canonical(re.match(r"[\w.-]+", line)[0]): line for line in lines if line}
+
+
+def requirements(name: str) -> dict[str, str]:
+    """{distribution: line} of a requirements file."""
+    return pinnable((ROOT / name).read_text().splitlines())
+
+
+def extras() -> dict[str, list[str]]:
+    """{extra: its requirements} of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 def test_requirements_cover_every_import():
@@ -153,12 +165,23 @@ def test_requirements_cover_every_import():
         assert dists & set(wanted), f"{name}: not in requirements.txt"
 
 
-@pytest.mark.parametrize("kind", ["requirements", "requirements-test"])
-def test_the_lock_pins_every_requirement(kind):
-    pinned = requirements(f"{kind}.lock")
-    assert set(requirements(f"{kind}.txt")) <= set(pinned)
-    for line in pinned.values():
-        assert re.fullmatch(r"[\w.-]+==[\w.]+( ; .*)?", line), line
+def test_the_lock_pins_every_requirement():
+    wanted = {
+        "requirements.lock": requirements("requirements.txt"),
+        "requirements-test.lock": pinnable(extras()["test"]),
+        "docs/requirements.lock": pinnable(extras()["docs"]),
+    }
+    for lock, names in wanted.items():
+        pinned = requirements(lock)
+        assert set(names) <= set(pinned), lock
+        for line in pinned.values():
+            assert re.fullmatch(r"[\w.-]+==[\w.]+( ; .*)?", line), line
+
+
+def test_the_top_has_one_requirements_file_and_two_locks():
+    names = {path.name for path in ROOT.glob("*requirements*")}
+    assert names == {"requirements.txt", "requirements.lock", "requirements-test.lock"}
+    assert set(extras()) == {"test", "docs", "peers", "store", "tpu-aot"}
 
 
 # --- figures: vae_jax.tools.results and README ---
@@ -251,14 +274,13 @@ def test_every_published_result_is_valid():
         results.read(path)
 
 
-def test_every_figure_in_the_readme_comes_from_results():
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        pytest.skip("no README.md yet")
-    text = readme.read_text()
-    assert results.render(text, ROOT / "results") == text, (
-        "run python -m vae_jax.tools.results README.md"
-    )
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_figure_of_a_page_comes_from_results(page):
+    text = page.read_text()
+    assert results.render(text, ROOT / "results") == text, "run python docs/figures.py"
     text = results.SPAN.sub("", results.BLOCK.sub("", text))
     text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
     loose = [

@@ -20,6 +20,7 @@ from vae_jax import config, data, models
 from vae_jax import distributions as densities
 from vae_jax.config import UserError
 from vae_jax.evaluate import likelihood
+from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import rules as sharding
 from vae_jax.objectives import OBJECTIVES, cross_entropy, sample_k
 from vae_jax.objectives.aggregate import mmd
@@ -704,9 +705,8 @@ def test_log_likelihood_does_not_depend_on_batches_chunks_or_devices():
     def run(batch, chunk, devices):
         c.eval.batch = batch
         mesh = sharding.make_mesh(c.mesh, jax.devices()[:devices])
-        return likelihood.log_likelihood(
-            c, model, params, split, dataset.levels, mesh, key, k=k, chunk=chunk
-        )
+        subject = Subject(c, model, params, dataset, mesh)
+        return likelihood.log_likelihood(subject, split, key, k=k, chunk=chunk)
 
     whole = run(21, 7, 1)
     assert {name: len(v) for name, v in whole.items()} == dict.fromkeys(

@@ -7,12 +7,15 @@ import pytest
 from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
-from tests.test_step import TOLERANCE, largest_difference, trace
+from benchmarks.parity import largest_difference, trace
+from tests.tiny import LABEL, PIXELS, SEED, SHAPE, X, batch_of, log_evidence, semi_supervised
+from tests.tiny import TRACE_TOLERANCE as TOLERANCE
+from tests.tiny import m2 as tiny
 from vae_jax import config, data, models, nets
 from vae_jax.config import UserError
 from vae_jax.evaluate import evaluate, likelihood
+from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import rules as sharding
-from vae_jax.models import MODELS
 from vae_jax.objectives import OBJECTIVES, Terms, sample_k
 from vae_jax.objectives.terms import bound
 from vae_jax.train import flops as count
@@ -20,29 +23,12 @@ from vae_jax.train import loop, step
 from vae_jax.train import program as compile_lib
 from vae_jax.train import run as workdir
 
-KEY = jax.random.key(3)
 # Of 20 labels on digits.
 GOLDEN_TRAIN = [249, 336, 728, 747, 787, 799, 849, 1058, 1146, 1253]
 GOLDEN_VALIDATION = [6, 12, 42, 47, 49, 67, 72, 83, 115, 137]
 jit = compile_lib.simple
-
-
-def semi_supervised(**changes):
-    """M2 on digits with 60 labels."""
-    c = config.default()
-    c.data.binarize, c.data.labels, c.data.labelled_batch = "threshold", 60, 40
-    c.latent, c.batch = 8, 40
-    c.encoder = config.call("encoder", "mlp", widths=(64,))
-    c.decoder = config.call("decoder", "mlp", widths=(64,))
-    c.classifier = config.call("classifier", "mlp")
-    c.likelihood = config.call("likelihood", "bernoulli")
-    c.model = config.call("model", "m2")
-    c.objective = config.call("objective", "m2", alpha=20.0)
-    c.optim.lr, c.optim.schedule, c.eval.iw_k = 3e-3, "constant", 5
-    for field, value in changes.items():
-        config.set_field(c, field.replace("__", "."), value)
-    config.validate(c)
-    return c
+KEY = jax.random.key(SEED)
+KEYS = jax.random.split(KEY, 5)
 
 
 # ---- label budgets --------------------------------------------------------------------------------
@@ -184,51 +170,6 @@ def test_the_labelled_stream_shows_the_budget_only_and_all_of_it():
 
 # ---- the equations --------------------------------------------------------------------------------
 
-SHAPE, PIXELS = (2, 3, 1), 6
-X = jnp.asarray(np.random.default_rng(1).integers(0, 2, (5, *SHAPE)), jnp.float32)
-LABEL = jnp.array([0, 1, 1, 0, 1])
-KEYS = jax.random.split(KEY, 5)
-
-
-def tiny(kind="m2", labels=2, **changes):
-    """A model of 6 binary pixels, 2 classes and z of 1 dimension, and its parameters away from where they begin."""
-    c = config.default()
-    c.latent = 1
-    c.encoder, c.decoder = (
-        config.call(part, "mlp", widths=(4,)) for part in ("encoder", "decoder")
-    )
-    c.classifier = config.call("classifier", "mlp")
-    c.likelihood = config.call("likelihood", "bernoulli")
-    if kind in MODELS:
-        c.model = config.call("model", kind)
-        c.objective = config.call("objective", "m2")
-    else:
-        c.objective = config.call("objective", kind)
-    for part, value in changes.items():
-        c[part] = value
-    binary = c.likelihood.name == "bernoulli"
-    model = models.build(c, shape=SHAPE, levels=256, classes=labels, binary=binary)
-
-    @jit
-    def parameters(key):
-        leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
-        noise = [
-            0.7 * jax.random.normal(jax.random.fold_in(key, i), a.shape)
-            for i, a in enumerate(leaves)
-        ]
-        return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
-
-    return model, parameters(KEY)
-
-
-def batch_of(x, label, labelled_x, labelled_y):
-    keys = jax.random.split(jax.random.fold_in(KEY, 1), len(labelled_y))
-    return {
-        "image": x,
-        "label": label,
-        "labelled": {"image": labelled_x, "label": labelled_y, "keys": keys},
-    }
-
 
 def test_the_unlabelled_bound_is_the_sum_over_labels_written_out():
     model, params = tiny()
@@ -275,18 +216,6 @@ def test_with_a_sure_classifier_the_unlabelled_bound_is_the_labelled_one():
         )
     )(params)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient)), "0 log 0"
-
-
-def log_evidence(model, params, x_NxP):
-    """log p(x|y) of a tiny model and both labels by quadrature over z, Nx2; x l - log(1 + e^l) also of grey pixels."""
-    z = np.linspace(-9, 9, 3001)
-    decode = jit(lambda y: model.decode(params, jnp.asarray(z, jnp.float32)[:, None], y))
-    log_p_z, found = stats.norm.logpdf(z) + np.log(z[1] - z[0]), []
-    for y in (0, 1):
-        logits = np.asarray(decode(y), np.float64).reshape(len(z), 1, PIXELS)
-        log_px = (x_NxP * logits - np.logaddexp(0, logits)).sum(-1)
-        found.append(logsumexp(log_px + log_p_z[:, None], axis=0))
-    return np.stack(found, 1)
 
 
 def test_the_bound_is_below_the_exact_evidence_which_importance_weights_reach():
@@ -497,9 +426,8 @@ def test_sixty_labels_are_enough_to_read_most_digits(tmp_path):
     c = semi_supervised(steps=400, eval__every=200, log_every=200, steps_per_call=20, unroll=False)
     assert loop.train(c, str(tmp_path / "run"), say=lambda _: None)
     s, state, _ = workdir.restore(str(tmp_path / "run"))
-    metrics, _, _ = evaluate(
-        s.c, s.model, step.averaged(state), s.dataset, s.mesh, iw_k=c.eval.iw_k
-    )
+    subject = Subject(s.c, s.model, step.averaged(state), s.dataset, s.mesh)
+    metrics, _, _ = evaluate(subject, iw_k=c.eval.iw_k)
     assert metrics["accuracy"] > 0.6
     assert metrics["elbo_nats"] < metrics["iw_nats"] < -5
     assert None not in (metrics["ece"], metrics["knn_accuracy"], metrics["bits_per_dim"])

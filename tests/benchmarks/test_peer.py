@@ -148,6 +148,6 @@ def test_a_peer_without_a_form_that_runs_is_a_row_without_it() -> None:
 def test_a_peer_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "benchmarks.peers.torch_step", raising=False)
-    message = r"peer=torch: torch is not installed; want -r requirements-peers\.txt"
+    message = r"peer=torch: torch is not installed; want: pip install '\.\[peers\]'"
     with pytest.raises(UserError, match=message):
         benchmark.run(["benchmark.py", "--peer=torch"])

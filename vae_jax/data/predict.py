@@ -4,9 +4,10 @@
 
 ``python -m vae_jax.tools.export`` writes the file, its metadata (.json) and a copy of this file, so
 that the folder runs anywhere as ``python predict.py …``. Familiarity is the share of the validation
-images whose code is at least as far from the codes of training. Near 0 % the image differs from
-nearly all training images, and its class means nothing. Files that are no images are named, and the
-others are classified (exit code 1).
+images that are at least as unusual, by −ELBO and by the distance of the code to those of training.
+So a rule "refuse below 1 %" refuses 1 % of the images that are like training's; the metadata has the
+share of the test set (``false_alarms``). Near 0 % the class means nothing. Files that are no images
+are named, and the others are classified (exit code 1).
 """
 
 import argparse
@@ -151,12 +152,33 @@ def load(path: str | os.PathLike) -> tuple[Callable, dict]:
         raise Refused(f"{path}: not an exported model ({why})") from None
 
 
-def familiarity(distance_B: np.ndarray, quantiles: Iterable[float]) -> np.ndarray:
-    """The share of the validation images that are at least as far away; in [0, 1].
+def rank(score_B: np.ndarray, quantiles: Iterable[float]) -> np.ndarray:
+    """The share of the validation images whose score is at least as high; in [0, 1].
 
-    ``quantiles``: of their distances, evenly spaced from the least to the greatest.
+    ``quantiles``: of their scores, evenly spaced from the least to the greatest. A score that is no
+    number (an overflow) is higher than all.
     """
-    return 1 - np.interp(distance_B, quantiles, np.linspace(0, 1, len(quantiles)))
+    score_B = np.nan_to_num(score_B, nan=np.inf)
+    return 1 - np.interp(score_B, quantiles, np.linspace(0, 1, len(quantiles)))
+
+
+def familiarity(scores: dict[str, np.ndarray], reference: dict) -> np.ndarray:
+    """The share of the validation images that are at least as unusual, B; in [0, 1].
+
+    An image's smallest :func:`rank` over the scores named in ``reference["quantiles"]`` is itself
+    ranked among those of the validation images (``reference["smallest"]``, quantiles), so that
+    below a familiarity of f lies a share f of the validation images, however many scores there are.
+    """
+    if "of" in reference:  # an export with one score
+        return rank(scores[reference["of"]], reference["quantiles"])
+    smallest = smallest_rank(scores, reference["quantiles"])
+    levels = np.linspace(0, 1, len(reference["smallest"]))
+    return np.interp(smallest, reference["smallest"], levels)
+
+
+def smallest_rank(scores: dict[str, np.ndarray], quantiles: dict[str, list[float]]) -> np.ndarray:
+    """The smallest :func:`rank` of each image over the named scores, B."""
+    return np.min([rank(scores[name], q) for name, q in quantiles.items()], axis=0)
 
 
 def files(names: Iterable[str]) -> Iterator[pathlib.Path]:
@@ -210,7 +232,7 @@ def _classify(call: Callable, meta: dict, paths: list[pathlib.Path]) -> int:
         if not names:
             continue
         out = {key: np.asarray(value) for key, value in call(np.stack(images)).items()}
-        shares = familiarity(out["distance"], meta["familiarity"]["quantiles"])
+        shares = familiarity(out, meta["familiarity"])
         for name, p_Y, share in zip(names, out["probabilities"], shares, strict=True):
             best = [f"{printable(meta['classes'][y])} {p_Y[y]:.1%}" for y in np.argsort(-p_Y)[:3]]
             print("  ".join([name, *best, f"familiarity {share:.0%}"]))

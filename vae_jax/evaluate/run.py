@@ -1,4 +1,8 @@
-"""One evaluation of a model on the exact test set: metrics.json's figures and the report's pictures."""
+"""One evaluation of a model on the exact test set: the metrics and the report's pictures."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,7 @@ from vae_jax import data
 from vae_jax import distributions as densities
 from vae_jax.data import evaluation
 from vae_jax.evaluate import classification, generation, latent, likelihood, recognition
+from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import hosts
 from vae_jax.report.pictures import first_images
 from vae_jax.train import program as compile_lib
@@ -15,160 +20,188 @@ from vae_jax.train.step import stream
 
 CLASSIFIED = ("accuracy", "cross_entropy_nats", "ece", "brier", "macro_f1")
 BOUNDS = (
-    "elbo_nats",
-    "kl_nats",
-    "reconstruction_nats",
-    "iw_nats",
-    "iw_nats_se",
-    "iw_k",
-    "bits_per_dim",
+    *("elbo_nats", "kl_nats", "reconstruction_nats"),
+    *("iw_nats", "iw_nats_se", "iw_k", "bits_per_dim"),
 )
-SURGERY = ("mutual_information_nats", "aggregate_kl_nats")
+SURGERY = ("mutual_information_nats", "aggregate_kl_nats", "aggregate_kl_nats_se")
 FIGURES = (*CLASSIFIED, *BOUNDS, "knn_accuracy", "active_units", *SURGERY)
 
-
-def forward(c, model, params, split, levels, mesh, every=1, to_x=evaluation.seen):
-    """:func:`looker` for one look."""
-    return looker(c, model, levels, mesh, to_x)(params, split, every)
+Forward = Callable[..., dict[str, np.ndarray]]
+Result = tuple[dict[str, Any], dict[str, str], dict[str, Any]]  # metrics, why, pictures
 
 
-def looker(c, model, levels, mesh, to_x=evaluation.seen):
-    """look(params, split, every=1), compiled once: posterior means, their log-variances where q is a diagonal
-    Gaussian, and logits at the means, of each ``every``-th example: {'mu': NxD, 'logvar': NxD, 'logits': NxY}.
+def forward(subject: Subject, to_x: Callable = evaluation.seen) -> Forward:
+    """A function (split, every=1) → the nets' outputs of each ``every``-th example, compiled once.
 
-    Of a conditional model the logits are q(y|x)'s, and q(z|x,y) is that of the most probable y. ``to_x``: what the
-    nets are shown, ``evaluation.seen`` or, for what belongs to the bounds, ``evaluation.inputs``.
+    {'mu': NxD, 'logvar': NxD where q is a diagonal Gaussian, 'logits': NxY at the means}. The
+    logits of a conditional model are q(y|x)'s, and q(z|x,y) is that of the most probable y.
+    ``to_x``: the nets' inputs, ``evaluation.seen`` or, where bounds are asked, ``inputs``.
     """
-    to_x = to_x(c, levels)
+    model = subject.model
+    to_x = to_x(subject.config, subject.levels)
 
-    def program(params, batch):
+    def program(params: dict, batch: dict) -> dict:
         x = to_x(batch)
         q = model.encode(params, x, model.map_label(params, x))
-        mu = q.mu[:, : model.spec.code]
-        spread = {"logvar": q.logvar} if isinstance(q, densities.Normal) else {}
-        logits = {} if model.classify is None else {"logits": model.classify(params, x)}
-        return {"mu": mu} | spread | logits
+        out = {"mu": q.mu[:, : model.spec.code]}
+        if isinstance(q, densities.Normal):
+            out["logvar"] = q.logvar
+        if model.classify is not None:
+            out["logits"] = model.classify(params, x)
+        return out
 
-    run = compile_lib.over_batches(program, mesh)
+    run = compile_lib.over_batches(program, subject.mesh)
 
-    def look(params, split, every=1):
-        rows = [
-            (run(params, batch), real)
-            for batch, real in evaluation.batches(split, c.eval.batch, mesh, every)
-        ]
+    def outputs(split: data.Split, every: int = 1) -> dict[str, np.ndarray]:
+        rows = []
+        size = subject.config.eval.batch
+        for batch, real in evaluation.batches(split, size, subject.mesh, every):
+            rows.append((run(subject.params, batch), real))
         return likelihood.gather(rows)
 
-    return look
+    return outputs
 
 
-def level_rates(c, model, params, split, levels, mesh):
+def level_rates(subject: Subject, split: data.Split) -> np.ndarray | None:
     """Mean KL(q(z_l | z_<l, x) ‖ p(z_l | z_<l)) of each level, one draw an example; nats, shape L.
 
-    Of a conditional model KL(q(z_l | z_<l, x, y) ‖ p(z_l | z_<l, y)) of the examples whose label y is known, so that
-    the sum is the rate of their bound on log p(x, y); None where there are none, and of a model of one level.
+    Of a conditional model KL(q(z_l | z_<l, x, y) ‖ p(z_l | z_<l, y)) of the examples whose label y
+    is known, so that the sum is the rate of their bound on log p(x, y); None where there are none,
+    and of a model of one level.
     """
+    model = subject.model
+    if model.levels == 1:
+        return None
     if model.spec.labelled:
         split = data.labelled(split)
-    if model.levels == 1 or (model.spec.labelled and (split.label is None or not len(split.label))):
-        return None
-    to_x, key = evaluation.inputs(c, levels), stream(c.seed, "levels")
+        if split.label is None or not len(split.label):
+            return None
+    to_x = evaluation.inputs(subject.config, subject.levels)
+    key = stream(subject.config.seed, "levels")
 
-    def program(params, batch):
-        y_B = batch["label"] if model.spec.labelled else None
-        return {
-            "kl": likelihood.draws(model, params, to_x(batch), batch["id"], key, 0, 1, y_B).kl[:, 0]
-        }
+    def program(params: dict, batch: dict) -> dict:
+        label = batch["label"] if model.spec.labelled else None
+        keys_KxB = densities.sample_keys(densities.example_keys(key, batch["id"]), jnp.arange(1))
+        return {"kl": model.draw(params, to_x(batch), keys_KxB, label).kl[0]}
 
-    run = compile_lib.over_batches(program, mesh)
-    rows = [
-        (run(params, batch), real) for batch, real in evaluation.batches(split, c.eval.batch, mesh)
-    ]
-    return likelihood.gather(rows)["kl"].mean(0)
+    return likelihood.over_split(subject, program, split)["kl"].mean(0)
 
 
-def evaluate(c, model, params, dataset, mesh, *, iw_k):
-    """(metrics, why, pictures, latents): all that eval.py writes.
+def evaluate(subject: Subject, *, iw_k: int) -> Result:
+    """(metrics, why, pictures): all that eval.py writes without ``--tasks``.
 
-    metrics is flat with units in its names; a figure without a meaning is None, and ``why`` says why.
-    ``iw_nats_se`` is that of the mean over the N images, each image's bound taken as it is.
+    metrics is flat with units in its names; a metric without a meaning is None, and ``why`` says
+    why. ``iw_nats_se`` is that of the mean over the N images, each image's bound taken as it is.
     ``pictures["kl_per_dimension"]``, nats in falling order, is there for diagonal Gaussian q and p.
-    Noise is keyed by example id, so the figures depend on neither the batch size nor the devices.
+    Noise is keyed by example id, so nothing depends on the batch size or the devices.
     """
-    test, levels = dataset.test, dataset.levels
-    metrics, why = {"n": len(test.image)} | dict.fromkeys(FIGURES), {}
-    out = forward(c, model, params, test, levels, mesh)
-    confusion = None
-    if test.label is None:
-        why |= dict.fromkeys((*CLASSIFIED, "knn_accuracy"), "the data has no labels")
-    else:
-        gallery = data.labelled(dataset.train)
-        every = -(-len(gallery.image) // recognition.NEIGHBOURS)
-        train = forward(c, model, params, gallery, levels, mesh, every)
-        near = (train["mu"], gallery.label[::every])
-        metrics["knn_accuracy"] = recognition.knn_accuracy(*near, out["mu"], test.label)
-        if model.classify is None:
-            why |= dict.fromkeys(CLASSIFIED, "the model has no classifier")
-        else:
-            figures, confusion = classification.figures(out["logits"], test.label)
-            metrics |= figures
-
+    test = subject.data.test
+    metrics = {"n": len(test.image)} | dict.fromkeys(FIGURES)
+    look = forward(subject)
+    out = look(test)
+    values, why, confusion = _classified(subject, look, out)
+    metrics |= values
     pictures = {"latents": out["mu"], "latent_labels": test.label, "confusion": confusion}
-    if model.decode is None:
+    if subject.model.decode is None:
         metrics["active_units"] = recognition.active_units(out["mu"])
         why |= dict.fromkeys((*BOUNDS, *SURGERY), "the model has no decoder")
-        return metrics, why, pictures
-    if c.data.binarize == "dynamic":  # what follows is of the images that the bound is of
-        out = forward(c, model, params, test, levels, mesh, to_x=evaluation.inputs)
+        return _plain(metrics), why, pictures
+    if subject.config.data.binarize == "dynamic":  # the images that the bound is of
+        out = forward(subject, evaluation.inputs)(test)
     metrics["active_units"] = recognition.active_units(out["mu"])
-    rows = likelihood.log_likelihood(
-        c, model, params, test, levels, mesh, stream(c.seed, "test"), k=iw_k
-    )
-    iw = rows["iw"]
+    rows = likelihood.log_likelihood(subject, test, stream(subject.config.seed, "test"), k=iw_k)
     if hosts.several():  # what follows is small: each process does it alone
-        params = jax.tree.map(hosts.fetch, params)
-    se = iw.std(ddof=1) / np.sqrt(len(iw)) if len(iw) > 1 else None
-    metrics |= {
+        params = jax.tree.map(hosts.fetch, subject.params)
+        subject = dataclasses.replace(subject, params=params)
+    parts = [_bounds(subject, rows, iw_k), _code(subject, out), _levels(subject)]
+    parts.append(({}, {}, _pictures(subject)))
+    for values, reasons, panels in parts:
+        metrics |= values
+        why |= reasons
+        pictures |= panels
+    return _plain(metrics), why, pictures
+
+
+def _classified(
+    subject: Subject, look: Forward, out: dict
+) -> tuple[dict[str, float], dict[str, str], np.ndarray | None]:
+    """(metrics, why, confusion matrix) of the classifier, and of neighbours in the code."""
+    test = subject.data.test
+    if test.label is None:
+        return {}, dict.fromkeys((*CLASSIFIED, "knn_accuracy"), "the data has no labels"), None
+    train = data.labelled(subject.data.train)
+    every = -(-len(train.image) // recognition.NEIGHBOURS)
+    gallery = (look(train, every)["mu"], train.label[::every])
+    knn = {"knn_accuracy": recognition.knn_accuracy(*gallery, out["mu"], test.label)}
+    if subject.model.classify is None:
+        return knn, dict.fromkeys(CLASSIFIED, "the model has no classifier"), None
+    values, confusion = classification.figures(out["logits"], test.label)
+    return knn | values, {}, confusion
+
+
+def _bounds(subject: Subject, rows: dict[str, np.ndarray], iw_k: int) -> Result:
+    iw = rows["iw"]
+    metrics = {
         "elbo_nats": rows["elbo"].mean(),
         "kl_nats": rows["kl"].mean(),
         "reconstruction_nats": -rows["log_px"].mean(),
         "iw_nats": iw.mean(),
-        "iw_nats_se": se,
         "iw_k": iw_k,
     }
-    if se is None:
+    why = {}
+    if len(iw) > 1:
+        metrics["iw_nats_se"] = iw.std(ddof=1) / np.sqrt(len(iw))
+    else:
         why["iw_nats_se"] = "one image has no spread"
-    if "logvar" in out:
-        q, prior = (
-            densities.Normal(*(jnp.asarray(out[k], jnp.float32) for k in ("mu", "logvar"))),
-            model.prior(params),
-        )
-        parts = latent.surgery(q, prior, stream(c.seed, "surgery"))
-        metrics |= {key: parts[key.removesuffix("_nats")] for key in SURGERY}
-        if isinstance(prior, densities.Normal):
-            pictures["kl_per_dimension"] = np.sort(
-                latent.kl_per_dimension(out["mu"], out["logvar"], prior)
-            )[::-1]
+    if subject.model.likelihood.discrete:
+        shape = subject.data.shape
+        metrics["bits_per_dim"] = densities.bits_per_dim(-metrics["iw_nats"], shape)
     else:
-        why |= dict.fromkeys(SURGERY, "q(z|x) is no diagonal Gaussian")
-    rates_L = level_rates(c, model, params, test, levels, mesh)
-    if rates_L is not None:
-        pictures["kl_per_level"] = rates_L
-        metrics |= {f"kl_level_{i + 1:02d}_nats": rate for i, rate in enumerate(rates_L)}
-    if model.likelihood.discrete:
-        metrics["bits_per_dim"] = densities.bits_per_dim(-metrics["iw_nats"], dataset.shape)
-    else:
-        why["bits_per_dim"] = f"{c.likelihood.name} is a density, not a likelihood of discrete data"
+        name = subject.config.likelihood.name
+        why["bits_per_dim"] = f"{name} is a density, not a likelihood of discrete data"
+    return metrics, why, {}
+
+
+def _code(subject: Subject, out: dict[str, np.ndarray]) -> Result:
+    """Mutual information and aggregate KL of the test set's codes."""
+    if "logvar" not in out:
+        return {}, dict.fromkeys(SURGERY, "q(z|x) is no diagonal Gaussian"), {}
+    mu = jnp.asarray(out["mu"], jnp.float32)
+    q = densities.Normal(mu, jnp.asarray(out["logvar"], jnp.float32))
+    prior = subject.model.prior(subject.params)
+    parts = latent.surgery(q, prior, stream(subject.config.seed, "surgery"))
+    metrics = {key: parts[key.replace("_nats", "")] for key in SURGERY}
+    why = {}
+    if metrics["aggregate_kl_nats_se"] is None:
+        why["aggregate_kl_nats_se"] = "one image has no spread"
+    pictures = {}
+    if isinstance(prior, densities.Normal):
+        kl_D = latent.kl_per_dimension(out["mu"], out["logvar"], prior)
+        pictures["kl_per_dimension"] = np.sort(kl_D)[::-1]
+    return metrics, why, pictures
+
+
+def _levels(subject: Subject) -> Result:
+    rates_L = level_rates(subject, subject.data.test)
+    if rates_L is None:
+        return {}, {}, {}
+    metrics = {f"kl_level_{i + 1:02d}_nats": rate for i, rate in enumerate(rates_L)}
+    return metrics, {}, {"kl_per_level": rates_L}
+
+
+def _pictures(subject: Subject) -> dict[str, Any]:
+    """Pictures of the first test images of each class, and of samples."""
+    test = subject.data.test
     rows = first_images(test.label, min(40, len(test.image)))
-    first = jnp.asarray(test.image[rows])
-    x = evaluation.inputs(c, levels)({"image": first, "id": jnp.asarray(rows)})
-    pictures |= generation.pictures(model, params, x, stream(c.seed, "pictures"))
+    batch = {"image": jnp.asarray(test.image[rows]), "id": jnp.asarray(rows)}
+    x = evaluation.inputs(subject.config, subject.levels)(batch)
+    key = stream(subject.config.seed, "pictures")
+    pictures = generation.pictures(subject.model, subject.params, x, key)
     drawn = pictures["samples"][: generation.SHOWN]
-    pictures["neighbours"] = [drawn, generation.nearest(drawn, dataset.train.image, levels)]
-    return (
-        {
-            k: v if v is None else float(v) if isinstance(v, float | np.floating) else int(v)
-            for k, v in metrics.items()
-        },
-        why,
-        pictures,
-    )
+    near = generation.nearest(drawn, subject.data.train.image, subject.levels)
+    return pictures | {"neighbours": [drawn, near]}
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Python's own numbers in place of numpy's."""
+    return {key: v.item() if isinstance(v, np.generic) else v for key, v in metrics.items()}

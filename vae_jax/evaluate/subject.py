@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from vae_jax import data
 from vae_jax.config import UserError, own
+from vae_jax.models import Model
 from vae_jax.report.metrics import Metric, register
 
 
@@ -17,10 +17,15 @@ class Subject:
     """A trained model and all that evaluation may ask it about."""
 
     config: ConfigDict
-    model: Any
-    params: Any  # averaged, where training averages them
+    model: Model
+    params: dict  # averaged, where training averages them
     data: data.Dataset
     mesh: jax.sharding.Mesh
+
+    @property
+    def levels(self) -> int:
+        """Grey levels of the data."""
+        return self.data.levels
 
 
 def metric(

@@ -41,9 +41,7 @@ def check(workdir: str | os.PathLike[str]) -> None:
         want = "want a folder, or gs://BUCKET/FOLDER"
         raise UserError(f"workdir={workdir}: Orbax writes to no such store; {want}")
     if importlib.util.find_spec("gcsfs") is None:
-        raise UserError(
-            f"workdir={workdir}: wants the package gcsfs: pip install -r requirements-store.txt"
-        )
+        raise UserError(f"workdir={workdir}: wants the package gcsfs: pip install '.[store]'")
     import fsspec
 
     fsspec.config.conf["gcs"] = {

@@ -85,6 +85,7 @@ def _shares(*rows: tuple[str, str, str]) -> list[Metric]:
     return [Metric(name, title, "%", "higher", meaning) for name, title, meaning in rows]
 
 
+_BOOTSTRAP = "Of the 95 % interval, by a bootstrap over the held-out classes."
 _TABLE = (
     Metric("n", "Test images", meaning="Every image of the test set counts once.", form=","),
     Metric("accuracy", "Accuracy", "%", "higher", "Images whose most probable class is true."),
@@ -198,7 +199,13 @@ _TABLE = (
         (
             "map_at_10",
             "Retrieval, mAP@10",
-            "Mean average precision of the ten nearest training images; the same class is right.",
+            "Average precision over the ten nearest training images, divided by the right ones "
+            "among the ten: it judges their order.",
+        ),
+        (
+            "map",
+            "… mAP over all ranks",
+            "The usual one: all training images ranked, divided by all of the class.",
         ),
         (
             "verification_auroc",
@@ -213,6 +220,14 @@ _TABLE = (
         "lower",
         "Where both kinds of error are equally frequent.",
     ),
+    Metric("verification_auroc_low", "… AUROC, lower end", "%", "", _BOOTSTRAP),
+    Metric("verification_auroc_high", "… AUROC, upper end", "%", "", _BOOTSTRAP),
+    Metric("verification_eer_low", "… equal error rate, lower end", "%", "", _BOOTSTRAP),
+    Metric("verification_eer_high", "… equal error rate, upper end", "%", "", _BOOTSTRAP),
+    Metric("verification_classes", "… held-out classes", form=","),
+    Metric("verification_images", "… their images", form=","),
+    Metric("verification_same", "… pairs of one class", form=","),
+    Metric("verification_different", "… pairs of two classes", form=","),
     *_shares(
         (
             "open_set_confidence_auroc",
@@ -255,6 +270,20 @@ _TABLE = (
         form=",",
     ),
     Metric(
+        "ood_regret_nats",
+        "… likelihood regret",
+        "nats",
+        "",
+        "Mean over the test images: what a q of its own wins for each.",
+    ),
+    Metric(
+        "ood_regret_late_nats",
+        "… of it in the last quarter",
+        "nats",
+        "",
+        "Won by the last 50 of 200 steps; where it is not small, the regret has not converged.",
+    ),
+    Metric(
         "ood_waic_auroc",
         "… WAIC of an ensemble",
         "",
@@ -283,6 +312,14 @@ _TABLE = (
         "nats",
         "",
         "KL(q(z) ‖ p(z)), of all codes together; with the mutual information it is the rate.",
+    ),
+    Metric(
+        "aggregate_kl_nats_se",
+        "… its standard error",
+        "nats",
+        "",
+        "Over the test images, each with one draw.",
+        form=".3f",
     ),
 )
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
-from vae_jax.evaluate import evaluate, tasks
+from vae_jax.evaluate import evaluate, record, tasks
 from vae_jax.evaluate.run import FIGURES
 from vae_jax.evaluate.subject import Subject, compute
 from vae_jax.mesh import hosts
@@ -85,7 +85,7 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
     say(f"evaluating checkpoint {meta['step']} ({request.which}) on {count:,} test images")
     began = time.perf_counter()
     subject = Subject(s.c, s.model, step.averaged(state), s.dataset, s.mesh)
-    metrics, why, pictures = _measure(subject, workdir, request, s, say)
+    metrics, why, pictures = _measure(subject, workdir, request, s, meta["step"], say)
     run = _facts(s.c, meta, state, request.which)
     run |= {
         "name": os.path.basename(os.path.normpath(workdir)),
@@ -101,30 +101,37 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
 
 
 def _measure(
-    subject: Subject, workdir: str, request: Request, s: Setup, say: Tell
+    subject: Subject, workdir: str, request: Request, s: Setup, step_: int, say: Tell
 ) -> tuple[dict, dict, dict]:
-    """(metrics, why a metric is missing, pictures): what is always there, then what was asked for."""
+    """(metrics, why a metric is missing, pictures).
+
+    They are what is always there, what earlier calls found for this checkpoint
+    (``evaluate.record``), and what was asked for now.
+    """
     others: dict = {}
     ensemble = None
     if "ood" in request.tasks:
         others, ensemble = _ood_sets(s, workdir, request, say)
-    c = subject.config
-    iw_k = request.iw_k or c.eval.iw_k
-    metrics, why, pictures = evaluate(
-        c, subject.model, subject.params, subject.data, subject.mesh, iw_k=iw_k
-    )
-    asked: dict = {}
-    if request.tasks:
-        asked, reasons, panels = tasks.perform(
-            request.tasks, s, subject.params, others=others, ensemble=ensemble, say=say
-        )
+    which = record.mark(workdir, step_)
+    earlier = record.load(workdir, which)
+    iw_k = request.iw_k or subject.config.eval.iw_k
+    metrics, why, pictures = evaluate(subject, iw_k=iw_k)
+    results = tasks.perform(request.tasks, subject, others=others, ensemble=ensemble, say=say)
+    if request.metrics:
+        results[record.OWN] = (dict(compute(subject, request.metrics)), {}, {})
+    for values, _, _ in results.values():
+        for name, value in values.items():
+            if value is not None and "@" not in name:
+                say(f"{name}  {lookup(name).text(value)}")
+    if hosts.first():
+        options = {"tasks": [*request.tasks], "metrics": [*request.metrics], "ood": [*request.ood]}
+        for task, result in results.items():
+            results[task] = record.save(workdir, task, which, result, options)
+    for values, reasons, panels in (earlier | results).values():
+        metrics |= values
         why |= reasons
         pictures |= panels
-    asked |= compute(subject, request.metrics)
-    for name, value in asked.items():
-        if value is not None and "@" not in name:
-            say(f"{name}  {lookup(name).text(value)}")
-    return metrics | asked, why, pictures
+    return metrics, why, pictures
 
 
 def _facts(c: ConfigDict, meta: dict, state: Any, which: str | int) -> dict[str, Any]:

@@ -6,7 +6,8 @@ writes WORKDIR/export/classifier.jaxexport, a program for cpu, cuda and tpu with
 a batch of any size; classifier.json, its inputs and outputs; and predict.py, which needs JAX, numpy
 and Pillow alone.
 
-    classifier  images uint8 BxHxWxC → probabilities BxY, distance B to the codes of training
+    classifier  images uint8 BxHxWxC → probabilities BxY, distance B to the codes of training, and
+                neg_elbo B (nats) where there is a decoder
     encoder     images uint8 BxHxWxC → mu BxD, and logvar BxD where q(z|x) is a diagonal Gaussian
     sampler     seeds uint32 B (conditional: and labels int32 B) → image BxHxWxC in [0, 1]
 
@@ -15,7 +16,6 @@ From Python, without this package::
     jax.export.deserialize(bytearray(open(path, "rb").read())).call(images)["mu"]
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -30,11 +30,13 @@ from etils import epath
 from jax import export
 
 from vae_jax import cli as flags_lib
+from vae_jax import data
 from vae_jax import distributions as densities
 from vae_jax.config import UserError
 from vae_jax.data import evaluation, predict
-from vae_jax.evaluate import classification, ood, tasks
-from vae_jax.evaluate.run import looker
+from vae_jax.evaluate import classification, likelihood, ood, tasks
+from vae_jax.evaluate.run import forward
+from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import hosts
 from vae_jax.tools import results
 from vae_jax.train import checkpoint, log, step
@@ -42,6 +44,8 @@ from vae_jax.train import program as compile_lib
 from vae_jax.train import run as workdir
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+ELBO_DRAWS = 4
+IMAGES = 5_000  # of validation and of the test set, by which familiarity is measured, at most
 
 
 Inputs = list[tuple[tuple[int, ...], jax.typing.DTypeLike]]  # shape without B, dtype
@@ -69,17 +73,21 @@ def program(
         return _sampler(s, params)
     model = s.model
     params = jax.tree.map(hosts.fetch, params)
-    to_x = evaluation.seen(s.c, s.dataset.levels)
+    to_x = _inputs(evaluation.seen, s)
+    neg_elbo = _neg_elbo(s, params)
 
     def coded(image: jax.Array) -> tuple[jax.Array, object]:
-        x = to_x({"image": image, "id": jnp.zeros(image.shape[0], jnp.int32)})
+        x = to_x(image)
         return x, model.encode(params, x, model.map_label(params, x))
 
     def classifier(image: jax.Array) -> dict[str, jax.Array]:
         x, q = coded(image)
         mu = q.mu[:, : model.spec.code]
         logits = model.classify(params, x)
-        return {"probabilities": jax.nn.softmax(logits / temperature), "distance": codes(mu, jnp)}
+        out = {"probabilities": jax.nn.softmax(logits / temperature), "distance": codes(mu, jnp)}
+        if model.decode is not None:
+            out["neg_elbo"] = neg_elbo(image)
+        return out
 
     def encoder(image: jax.Array) -> dict[str, jax.Array]:
         _, q = coded(image)
@@ -94,6 +102,29 @@ def program(
     if model.classify is None:
         raise UserError(f"what={what}: the run's model has none; want another")
     return classifier, images
+
+
+def _inputs(reader: Callable, s: workdir.Setup) -> Callable[[jax.Array], jax.Array]:
+    """uint8 images of any number → the nets' inputs, each image with the noise of example 0."""
+    to_x = reader(s.c, s.dataset.levels)
+
+    def one(image: jax.Array) -> jax.Array:
+        return to_x({"image": image[None], "id": jnp.zeros(1, jnp.int32)})[0]
+
+    return jax.vmap(one)
+
+
+def _neg_elbo(s: workdir.Setup, params: dict) -> Callable[[jax.Array], jax.Array]:
+    """−ELBO of each image in nats, the mean of :data:`ELBO_DRAWS` draws that all images share."""
+    to_x = _inputs(evaluation.inputs, s)
+    key = step.stream(s.c.seed, "familiarity")
+
+    def neg_elbo(image: jax.Array) -> jax.Array:
+        ids = jnp.zeros(image.shape[0], jnp.int32)
+        d = likelihood.draws(s.model, params, to_x(image), ids, key, 0, ELBO_DRAWS)
+        return -(d.log_px - d.kl.sum(-1)).mean(1)
+
+    return neg_elbo
 
 
 def _sampler(s: workdir.Setup, params: dict) -> Program:
@@ -123,21 +154,78 @@ def exported(function: Callable[..., dict], arguments: Inputs) -> export.Exporte
     return export.export(compile_lib.simple(function), platforms=PLATFORMS)(*shapes)
 
 
-def calibrated(s: workdir.Setup, params: dict) -> tuple[float, ood.Gaussians, np.ndarray]:
-    """(temperature, Gaussians of the training images' codes, 1,001 quantiles) of a classifier.
+def calibrated(s: workdir.Setup, params: dict) -> tuple[float, ood.Gaussians]:
+    """(temperature, Gaussians of the training images' codes) of a classifier.
 
-    The temperature is fitted on the validation labels, 1 where there are none; the quantiles, from
-    the least to the greatest, are those of the validation images' distances.
+    The temperature is fitted on the validation labels, 1 where there are none.
     """
-    look = functools.partial(looker(s.c, s.model, s.dataset.levels, s.mesh), params)
+    look = forward(Subject(s.c, s.model, params, s.dataset, s.mesh))
     codes = ood.Gaussians(*tasks.gallery(s.dataset, look)[:2])
     split = s.dataset.validation
     temperature = 1.0
-    out = look(split)
     if (split.label >= 0).any():
-        rows = split.label >= 0
-        temperature = classification.temperature(out["logits"][rows], split.label[rows])
-    return temperature, codes, np.quantile(codes(out["mu"]), np.linspace(0, 1, 1001))
+        split = data.labelled(split)
+        temperature = classification.temperature(look(split)["logits"], split.label)
+    return temperature, codes
+
+
+def unusual(image_NxHxWxC: np.ndarray, levels: int) -> dict[str, np.ndarray]:
+    """Images of other kinds, by which the scores of familiarity are chosen: {kind: N images}."""
+    rng = np.random.default_rng(0)
+    shape = image_NxHxWxC.shape
+    pixels = image_NxHxWxC.reshape(len(image_NxHxWxC), -1)
+    grey = rng.integers(0, levels, (len(pixels), 1, 1, 1))
+    half = image_NxHxWxC.copy()
+    half[:, : shape[1] // 2] = half[::-1, : shape[1] // 2]
+    kinds = {
+        "flat": np.broadcast_to(grey, shape),
+        "noise": rng.integers(0, levels, shape),
+        "inverted": levels - 1 - image_NxHxWxC,
+        "shuffled": rng.permuted(pixels, axis=1).reshape(shape),
+        "halves": half,  # the upper half of one image, the lower half of another
+    }
+    return {kind: image.astype(np.uint8) for kind, image in kinds.items()}
+
+
+def familiarity(s: workdir.Setup, classifier: Callable) -> dict:
+    """What :func:`predict.familiarity` needs: which scores, and their quantiles on validation.
+
+    Of −ELBO, the distance of the code, and the smaller of both ranks, the one is chosen whose AUROC
+    over the kinds of :func:`unusual` images is the best at its worst. ``false_alarms``: the share
+    of the test images whose familiarity is below 1 and below 5 %.
+    """
+    run = compile_lib.simple(classifier)
+
+    def scores(image_NxHxWxC: np.ndarray) -> dict[str, np.ndarray]:
+        parts = []
+        for index, mask in data.eval_batches(len(image_NxHxWxC), min(250, len(image_NxHxWxC))):
+            out = run(image_NxHxWxC[index])
+            parts.append({name: np.asarray(v)[mask] for name, v in out.items()})
+        names = [name for name in parts[0] if name != "probabilities"]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    image = np.asarray(data.some(s.dataset.validation, IMAGES).image)
+    usual = scores(image)
+    kinds = unusual(image, s.dataset.levels)
+    others = {kind: scores(one) for kind, one in kinds.items()}
+    levels = np.linspace(0, 1, 1001)
+    best: dict = {}
+    for names in ({"distance"}, {"neg_elbo"}, {"distance", "neg_elbo"}):
+        if not names <= set(usual):
+            continue
+        quantiles = {name: np.quantile(usual[name], levels).tolist() for name in sorted(names)}
+        smallest = predict.smallest_rank(usual, quantiles)
+        auroc = {}
+        for kind, out in others.items():
+            rank = predict.smallest_rank(out, quantiles)
+            auroc[kind] = float(ood.auroc(-smallest, -rank))
+        if not best or min(auroc.values()) > min(best["auroc"].values()):
+            best = {"quantiles": quantiles, "auroc": auroc}
+            best["smallest"] = np.quantile(smallest, levels).tolist()
+    test = np.asarray(data.some(s.dataset.test, IMAGES).image)
+    share = predict.familiarity(scores(test), best)
+    best["false_alarms"] = {str(f): float((share < f).mean()) for f in (0.01, 0.05)}
+    return best
 
 
 def write(
@@ -158,10 +246,13 @@ def write(
     about = {}
     function, arguments = program(what, s, params)
     if what == "classifier":
-        temperature, codes, quantiles = calibrated(s, params)
+        temperature, codes = calibrated(s, params)
         function, _ = program(what, s, params, temperature=temperature, codes=codes)
         about["temperature"] = temperature
-        about["familiarity"] = {"of": "distance", "quantiles": quantiles.tolist()}
+        about["familiarity"] = familiarity(s, function)
+        alarms = about["familiarity"]["false_alarms"]["0.01"]
+        names = " and ".join(about["familiarity"]["quantiles"])
+        say(f"familiarity by {names}: below 1 % for {alarms:.1%} of the test images")
     blob = exported(function, arguments).serialize()
     figures = epath.Path(folder, "metrics.json")
     path = os.path.join(folder, "export", f"{what}.jaxexport")

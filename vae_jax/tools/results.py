@@ -64,7 +64,7 @@ def commit() -> str | None:
     git = ("git", "-C", os.path.dirname(__file__))
     head = _output(*git, "rev-parse", "HEAD")
     # What this module itself writes does not count.
-    paths = (":/", ":!/results", ":!/README.md")
+    paths = (":/", ":!/results", ":!/README.md", ":!/docs")
     changed = _output(*git, "status", "--porcelain", "-uno", "--", *paths)
     return f"{head}+changes" if head and changed else head
 

@@ -34,6 +34,7 @@ from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.evaluate import classification, generative, probes
 from vae_jax.evaluate.run import forward
+from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import store
 from vae_jax.tools import assess, results
 from vae_jax.tools import study_page as tabulate
@@ -103,12 +104,12 @@ def read(
     test = dataset.test
     method = study.methods[cell.method]
     if method.read == "classifier":
-        out = forward(c, setup.model, params, test, dataset.levels, setup.mesh)
+        out = forward(Subject(c, setup.model, params, dataset, setup.mesh))(test)
         return Reading(out["logits"], out["logits"].argmax(1), {})
     if method.read == "bayes":
         key = step.stream(cell.seed, "test")
-        images = (test, dataset.levels, setup.mesh)
-        log_pxy = generative.class_evidence(c, setup.model, params, *images, key, k=study.iw_k)
+        subject = Subject(c, setup.model, params, dataset, setup.mesh)
+        log_pxy = generative.class_evidence(subject, test, key, k=study.iw_k)
         kept = generative.kept_accuracy(log_pxy, test.label)
         return Reading(log_pxy, log_pxy.argmax(1), {"kept_accuracy": kept})
     return _read_probe(method.read, setup, params, dataset)
@@ -116,12 +117,13 @@ def read(
 
 def _read_probe(name: str, setup: workdir.Setup, params: dict, dataset: data.Dataset) -> Reading:
     where, _, probe = name.partition(":")
+    outputs = forward(Subject(setup.c, setup.model, params, dataset, setup.mesh))
 
     def features(split: data.Split) -> np.ndarray:
         if where == "pixels":
             pixels = np.asarray(split.image[:], np.float32)
             return pixels.reshape(len(pixels), -1) / (dataset.levels - 1)
-        out = forward(setup.c, setup.model, params, split, dataset.levels, setup.mesh)
+        out = outputs(split)
         return out["mu"].astype(np.float32)
 
     examples = []

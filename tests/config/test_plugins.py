@@ -1,0 +1,179 @@
+"""A user's own file: imported once, with its helpers; its keywords are fields that JSON holds."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from vae_jax import cli, config
+from vae_jax.config import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+LOSS = """from __future__ import annotations
+import dataclasses, pathlib
+import numpy as np
+from vae_jax.objectives import Terms
+{imports}
+
+pathlib.Path(__file__).with_name("imports.txt").open("a").write("imported\\n")
+
+@dataclasses.dataclass
+class Weights:
+    rate: float = 1.0
+
+def loss(model, params, batch, key, *, {keywords}):
+    {body}
+    x = batch["image"]
+    z = x.sum((1, 2, 3)) * sum(scales) * Weights().rate
+    return Terms(loss=z + 0 * params["encoder"]["Layer_0"]["dense"]["bias"].sum(), elbo=-z)
+"""
+SHORT = (
+    *("--config.steps=20", "--config.eval.every=20", "--config.log_every=20"),
+    *("--config.eval.iw_k=1", "--config.optim.warmup=0"),
+)
+
+
+def write_loss(folder, keywords="scales=(1.0, 2.0)", imports="", body="pass"):
+    folder.mkdir(exist_ok=True)
+    path = folder / "my_loss.py"
+    path.write_text(LOSS.format(keywords=keywords, imports=imports, body=body))
+    return f"{path}:loss"
+
+
+def objective(name, **flags):
+    pairs = [("objective.name", name), *((f"objective.{k}", v) for k, v in flags.items())]
+    return cli.apply(config.default(), pairs).objective
+
+
+def test_a_file_is_imported_once_under_a_name_of_its_own(tmp_path, monkeypatch):
+    name = write_loss(tmp_path)
+    functions = {config.resolve("objective", name) for _ in range(3)}
+    monkeypatch.chdir(tmp_path)
+    functions.add(config.resolve("objective", "my_loss:loss"))
+    (function,) = functions
+    assert (tmp_path / "imports.txt").read_text() == "imported\n"
+    assert sys.modules[function.__module__].loss is function
+
+
+@pytest.mark.parametrize(
+    "imports", ["import my_helper_of_losses", "from . import my_helper_of_losses"]
+)
+def test_helpers_beside_the_file_are_imported_from_any_folder(tmp_path, imports):
+    folder = tmp_path / imports.split()[0]
+    name = write_loss(folder, imports=imports)
+    (folder / "my_helper_of_losses.py").write_text("FACTOR = 2\n")
+    assert callable(config.resolve("objective", name))
+
+
+def test_a_linen_module_with_postponed_annotations_is_an_encoder(tmp_path):
+    path = tmp_path / "my_net.py"
+    path.write_text(
+        "from __future__ import annotations\nimport flax.linen as nn\n\n"
+        "class Net(nn.Module):\n    width: int = 8\n    dtype: object = None\n\n"
+        "    @nn.compact\n    def __call__(self, x):\n        return nn.Dense(self.width)(x)\n"
+    )
+    section = config.call("encoder", f"{path}:Net", width=4)
+    assert section.to_dict() == {"name": f"{path}:Net", "width": 4}
+    assert config.build("encoder", section).width == 4
+
+
+def test_two_files_of_one_name_are_two_modules(tmp_path):
+    one, other = (write_loss(tmp_path / name) for name in "ab")
+    assert config.resolve("objective", one) is not config.resolve("objective", other)
+
+
+def test_what_a_keyword_holds_survives_json(tmp_path):
+    numbers = "rate=np.float32(0.5), count=np.int64(3), start=None"
+    keywords = f"scales=(1.0, 2.0), {numbers}, names=('a', 'b')"
+    name = write_loss(tmp_path, keywords)
+    c = config.default()
+    c.objective = objective(name, start="0.25", scales="(3,)")
+    tree = json.loads(json.dumps(config.to_json(c)))
+    values = {"rate": 0.5, "count": 3, "start": 0.25, "scales": (3.0,), "names": ("a", "b")}
+    for section in (c.objective, config.from_json(tree).objective):
+        assert section.to_dict() == {"name": name, **values}
+        assert all(type(section[key]) is type(value) for key, value in values.items())
+    assert config.differences(c, config.from_json(tree)) == []
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ("rate", r"objective\.rate: the keyword has no default; want one, such as rate=1\.0"),
+        ("table=np.zeros(2)", r"table=\[0\. 0\.\]: a ndarray; want a number, a word or a tuple"),
+        ("table={}", r"table=\{\}: a dict; want a number, a word or a tuple"),
+    ],
+)
+def test_a_keyword_that_a_config_cannot_hold_is_one_line(tmp_path, keywords, message):
+    with pytest.raises(UserError, match=message):
+        objective(write_loss(tmp_path, keywords))
+
+
+def test_a_list_default_is_a_tuple_in_training_and_evaluation(tmp_path):
+    c = config.default()
+    c.objective = objective(write_loss(tmp_path, "scales=[1.0, 2.0]"))
+    assert c.objective.scales == config.from_json(config.to_json(c)).objective.scales == (1.0, 2.0)
+
+
+def test_numbers_of_numpy_in_a_config_file_survive_json():
+    c = config.default()
+    c.objective = config.call("objective", "elbo", beta=np.float32(0.5))
+    assert config.from_json(config.to_json(c)).objective.beta == 0.5
+
+
+def train(tmp_path, *flags):
+    """``train.py`` from a folder that holds neither the code nor the loss."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = [sys.executable, f"{ROOT}/train.py", f"--config={ROOT}/configs/digits.py"]
+    return subprocess.run(
+        [*command, "--workdir=run", *SHORT, *flags],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def test_a_loss_with_a_tuple_trains_and_is_evaluated_in_one_import(tmp_path):
+    """``scales`` must be a tuple wherever the loss runs, and its file runs once."""
+    name = write_loss(tmp_path, body="assert isinstance(scales, tuple)")
+    done = train(tmp_path, f"--config.objective.name={name}", "--config.objective.scales=(2.0,)")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "imports.txt").read_text() == "imported\n"
+
+
+def test_an_exception_in_the_file_shows_its_own_line(tmp_path):
+    name = write_loss(tmp_path, imports="1 / 0  # while it is imported")
+    done = train(tmp_path, f"--config.objective.name={name}")
+    assert done.returncode == 1
+    assert "my_loss.py" in done.stderr and "1 / 0  # while it is imported" in done.stderr
+
+
+def test_an_exception_in_the_loss_shows_its_own_line(tmp_path):
+    name = write_loss(tmp_path, body="params['none']")
+    done = train(tmp_path, f"--config.objective.name={name}")
+    assert done.returncode == 1
+    assert all(words in done.stderr for words in ("my_loss.py", "params['none']", "KeyError"))
+
+
+def test_an_exception_in_a_config_file_shows_its_own_line(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config():\n    return {}['none']\n")
+    with pytest.raises(KeyError, match="none") as error:
+        config.load(str(path))
+    assert error.traceback[-1].path == path
+    lines = ("from vae_jax import config", "def get_config():", " c = config.default()")
+    path.write_text("\n".join([*lines, " c.optim.lrr = 1"]))
+    with pytest.raises(UserError, match=r"mine\.py: line 4: .*lrr"):
+        config.load(str(path))
+
+
+def test_a_file_with_a_syntax_error_is_one_line(tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("x = 1\ndef f(:\n")
+    with pytest.raises(UserError, match=r"objective\.name=.*broken\.py: line 2: "):
+        config.resolve("objective", f"{path}:f")
