@@ -24,7 +24,7 @@ METRICS = {
     *("n", "accuracy", "cross_entropy_nats", "ece", "brier", "macro_f1"),
     *("elbo_nats", "kl_nats", "reconstruction_nats", "iw_nats", "iw_nats_se", "iw_k"),
     *("bits_per_dim", "knn_accuracy", "active_units"),
-    *("mutual_information_nats", "aggregate_kl_nats"),
+    *("mutual_information_nats", "aggregate_kl_nats", "aggregate_kl_nats_se"),
 }
 
 

@@ -169,8 +169,8 @@ def familiarity(scores: dict[str, np.ndarray], reference: dict) -> np.ndarray:
     ranked among those of the validation images (``reference["smallest"]``, quantiles), so that
     below a familiarity of f lies a share f of the validation images, however many scores there are.
     """
-    if "of" in reference:  # an export with one score
-        return rank(scores[reference["of"]], reference["quantiles"])
+    if isinstance(reference["quantiles"], list):  # an export with one score
+        return rank(scores[reference.get("of", "distance")], reference["quantiles"])
     smallest = smallest_rank(scores, reference["quantiles"])
     levels = np.linspace(0, 1, len(reference["smallest"]))
     return np.interp(smallest, reference["smallest"], levels)
