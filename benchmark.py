@@ -54,7 +54,9 @@ def find_peer(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"benchmarks.peers.{name}_step")
     except ModuleNotFoundError as error:
-        raise UserError(f"peer={name}: {error.name} is not installed; want: pip install '.[peers]'") from None
+        raise UserError(
+            f"peer={name}: {error.name} is not installed; want: pip install '.[peers]'"
+        ) from None
 
 
 class Recorder:
