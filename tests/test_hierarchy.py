@@ -382,8 +382,8 @@ def test_the_code_of_a_hierarchy_is_its_coarsest_levels():
     assert m.spec.code == 2 * 2 * 2 * 2 and m.latent == m.spec.code + 4 * 4 * 2
     assert params["classifier"]["out"]["kernel"].shape == (m.spec.code, 4)
     z = jax.random.normal(jax.random.key(0), (3, m.latent))
-    classify = jit(m.classify)
-    np.testing.assert_array_equal(classify(params, z), classify(params, z[:, : m.spec.code]))
+    head = jit(m.head)
+    np.testing.assert_array_equal(head(params, z), head(params, z[:, : m.spec.code]))
 
 
 # The run

@@ -6,6 +6,7 @@ r"""Models with labels y and a second latent variable a between x and (y, z):
 :data:`SEES` says what stands for each dot.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax import distributions
+from vae_jax.config import UserError
 from vae_jax.models.core import Array, Draw, Model, Params, Spec, over_samples
 from vae_jax.models.labels import over_labels
 
@@ -46,29 +48,23 @@ class AuxiliaryParts(NamedTuple):
     prior: Callable[..., Any]  # params → p(z)
 
 
-def auxiliary(spec: Spec, parts: AuxiliaryParts, kind: str) -> Model:
-    r"""The model of a kind of :data:`SEES` as a value. A draw has two levels, a and z.
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """The stochastic passes of a model with an auxiliary variable."""
 
-    Without labels ``draw`` sums over y exactly; all y meet one a:
+    spec: Spec
+    parts: AuxiliaryParts
+    sees: Sees
 
-    .. math:: U(x) = E_{q(a|x)} \sum_y q(y|x,a) \big(L(x, y; a) - \log q(y|x,a)\big)
-
-    Maaløe et al. 2016 (arXiv:1602.05473), eqs. 6 to 11. Without keys the label is judged at the mean of q(a|x), and
-    ``encode`` and ``decode`` go through the means of a.
-    """
-    sees = SEES[kind]
-
-    def levels_at(params: Params, x: Array, a: Array, z: Array, y: Array) -> tuple[Array, Array]:
-        """(log p(x|·), log p(a|·)) of given latents."""
-        log_px = spec.likelihood.log_prob(parts.image(params, a=a, y=y, z=z), x)
-        return log_px, parts.auxiliary(params, x=x, y=y, z=z).log_prob(a)
-
-    def draw_given(params: Params, x: Array, keys_B: Array, y: Array) -> Draw:
+    def draw_given(self, params: Params, x: Array, keys_B: Array, y: Array) -> Draw:
+        """a ~ q(a|x), z ~ q(z|·) of given labels: a bound on log p(x|y) of two levels, a and z."""
+        parts = self.parts
         p = parts.prior(params)
         a, log_qa = parts.first(params, x).sample_and_log_prob(distributions.fold_keys(keys_B, 0))
         q = parts.latent(params, x=x, a=a, y=y)
         z, log_qz = q.sample_and_log_prob(distributions.fold_keys(keys_B, 1))
-        log_px, log_pa = levels_at(params, x, a, z, y)
+        log_px = self.spec.likelihood.log_prob(parts.image(params, a=a, y=y, z=z), x)
+        log_pa = parts.auxiliary(params, x=x, y=y, z=z).log_prob(a)
         log_pz = p.log_prob(z)
         kl_z = distributions.kl(q, p)
         if kl_z is None:
@@ -76,51 +72,69 @@ def auxiliary(spec: Spec, parts: AuxiliaryParts, kind: str) -> Model:
         kl = jnp.stack([log_qa - log_pa, kl_z], axis=-1)
         return Draw(log_px, kl, log_px + log_pa - log_qa + log_pz - log_qz, z)
 
-    def draw_any(params: Params, x: Array, keys_B: Array) -> Draw:
-        logits_BxY = classify(params, x, keys_B)
-        labels = jnp.arange(spec.classes)
-        d = jax.vmap(lambda y: draw_given(params, x, keys_B, y))(labels)
+    def draw_any(self, params: Params, x: Array, keys_B: Array) -> Draw:
+        """The sum over all labels, which meet one a: a bound on log p(x)."""
+        classes = self.spec.classes
+        logits_BxY = self.classify(params, x, keys_B)
+        d = jax.vmap(lambda y: self.draw_given(params, x, keys_B, y))(jnp.arange(classes))
         log_px, kl = over_labels(jax.nn.log_softmax(logits_BxY), d.log_px, d.kl.sum(-1))
-        log_w = jax.nn.logsumexp(d.log_w, axis=0) - math.log(spec.classes)
-        return Draw(log_px, kl[:, None], log_w, d.z[jnp.argmax(logits_BxY, -1), jnp.arange(len(x))])
+        log_w = jax.nn.logsumexp(d.log_w, axis=0) - math.log(classes)
+        z = d.z[jnp.argmax(logits_BxY, -1), jnp.arange(len(x))]
+        return Draw(log_px, kl[:, None], log_w, z)
 
-    def draw(params: Params, x: Array, keys: Array, y: Array | None = None) -> Draw:
+    def draw(self, params: Params, x: Array, keys: Array, y: Array | None = None) -> Draw:
         if y is None:
-            return over_samples(lambda keys_B: draw_any(params, x, keys_B), keys)
-        return over_samples(lambda keys_B: draw_given(params, x, keys_B, y), keys)
+            return over_samples(lambda keys_B: self.draw_any(params, x, keys_B), keys)
+        return over_samples(lambda keys_B: self.draw_given(params, x, keys_B, y), keys)
 
-    def classify(params: Params, x: Array, keys: Array | None = None) -> Array:
-        q = parts.first(params, x)
+    def classify(self, params: Params, x: Array, keys: Array | None = None) -> Array:
+        """Logits of q(y|·): at the mean of q(a|x), or at the a of each draw."""
+        q = self.parts.first(params, x)
         if keys is None:
-            return parts.label(params, x=x, a=q.mu)
+            return self.parts.label(params, x=x, a=q.mu)
 
         def one(keys_B: Array) -> Array:
-            return parts.label(params, x=x, a=q.sample(distributions.fold_keys(keys_B, 0)))
+            a = q.sample(distributions.fold_keys(keys_B, 0))
+            return self.parts.label(params, x=x, a=a)
 
         return over_samples(one, keys)
 
-    def encode(params: Params, x: Array, y: Array) -> Any:
-        return parts.latent(params, x=x, a=parts.first(params, x).mu, y=y)
+    def encode(self, params: Params, x: Array, y: Array) -> Any:
+        return self.parts.latent(params, x=x, a=self.parts.first(params, x).mu, y=y)
 
-    def decode(params: Params, z: Array, y: Array) -> Array:
-        a = parts.auxiliary(params, x=None, y=y, z=z).mu if "a" in sees.image else None
-        return parts.image(params, a=a, y=y, z=z)
+    def decode(self, params: Params, z: Array, y: Array) -> Array:
+        a = None
+        if "a" in self.sees.image:
+            a = self.parts.auxiliary(params, x=None, y=y, z=z).mu
+        return self.parts.image(params, a=a, y=y, z=z)
 
-    def not_known(*_: Any) -> Array:
-        raise NotImplementedError(
-            "log p(x, z) of a model with an auxiliary variable is an integral over a"
-        )
 
+def _no_density(*_: Any) -> Array:
+    raise UserError(
+        "objective: log p(x, z) of this model is an integral over a; want objective.name=m2"
+    )
+
+
+def auxiliary(spec: Spec, parts: AuxiliaryParts, kind: str) -> Model:
+    r"""The model of a kind of :data:`SEES` as a value. A draw has two levels, a and z.
+
+    Without labels ``draw`` sums over y exactly; all y meet one a:
+
+    .. math:: U(x) = E_{q(a|x)} \sum_y q(y|x,a) \big(L(x, y; a) - \log q(y|x,a)\big)
+
+    Maaløe et al. 2016 (arXiv:1602.05473), eqs. 6 to 11. ``encode`` and ``decode`` go through the means of a.
+    """
+    passes = Passes(spec, parts, SEES[kind])
     return Model(
         spec=spec,
         init=parts.init,
-        draw=draw,
-        log_joint=not_known,
-        log_posterior=not_known,
-        encode=encode,
+        draw=passes.draw,
+        log_joint=_no_density,
+        log_posterior=_no_density,
+        encode=passes.encode,
         prior=parts.prior,
-        decode=decode,
+        decode=passes.decode,
         sample=lambda params, keys_N, y=None: parts.prior(params).sample(keys_N),
-        classify=classify,
+        classify=passes.classify,
         nets=parts,
     )
