@@ -202,7 +202,7 @@ def test_a_draw_is_a_function_of_its_example_and_its_number():
     some, order = compile_lib.simple(functools.partial(draws, k=5)), jnp.array([4, 1, 5])
     for first in (0, 4):
         part = some(x[order], order, first)
-        for a, b in zip(part, whole, strict=True):
+        for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
             np.testing.assert_allclose(a, b[order, first : first + 5], rtol=2e-5, atol=1e-5)
     q = compile_lib.simple(model.encode)(params, x)
     noise = (whole.z - q.mu[:, None]) * jnp.exp(-0.5 * q.logvar[:, None])

@@ -10,10 +10,10 @@ from vae_jax.train import checkpoint, guard, log, loop
 
 EXPLODE = """
 import jax.numpy as jnp
-from vae_jax.objectives import Terms, many
+from vae_jax.objectives import Terms, sample_k
 
 def loss(model, params, batch, key):
-    d = many(model, params, batch["image"], key, 1)
+    d = sample_k(model, params, batch["image"], key, 1)
     kl = d.kl[0].sum(-1)
     bad = jnp.where(batch["step"] == 70, jnp.inf, kl)
     return Terms(bad - d.log_px[0], d.log_px[0] - kl, d.log_px[0], bad)

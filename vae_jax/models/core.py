@@ -104,6 +104,22 @@ def scale_gradient(z: Array, scale: Array) -> Array:
     return constant + jax.lax.stop_gradient(scale) * (z - constant)
 
 
+def classifier_of_code(
+    encode: Callable[..., Any], head: Callable[..., Array] | None
+) -> Callable[..., Array] | None:
+    """``classify`` of a model whose classifier reads z: at the mean of q(z|x), or at a draw for each key."""
+    if head is None:
+        return None
+
+    def classify(params: Params, x: Array, keys: Array | None = None) -> Array:
+        q = encode(params, x)
+        if keys is None:
+            return head(params, q.mu)
+        return over_samples(lambda keys_B: head(params, q.sample(keys_B)), keys)
+
+    return classify
+
+
 def over_samples(function: Callable[..., Any], keys: Array) -> Any:
     """``function(keys_B)``, or its K results for keys_KxB."""
     return function(keys) if keys.ndim == 1 else jax.vmap(function)(keys)

@@ -16,7 +16,15 @@ import jax.numpy as jnp
 
 from vae_jax import distributions
 from vae_jax.mesh import layout
-from vae_jax.models.core import Array, Draw, Model, Params, Spec, over_samples
+from vae_jax.models.core import (
+    Array,
+    Draw,
+    Model,
+    Params,
+    Spec,
+    classifier_of_code,
+    over_samples,
+)
 
 
 class LevelParts(NamedTuple):
@@ -154,6 +162,26 @@ class Levels:
         mu = self.mean(params, features, rows, y)
         return Joint(mu, lambda keys: over_samples(one, keys), log_prob)
 
+    def complete(
+        self,
+        params: Params,
+        x: Array | None,
+        keys_B: Array,
+        y: Array | None = None,
+        first: int | Array = 0,
+        temperature: float | Array = 1.0,
+    ) -> Array:
+        """z_BxD whose ``first`` levels are q's means and whose others are from the prior.
+
+        A level's deviation from the prior's mean is multiplied by ``temperature``: a number, or L of them.
+        """
+        features = None if x is None else self.parts.features(params, x)
+        heat_L = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), self.spec.levels)
+        level_keys = distributions.split_keys(keys_B, self.spec.levels)
+        from_q_L = jnp.arange(self.spec.levels) < first
+        given = self.split((from_q_L, heat_L, level_keys))
+        return self.run(params, features, mixed_level, given, len(keys_B), y).z
+
 
 def hierarchy(spec: Spec, parts: LevelParts) -> Model:
     """A model of several levels as a value."""
@@ -171,9 +199,8 @@ def hierarchy(spec: Spec, parts: LevelParts) -> Model:
 
         if keys.ndim == 1:
             return one(keys)
-        if (
-            len(keys) == 1
-        ):  # vmap's axis would come between the rows that mlp.Dense puts in one matrix
+        if len(keys) == 1:
+            # vmap's axis would come between the rows that mlp.Dense puts in one matrix.
             return jax.tree.map(lambda a: a[None], one(keys[0]))
         return layout.constrain(jax.vmap(one)(keys), len(keys))
 
@@ -194,30 +221,6 @@ def hierarchy(spec: Spec, parts: LevelParts) -> Model:
     def encode(params: Params, x: Array, y: Array | None = None) -> Joint:
         return levels.joint(params, parts.features(params, x), len(x), y)
 
-    def complete(
-        params: Params,
-        x: Array | None,
-        keys_B: Array,
-        y: Array | None = None,
-        first: int | Array = 0,
-        temperature: float | Array = 1.0,
-    ) -> Array:
-        """z_BxD whose ``first`` levels are q's means and whose others are from the prior.
-
-        A level's deviation from the prior's mean is multiplied by ``temperature``: a number, or L of them.
-        """
-        features = None if x is None else parts.features(params, x)
-        heat_L = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), spec.levels)
-        level_keys = distributions.split_keys(keys_B, spec.levels)
-        given = levels.split((jnp.arange(spec.levels) < first, heat_L, level_keys))
-        return levels.run(params, features, mixed_level, given, len(keys_B), y).z
-
-    def classify(params: Params, x: Array, keys: Array | None = None) -> Array:
-        q = encode(params, x)
-        if keys is None:
-            return parts.head(params, q.mu)
-        return over_samples(lambda keys_B: parts.head(params, q.sample(keys_B)), keys)
-
     return Model(
         spec=spec,
         init=parts.init,
@@ -227,11 +230,11 @@ def hierarchy(spec: Spec, parts: LevelParts) -> Model:
         encode=encode,
         prior=lambda params, y=None: levels.joint(params, None, 1, y),
         decode=lambda params, z, y=None: levels.at(params, None, z, y).out,
-        sample=lambda params, keys_N, y=None, temperature=1.0: complete(
+        sample=lambda params, keys_N, y=None, temperature=1.0: levels.complete(
             params, None, keys_N, y, 0, temperature
         ),
-        classify=classify if parts.head else None,
+        classify=classifier_of_code(encode, parts.head),
         head=parts.head,
-        complete=complete,
+        complete=levels.complete,
         nets=parts,
     )

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from vae_jax import distributions
 from vae_jax.config import UserError
 from vae_jax.mesh import layout
-from vae_jax.models.core import Array, Draw, Model, Params, Spec, over_samples
+from vae_jax.models.core import (
+    Array,
+    Draw,
+    Model,
+    Params,
+    Spec,
+    classifier_of_code,
+    over_samples,
+)
 
 
 class Parts(NamedTuple):
@@ -59,12 +67,6 @@ def vae(spec: Spec, parts: Parts) -> Model:
     def sample(params: Params, keys_N: Array, y: Array | None = None) -> Array:
         return parts.prior(params).sample(keys_N)
 
-    def classify(params: Params, x: Array, keys: Array | None = None) -> Array:
-        q = parts.encode(params, x)
-        if keys is None:
-            return parts.head(params, q.mu)
-        return over_samples(lambda keys_B: parts.head(params, q.sample(keys_B)), keys)
-
     return Model(
         spec=spec,
         init=parts.init,
@@ -75,7 +77,7 @@ def vae(spec: Spec, parts: Parts) -> Model:
         prior=parts.prior,
         decode=parts.decode,
         sample=sample,
-        classify=classify if parts.head else None,
+        classify=classifier_of_code(parts.encode, parts.head),
         head=parts.head,
     )
 
