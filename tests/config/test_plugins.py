@@ -10,6 +10,7 @@ import pytest
 
 from vae_jax import cli, config
 from vae_jax.config import UserError
+from vae_jax.train import run as run_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 LOSS = """from __future__ import annotations
@@ -144,6 +145,34 @@ def test_a_loss_with_a_tuple_trains_and_is_evaluated_in_one_import(tmp_path):
     done = train(tmp_path, f"--config.objective.name={name}", "--config.objective.scales=(2.0,)")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "imports.txt").read_text() == "imported\n"
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ("z", r"returned an array of shape \(3,\); want vae_jax\.objectives\.Terms\(loss="),
+        ("(z, {'mean': z})", r"returned a tuple; want vae_jax\.objectives\.Terms\(loss="),
+        ("{'loss': z}", r"returned a dict; want vae_jax\.objectives\.Terms\(loss="),
+        ("None", r"returned a NoneType; want vae_jax\.objectives\.Terms\(loss="),
+        ("Terms(loss=None, elbo=z)", r"returned Terms without a loss"),
+        ("Terms(loss=z, extra=[z])", r"Terms\.extra is a list; want a dict of arrays"),
+        ("Terms(loss=z, extra={'parts': [z]})", r"Terms\.parts is a list; want an array"),
+        ("Terms(loss=z.mean())", r"loss has shape \(\); want one number per example"),
+        ("Terms(loss=z, labelled=z)", r"labelled: returned an array"),
+    ],
+)
+def test_a_loss_that_returns_no_terms_is_one_line_at_the_start(tmp_path, result, message):
+    path = tmp_path / "my_loss.py"
+    path.write_text(
+        "from vae_jax.objectives import Terms\n\n"
+        "def loss(model, params, batch, keys):\n"
+        f"    z = batch['image'].sum((1, 2, 3))\n    return {result}\n"
+    )
+    c = config.default()
+    c.objective = objective(f"{path}:loss")
+    with pytest.raises(UserError, match=message) as error:
+        run_lib.setup(c)
+    assert str(error.value).startswith("objective") and "\n" not in str(error.value)
 
 
 def test_an_exception_in_the_file_shows_its_own_line(tmp_path):
