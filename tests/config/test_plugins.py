@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pytest
 
+from tests.processes import silent
 from vae_jax import cli, config
 from vae_jax.config import UserError
+from vae_jax.train import loop
 from vae_jax.train import run as run_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -173,6 +175,36 @@ def test_a_loss_that_returns_no_terms_is_one_line_at_the_start(tmp_path, result,
     with pytest.raises(UserError, match=message) as error:
         run_lib.setup(c)
     assert str(error.value).startswith("objective") and "\n" not in str(error.value)
+
+
+def test_a_run_goes_on_with_the_loss_that_it_was_trained_with(tmp_path):
+    """A helper beside the loss counts too; a fresh run may begin from the parameters."""
+    name = write_loss(tmp_path, imports="import helper_of_a_changed_loss as helper")
+    helper = tmp_path / "helper_of_a_changed_loss.py"
+    helper.write_text("FACTOR = 2\n")
+    c = config.default()
+    c.steps = c.eval.every = c.log_every = 20
+    c.encoder = config.call("encoder", "mlp", widths=(4,))
+    c.objective = objective(name)
+    c.mesh.data = 1
+    workdir = str(tmp_path / "run")
+    assert loop.train(c, workdir, silent)
+    for path in (helper, tmp_path / "my_loss.py"):
+        text = path.read_text()
+        path.write_text(text + "# edited\n")
+        for use in (
+            lambda: loop.train(c, workdir, silent),
+            lambda: run_lib.restore(workdir, say=silent),
+        ):
+            with pytest.raises(UserError, match=r"objective\.name: .*my_loss\.py:loss changed"):
+                use()
+        path.write_text(text)
+    assert run_lib.restore(workdir, say=silent).meta["step"] == 20
+    (tmp_path / "my_loss.py").write_text((tmp_path / "my_loss.py").read_text() + "# edited\n")
+    c.init_from = workdir
+    assert loop.train(c, str(tmp_path / "fresh"), silent)
+    (tmp_path / "run" / "data.json").unlink()
+    assert run_lib.restore(workdir, say=silent).meta["step"] == 20
 
 
 def test_an_exception_in_the_file_shows_its_own_line(tmp_path):

@@ -15,7 +15,7 @@ from vae_jax.config.fields import default, flatten, set_field
 from vae_jax.config.files import differences, from_json, load, to_json
 from vae_jax.config.plugins import import_file, own
 from vae_jax.config.replicas import override, replica, replica_count, replicate
-from vae_jax.config.sections import CALLS, arguments, build, call, plain, rename, resolve
+from vae_jax.config.sections import CALLS, arguments, build, call, plain, rename, resolve, sources
 
 __all__ = [
     "CALLS",
@@ -42,6 +42,7 @@ __all__ = [
     "resolve",
     "set_field",
     "shorten_warmups",
+    "sources",
     "to_json",
     "validate",
 ]

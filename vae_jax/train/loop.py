@@ -105,7 +105,7 @@ def train(
             configs = {workdir: c} | {folder: one for one, folder in folders}
             for folder, one in configs.items():
                 locks.callback(os.close, claim(folder, one, say))
-                keep_data(folder, parts.dataset)
+                keep_data(folder, one, parts.dataset)
 
         hosts.agree(claim_all)
         for line in opening(parts):

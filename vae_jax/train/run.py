@@ -112,33 +112,56 @@ def opening(s: Setup) -> list[str]:
     return [line, *s.dataset.notes]
 
 
-def keep_data(workdir: str, dataset: data.Dataset) -> None:
-    """Write data.json: what a run must find again to go on with the same images.
+def keep_data(workdir: str, c: ConfigDict, dataset: data.Dataset) -> None:
+    """Write data.json: what a run must find again to go on with the same images and functions.
 
     Raises:
-      UserError: the run in the workdir has checkpoints and was trained on other images.
+      UserError: the run in the workdir has checkpoints and was trained on other images, or with
+        another text of an own loss or net.
     """
     if _has_saved(workdir):
         check_data(workdir, dataset)
-    checkpoint.write_json(os.path.join(workdir, "data.json"), data.identity(dataset))
+        check_sources(workdir, c)
+    identity = data.identity(dataset) | {"sources": config_lib.sources(c)}
+    checkpoint.write_json(os.path.join(workdir, "data.json"), identity)
+
+
+def _saved_identity(workdir: str) -> dict[str, Any] | None:
+    """What data.json holds; None where there is none."""
+    path = epath.Path(workdir, "data.json")
+    if not path.exists():
+        return None
+    try:
+        identity = json.loads(path.read_bytes())
+        return identity | {"sources": dict(identity.get("sources", {}))}
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(
+            f"{path}: not the description of a run's data; delete it to go on"
+        ) from None
 
 
 def check_data(workdir: str, dataset: data.Dataset) -> None:
     """Raise where a run's images, classes or splits are not those that it was trained on."""
-    path = epath.Path(workdir, "data.json")
-    if not path.exists():
+    identity = _saved_identity(workdir)
+    if identity is None:
         return
-    try:
-        changed = config_lib.differences(json.loads(path.read_bytes()), data.identity(dataset))
-    except (ValueError, AttributeError):
-        raise UserError(
-            f"{path}: not the description of a run's data; delete it to go on"
-        ) from None
+    changed = config_lib.differences(identity, data.identity(dataset), ("sources",))
     if changed:
         why = f"its data changed since it was trained ({'; '.join(changed)})"
-        raise UserError(
-            f"workdir={workdir}: {why}; want them as they were, or delete {path} if you mean it"
-        )
+        want = f"want them as they were, or delete {workdir}/data.json if you mean it"
+        raise UserError(f"workdir={workdir}: {why}; {want}")
+
+
+def check_sources(workdir: str, c: ConfigDict) -> None:
+    """Raise where the text of an own loss or net is not that which the run was trained with."""
+    identity = _saved_identity(workdir) or {"sources": {}}
+    for field, now in config_lib.sources(c).items():
+        before = identity["sources"].get(field, now)  # runs of older versions have none
+        if before != now:
+            name = c[field.partition(".")[0]].name
+            why = f"{name} changed since the run was trained ({before} -> {now})"
+            want = f"want it as it was, another workdir, or delete {workdir}/data.json"
+            raise UserError(f"{field}: {why}; {want} if you mean it")
 
 
 def _lock(workdir: str) -> int:
@@ -284,12 +307,14 @@ def restore(
     data_dir: str = "",
     mesh: Sequence[tuple[str, str]] = (),
     say: Callable[[str], Any] = print,
+    same_sources: bool = True,
 ) -> Restored:
     """(Setup, state, meta) of a good checkpoint: 'best' by validation, 'latest' or a step.
 
     The mesh has all devices on ``data``, unless ``mesh`` has [(field, value)], such as
     ("mesh.model", "2"). ``meta["latest"]`` is the meta of the latest step: how long the whole run
-    has taken.
+    has taken. ``same_sources``: the run's own loss and nets must have the text that it was
+    trained with.
 
     Raises:
       UserError: there is no run, no good checkpoint in it, or a file of it is damaged.
@@ -308,6 +333,8 @@ def restore(
         c.data.dir = data_dir
     s = setup(c)
     check_data(workdir, s.dataset)
+    if same_sources:
+        check_sources(workdir, c)
     shapes, places = compile_lib.shapes(c, s.model, s.mesh)
     if not checkpoint.steps(workdir):
         raise UserError(f"workdir={workdir}: no checkpoint in it; run train.py first")
@@ -330,7 +357,7 @@ def begin_from(folder: str, state: Any, places: Any) -> Any:
     Raises:
       UserError: there is no such run, or it has no such part.
     """
-    _, other, _ = restore(folder, "latest")
+    _, other, _ = restore(folder, "latest", same_sources=False)
     ours = state.params
     taken = {}
     for part, theirs in step.averaged(other).items():
