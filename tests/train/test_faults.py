@@ -1,5 +1,6 @@
 """Damaged runs, lost terminals, full disks, moved folders: each is one line."""
 
+import contextlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 from tests.processes import ROOT, silent
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
+from vae_jax.tools import assess
 from vae_jax.train import checkpoint, clock, log, loop
 from vae_jax.train import run as run_lib
 
@@ -140,6 +142,51 @@ def test_a_folder_that_moves_is_one_line(finished, tmp_path):
     with pytest.raises(UserError, match="moved") as error:
         loop.train(c, str(folder), move)
     assert "\n" not in str(error.value)
+
+
+@contextlib.contextmanager
+def read_only(folder):
+    """A file system that refuses writes, to root too."""
+    mount = ["mount", "--bind", folder, folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def evaluated(workdir, **options):
+    """The error of an evaluation that cannot write its results, and what it said before."""
+    lines = []
+    with pytest.raises(UserError) as error:
+        assess.assess(str(workdir), assess.Request(**options), say=lines.append)
+    assert "\n" not in str(error.value)
+    return str(error.value), lines
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_evaluation(workdir):
+    with read_only(workdir):
+        message, lines = evaluated(workdir)
+    assert "metrics.json: Read-only file system" in message and lines == []
+
+
+def test_results_in_the_way_are_told_before_the_evaluation(workdir, tmp_path):
+    (workdir / "metrics.json").mkdir()
+    assert evaluated(workdir) == (
+        f"{workdir}/metrics.json: Is a directory; "
+        "want a folder that can be written, on a disk with room",
+        [],
+    )
+    (workdir / "metrics.json").rmdir()
+    (workdir / "report").write_text("a file")
+    message, lines = evaluated(workdir)
+    assert "report/index.html: Not a directory" in message and lines == []
+    (workdir / "report").unlink()
+    for path, why in (("none/x.json", "no folder"), ("a b.json", "want a file"), ("x", "want a")):
+        message, lines = evaluated(workdir, publish=str(tmp_path / path))
+        assert message.startswith("results=") and why in message and lines == []
 
 
 @pytest.mark.parametrize("ahead", [3600.0, 1e9])

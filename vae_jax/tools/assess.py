@@ -28,7 +28,7 @@ from vae_jax.report.metrics import lookup
 from vae_jax.tools import results
 from vae_jax.train import checkpoint, step
 from vae_jax.train import clock as watch
-from vae_jax.train.log import read_history
+from vae_jax.train.log import check_writable, read_history
 from vae_jax.train.run import Restored, Setup, members, restore, siblings
 
 Tell = Callable[[str], Any]
@@ -81,6 +81,7 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
     if not hosts.first():
         say = _silent
     s, state, meta = request.restore(workdir, say)
+    hosts.agree(lambda: _check_outputs(workdir, request))
     count = len(s.dataset.test.image)
     say(f"evaluating checkpoint {meta['step']} ({request.which}) on {count:,} test images")
     began = time.perf_counter()
@@ -98,6 +99,16 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
     if request.publish:
         _publish(request.publish, s.c, metrics, run)
     return metrics, run
+
+
+def _check_outputs(workdir: str, request: Request) -> None:
+    """Raise where the results could not be written, before they are computed."""
+    names = ["metrics.json", "report/index.html"]
+    names += [f"{record.FOLDER}/{task}/result.json" for task in request.tasks]
+    for name in names:
+        check_writable(os.path.join(workdir, name))
+    if request.publish:
+        results.check(request.publish)
 
 
 def _measure(

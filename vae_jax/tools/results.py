@@ -157,6 +157,19 @@ def read(path: str | os.PathLike) -> dict[str, object]:
     return result
 
 
+def check(path: str | os.PathLike) -> None:
+    """Raise where :func:`write` could not write this file: asked before the work."""
+    from vae_jax.train import log  # here: the tables of README need no more than JSON
+
+    path = pathlib.Path(path)
+    if path.suffix != ".json" or not re.fullmatch(r"[\w-]+", path.stem):
+        right = "a file NAME.json, with letters, digits, _ and - in NAME"
+        raise UserError(f"results={path}: want {right}")
+    if not path.parent.is_dir():
+        raise UserError(f"results={path}: no folder {path.parent}")
+    log.check_writable(path)
+
+
 def write(
     path: str | os.PathLike,
     *,

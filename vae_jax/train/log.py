@@ -5,6 +5,7 @@ moved there, so that a reader never sees half of one.
 """
 
 import contextlib
+import errno
 import importlib
 import io
 import json
@@ -29,6 +30,25 @@ def disk_error(path: str, error: OSError) -> UserError:
     """The error of a disk as one line."""
     want = "want a folder that can be written, on a disk with room"
     return UserError(f"{path}: {error.strerror or error}; {want}")
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise where a file could not be written: long work asks before it begins.
+
+    Folders that are not there yet are those that :func:`replace` would make.
+    """
+    if store.remote(path):
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise disk_error(str(path), error) from None
 
 
 def replace(path: str, data: bytes) -> None:
