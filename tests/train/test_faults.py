@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from tests.processes import ROOT, silent
@@ -110,6 +111,42 @@ def test_a_config_that_was_deleted_or_changed_is_refused(workdir):
         run_lib.restore(str(workdir))
     path.unlink()
     assert loop.train(tiny(), str(workdir), silent), "the same config goes on"
+
+
+def test_more_steps_of_a_finished_run(workdir, tmp_path):
+    """Where the schedule ends with the steps, the refusal says how to go on."""
+    with pytest.raises(UserError, match=r"steps: 40 -> 60\).*init_from.*schedule=cosine ends") as error:
+        loop.train(tiny(60), str(workdir), silent)
+    assert "\n" not in str(error.value)
+    c = tiny(60)
+    c.init_from = str(workdir)
+    assert loop.train(c, str(tmp_path / "second"), silent)
+    with pytest.raises(UserError, match=r"steps: 40 -> 20\); want another workdir"):
+        loop.train(tiny(20), str(workdir), silent)
+
+
+def test_a_constant_schedule_can_have_more_steps(tmp_path):
+    """40 steps, then 60 in all, are bit for bit a run of 60."""
+    states = []
+    for name, lengths in (("once", (60,)), ("twice", (40, 60))):
+        for steps in lengths:
+            c = tiny(steps)
+            c.optim.schedule = "constant"
+            assert loop.train(c, str(tmp_path / name), silent)
+        states.append(run_lib.restore(str(tmp_path / name), "latest", say=silent))
+    assert [one.meta["step"] for one in states] == [60, 60]
+    once, twice = (jax.tree.leaves(one.state) for one in states)
+    assert all((a == b).all() for a, b in zip(once, twice, strict=True))
+    c.steps = 40
+    with pytest.raises(UserError, match=r"steps: 60 -> 40"):
+        loop.train(c, str(tmp_path / "twice"), silent)
+
+
+def test_a_wrong_init_from_is_named(tmp_path):
+    c = tiny()
+    c.init_from = str(tmp_path / "none")
+    with pytest.raises(UserError, match=r"^init_from=.*none: no run in it"):
+        loop.train(c, str(tmp_path / "run"), silent)
 
 
 def test_a_run_that_saved_nothing_does_not_block_its_folder(tmp_path):

@@ -45,7 +45,8 @@ class Request:
       metrics: the user's own metrics, each ``file:function``.
       ood: names of the data sets that the task ``ood`` is asked about.
       data_dir: where TFDS data is now; '' where it was.
-      mesh: [(field, value)] of the mesh; without it all devices are on ``data``.
+      mesh: [(field, value)] of ``mesh.*`` and ``eval.batch``, which change no figure; without
+        them all devices are on ``data``.
       publish: also write the metrics to this file of ``results/``.
     """
 

@@ -187,14 +187,18 @@ def _check_config(workdir: str, c: ConfigDict, say: Callable[[str], Any]) -> Non
     saved = _has_saved(workdir)
     if path.exists():
         try:
-            changed = config_lib.differences(read_config(workdir), c, FREE)
+            before = read_config(workdir)
+            changed = config_lib.differences(before, c, _free(before, c))
         except UserError:
             if saved:
                 raise
             changed = ["config.json is damaged"]
         if changed and saved:
             what = f"holds a run of another config ({'; '.join(changed)})"
-            raise UserError(f"workdir={workdir}: {what}; want another workdir")
+            want = "want another workdir"
+            if [line.partition(":")[0] for line in changed] == ["steps"] and c.steps > before.steps:
+                want += f" with --config.init_from of this one; optim.schedule={c.optim.schedule} ends with a run's steps"
+            raise UserError(f"workdir={workdir}: {what}; {want}")
         if changed:
             say(f"workdir={workdir}: the run in it saved nothing; begins anew")
     _check_manifests(workdir, c)
@@ -203,6 +207,16 @@ def _check_config(workdir: str, c: ConfigDict, say: Callable[[str], Any]) -> Non
         raise UserError(
             f"workdir={workdir}: holds checkpoints but no config.json; want another workdir"
         )
+
+
+def _free(before: ConfigDict, now: ConfigDict) -> tuple[str, ...]:
+    """The fields that may differ: of a constant learning rate also ``steps``, which may be more.
+
+    Each step of it is what it is in a longer run; other schedules end at ``steps``.
+    """
+    if now.steps > before.steps and before.optim.schedule == now.optim.schedule == "constant":
+        return (*FREE, "steps")
+    return FREE
 
 
 def _has_saved(workdir: str) -> bool:
@@ -224,8 +238,11 @@ def _check_manifests(workdir: str, c: ConfigDict) -> None:
     """Raise where checkpoints were saved with another config than ``c``.
 
     Fields that are in one of both only are newer or older than the other, and are not compared.
+    Nor are the steps of a constant schedule, which may have become more.
     """
     fields = manifest_fields(c)
+    if c.optim.schedule == "constant":
+        del fields["steps"]
     for at in checkpoint.steps(workdir):
         saved = checkpoint.config_fields(workdir, at) or {}
         changed = [
@@ -311,10 +328,10 @@ def restore(
 ) -> Restored:
     """(Setup, state, meta) of a good checkpoint: 'best' by validation, 'latest' or a step.
 
-    The mesh has all devices on ``data``, unless ``mesh`` has [(field, value)], such as
-    ("mesh.model", "2"). ``meta["latest"]`` is the meta of the latest step: how long the whole run
-    has taken. ``same_sources``: the run's own loss and nets must have the text that it was
-    trained with.
+    The mesh has all devices on ``data``. ``mesh`` has [(field, value)] of the config that change
+    no figure, such as ("mesh.model", "2") and ("eval.batch", "50"). ``meta["latest"]`` is the meta
+    of the latest step: how long the whole run has taken. ``same_sources``: the run's own loss and
+    nets must have the text that it was trained with.
 
     Raises:
       UserError: there is no run, no good checkpoint in it, or a file of it is damaged.
@@ -357,7 +374,10 @@ def begin_from(folder: str, state: Any, places: Any) -> Any:
     Raises:
       UserError: there is no such run, or it has no such part.
     """
-    _, other, _ = restore(folder, "latest", same_sources=False)
+    try:
+        other = restore(folder, "latest", same_sources=False).state
+    except UserError as error:
+        raise UserError(str(error).replace("workdir=", "init_from=", 1)) from None
     ours = state.params
     taken = {}
     for part, theirs in step.averaged(other).items():
