@@ -16,6 +16,7 @@ from vae_jax.mesh import hosts
 
 PREFIX = "--config."
 REPLICAS = "replicas."
+NAMES = {"data.hold_out"}  # tuples of places, or of words without quotes
 LENGTHS = {"steps", "optim.warmup", "warmup.steps"}
 TUNABLE = "glibc.malloc.hugetlb=1"
 KERNEL = "/sys/kernel/mm/transparent_hugepage/enabled"
@@ -108,9 +109,14 @@ def _set(c: ConfigDict, field: str, text: str) -> None:
             raise UserError(f"{field}={text}: a section; {wanted}")
         raise UserError(f"{field}={text}: unknown field; {config_lib.nearest(field, flat)}")
     old = flat[field]
+    if field in NAMES:
+        old = ()
     try:
         value = parse_value(text, old)
     except (TypeError, ValueError, SyntaxError):
+        if field in NAMES:
+            words = text.strip("()").split(",")
+            return config_lib.set_field(c, field, tuple(filter(None, map(str.strip, words))))
         wanted = f"want {type(old).__name__}, such as {old!r}"
         raise UserError(f"{field}={text}: {wanted}") from None
     config_lib.set_field(c, field, value)

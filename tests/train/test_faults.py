@@ -115,7 +115,9 @@ def test_a_config_that_was_deleted_or_changed_is_refused(workdir):
 
 def test_more_steps_of_a_finished_run(workdir, tmp_path):
     """Where the schedule ends with the steps, the refusal says how to go on."""
-    with pytest.raises(UserError, match=r"steps: 40 -> 60\).*init_from.*schedule=cosine ends") as error:
+    with pytest.raises(
+        UserError, match=r"steps: 40 -> 60\).*init_from.*schedule=cosine ends"
+    ) as error:
         loop.train(tiny(60), str(workdir), silent)
     assert "\n" not in str(error.value)
     c = tiny(60)

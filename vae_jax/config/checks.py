@@ -30,8 +30,12 @@ def one_of(*values: object, words: str = "") -> Limit:
     return Limit(lambda v: v in values, words or ", ".join(map(str, values)))
 
 
-def _different_indices(values: tuple) -> bool:
-    return len(set(values)) == len(values) and all(type(i) is int and i >= 0 for i in values)
+def _different_classes(values: tuple) -> bool:
+    """Places or names of classes, each once."""
+    for value in values:
+        if type(value) is not str and (type(value) is not int or value < 0):
+            return False
+    return len(set(values)) == len(values)
 
 
 POSITIVE = Limit(lambda v: v > 0, "a number > 0")
@@ -57,7 +61,9 @@ LIMITS = {
     "data.labels": NATURAL,
     "data.labels_seed": Limit(lambda v: 0 <= v < 2**31, "0 <= value < 2**31"),
     "data.labelled_batch": NATURAL,
-    "data.hold_out": Limit(_different_indices, "different places of classes, such as (8, 9)"),
+    "data.hold_out": Limit(
+        _different_classes, "different places of classes, such as (8, 9), or names"
+    ),
     "data.binarize": one_of(*BINARIZE),
     "data.shift": NATURAL,
     "data.memory_mb": NATURAL,

@@ -72,7 +72,7 @@ def data_defaults() -> ConfigDict:
     c.labels = 0  # number of training and validation labels; 0 = all (see data.load)
     c.labels_seed = 0  # which examples have them
     c.labelled_batch = 0  # labelled examples per step, a stream beside the batch; 0 = none
-    c.hold_out = ()  # indices of classes left out of training, such as (8, 9); evaluation uses them
+    c.hold_out = ()  # classes left out of training, for evaluation: places (8, 9), or names
     c.binarize = "none"  # none, threshold, static or dynamic
     c.shift = 0  # training images are moved by up to this many pixels
     c.flip = False  # ... and mirrored

@@ -196,8 +196,9 @@ def _check_config(workdir: str, c: ConfigDict, say: Callable[[str], Any]) -> Non
         if changed and saved:
             what = f"holds a run of another config ({'; '.join(changed)})"
             want = "want another workdir"
-            if [line.partition(":")[0] for line in changed] == ["steps"] and c.steps > before.steps:
-                want += f" with --config.init_from of this one; optim.schedule={c.optim.schedule} ends with a run's steps"
+            if len(changed) == 1 and changed[0].startswith("steps:") and c.steps > before.steps:
+                schedule = f"optim.schedule={c.optim.schedule} ends with a run's steps"
+                want += f" with --config.init_from of this one; {schedule}"
             raise UserError(f"workdir={workdir}: {what}; {want}")
         if changed:
             say(f"workdir={workdir}: the run in it saved nothing; begins anew")
