@@ -137,6 +137,7 @@ def test_a_constant_schedule_can_have_more_steps(tmp_path):
             assert loop.train(c, str(tmp_path / name), silent)
         states.append(run_lib.restore(str(tmp_path / name), "latest", say=silent))
     assert [one.meta["step"] for one in states] == [60, 60]
+    assert [one.meta["clock"]["restarts"] for one in states] == [0, 1]
     once, twice = (jax.tree.leaves(one.state) for one in states)
     assert all((a == b).all() for a, b in zip(once, twice, strict=True))
     c.steps = 40

@@ -29,7 +29,7 @@ from vae_jax.tools import results
 from vae_jax.train import checkpoint, step
 from vae_jax.train import clock as watch
 from vae_jax.train.log import check_writable, read_history
-from vae_jax.train.run import Restored, Setup, members, restore, siblings
+from vae_jax.train.run import Restored, Setup, members, replica_name, restore, siblings
 
 Tell = Callable[[str], Any]
 
@@ -94,6 +94,8 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
         "evaluation_seconds": round(time.perf_counter() - began, 1),
         "why": why,
     }
+    if replica := replica_name(workdir):
+        run["replica"] = replica
     if not hosts.first():
         return metrics, run
     _write(workdir, s, metrics, pictures, run)
@@ -157,6 +159,7 @@ def _facts(c: ConfigDict, meta: dict, state: Any, which: str | int) -> dict[str,
         "checkpoint": f"step {meta['step']} ({which})",
         "training_seconds": round(trained, 1),
         "compile_seconds": round(clock["compile_seconds"], 1),
+        "restarts": clock.get("restarts", 0),
         "wall_time": None,
         "images_per_s": None,
         "seed": c.seed,

@@ -152,6 +152,7 @@ def _restore_or_begin(
     if restored is not None:
         state, meta = restored
         spent |= meta["clock"]
+        spent["restarts"] += 1
         since = spent.pop("saved", None)
         say(f"going on from step {meta['step']} of {c.steps} in {workdir}")
         return Start(state, places, meta["step"], spent, since, saved)

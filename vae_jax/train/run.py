@@ -279,6 +279,21 @@ def siblings(workdir: str) -> list[str]:
     return folders
 
 
+def replica_name(workdir: str) -> str:
+    """'1 of 3 (objective.beta=4.0)' of a replica's folder, counted from 0; '' of any other."""
+    folder = store.absolute(workdir)
+    above = os.path.dirname(folder)
+    if not epath.Path(above, "config.json").is_file():
+        return ""
+    c = read_config(above)
+    folders = [path for _, path in members(c, above)]
+    if folder not in folders[: config_lib.replica_count(c)]:
+        return ""
+    r = folders.index(folder)
+    values = [f"{field}={v[r]}" for field, v in config_lib.flatten(c.replicas).items()]
+    return f"{r} of {len(folders)} ({', '.join(values)})"
+
+
 def read_config(workdir: str) -> ConfigDict:
     """The config of the run in a workdir.
 
