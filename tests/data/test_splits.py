@@ -101,9 +101,8 @@ def test_held_out_classes_are_in_no_split_and_nothing_else_moves():
 
 
 @pytest.mark.parametrize("memory_mb", [4096, 0])
-def test_classes_are_held_out_by_name(tmp_path, memory_mb, monkeypatch):
+def test_classes_are_held_out_by_name(tmp_path, memory_mb):
     """From a folder too, whether its images are in memory or streamed."""
-    monkeypatch.setenv("VAE_JAX_CACHE", str(tmp_path / "cache"))
     for y, name in enumerate(("ant", "bee", "cat", "dog")):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(6):
@@ -124,8 +123,7 @@ def test_classes_are_held_out_by_name(tmp_path, memory_mb, monkeypatch):
         data.load(c)
 
 
-def test_one_class_has_nothing_to_tell_apart(tmp_path, monkeypatch):
-    monkeypatch.setenv("VAE_JAX_CACHE", str(tmp_path / "cache"))
+def test_one_class_has_nothing_to_tell_apart(tmp_path):
     (tmp_path / "images" / "ant").mkdir(parents=True)
     for i in range(9):
         image = PIL.Image.fromarray(np.full((4, 4), i, np.uint8))
