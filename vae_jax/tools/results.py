@@ -43,6 +43,7 @@ SCHEMA = {
 }
 OPTIONAL = {
     "settings": (dict,),  # {name: text} of what else the figures depend on: flags of XLA, load, ...
+    "commit_note": TEXT,  # why the commit is not in the history, where it is not
     "command_now": TEXT,  # gives the figures again, where the modules of `command` have moved
 }
 FIGURE = {"value": NUMBER, "unit": TEXT, "sd": NUMBER, "n": (int, type(None))}
