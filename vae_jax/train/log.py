@@ -102,8 +102,8 @@ def read_history(folder: str) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Rows of metrics as JSON lines, mirrored to TensorBoard in ``folder/tensorboard/SPLIT`` where
-    it is on a disk.
+    """Rows of metrics as JSON lines, mirrored to TensorBoard in ``folder/SPLIT``, which it shows as
+    NAME/SPLIT, where it is on a disk.
 
     Args:
       folder: is created where missing.
@@ -153,7 +153,7 @@ class MetricsLog:
             from tensorboardX.event_file_writer import EventsWriter
 
             # A file per split: TensorBoard then draws train and validation in one chart.
-            folder = os.path.join(self._folder, "tensorboard", split)
+            folder = os.path.join(self._folder, split)
             os.makedirs(folder, exist_ok=True)
             self._events[split] = EventsWriter(os.path.join(folder, "events"))
             if self._resume_step is not None:
