@@ -14,8 +14,7 @@ from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.distributions import example_keys
 from vae_jax.mesh import layout
-from vae_jax.objectives import Terms
-from vae_jax.train import optim
+from vae_jax.train import contract, optim
 
 
 class TrainState(NamedTuple):
@@ -134,7 +133,7 @@ def check(c, model, dataset, params):
 
         def run(p, b, at=at):
             result = terms(p, b, jax.random.key(0), at)
-            _check_terms(result, f"objective.name={c.objective.name}")
+            contract.check_terms(result, f"objective.name={c.objective.name}")
             return parts(result)
 
         found = jax.eval_shape(run, params, batch | extra)
@@ -146,29 +145,6 @@ def check(c, model, dataset, params):
                     )
     judged = dataset.validation.label is not None and (dataset.validation.label >= 0).any()
     return tuple(merged(*(dict.fromkeys(values, 0) for values in (found if judged else found[:1]))))
-
-
-def _check_terms(result: Any, objective: str) -> None:
-    """Raise where an objective returned something else than Terms of arrays."""
-    want = "want vae_jax.objectives.Terms(loss=..., elbo=...), one number per example each"
-    if not isinstance(result, Terms):
-        raise UserError(f"{objective}: returned {_kind(result)}; {want}")
-    if result.loss is None:
-        raise UserError(f"{objective}: returned Terms without a loss; {want}")
-    if not isinstance(result.extra, dict):
-        raise UserError(f"{objective}: Terms.extra is {_kind(result.extra)}; want a dict of arrays")
-    for name, value in figures(result).items():
-        if not isinstance(value, jax.Array | np.ndarray | np.generic | int | float):
-            raise UserError(f"{objective}: Terms.{name} is {_kind(value)}; want an array")
-    if result.labelled is not None:
-        _check_terms(result.labelled, f"{objective}, labelled")
-
-
-def _kind(value: Any) -> str:
-    """'an array of shape (3,)', or the name of any other type."""
-    if isinstance(value, jax.Array | np.ndarray):
-        return f"an array of shape {value.shape}"
-    return f"a {type(value).__name__}"
 
 
 def with_places(batch, axis=None):
