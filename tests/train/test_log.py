@@ -66,6 +66,16 @@ def test_resumed_log_equals_one_that_was_never_stopped(tmp_path):
     assert sorted(os.listdir(tmp_path / "stopped")) == ["metrics.jsonl", "train", "validation"]
 
 
+def test_a_folder_that_was_moved_is_not_made_again(tmp_path):
+    log = MetricsLog(str(tmp_path / "run"))
+    log.write(10, "train", {"loss": 1.0})
+    os.rename(tmp_path / "run", tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"^workdir=.*run: the folder was moved"):
+        log.write(10, "validation", {"loss": 1.0})
+    log.close()
+    assert os.listdir(tmp_path) == ["elsewhere"]
+
+
 def test_torn_line_without_later_rows_is_dropped_and_a_new_run_starts_empty(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "split": "train", "loss": 1.0}\n{"step": 2')

@@ -154,6 +154,10 @@ class MetricsLog:
 
             # A file per split: TensorBoard then draws train and validation in one chart.
             folder = os.path.join(self._folder, split)
+            if not os.path.isdir(self._folder):  # or the file would begin a second run's folder
+                why = "the folder was moved or deleted under the run"
+                want = "want the same command with its new place"
+                raise UserError(f"workdir={self._folder}: {why}; {want}")
             os.makedirs(folder, exist_ok=True)
             self._events[split] = EventsWriter(os.path.join(folder, "events"))
             if self._resume_step is not None:
