@@ -1,6 +1,7 @@
 """A user's own file: imported once, with its helpers; its keywords are fields that JSON holds."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def test_numbers_of_numpy_in_a_config_file_survive_json():
     assert config.from_json(config.to_json(c)).objective.beta == 0.5
 
 
-def train(tmp_path, *flags):
+def train(tmp_path, *flags, **variables):
     """``train.py`` from a folder that holds neither the code nor the loss."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -135,6 +136,7 @@ def train(tmp_path, *flags):
     return subprocess.run(
         [*command, "--workdir=run", *SHORT, *flags],
         cwd=elsewhere,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=200,
@@ -205,6 +207,19 @@ def test_a_run_goes_on_with_the_loss_that_it_was_trained_with(tmp_path):
     assert loop.train(c, str(tmp_path / "fresh"), silent)
     (tmp_path / "run" / "data.json").unlink()
     assert run_lib.restore(workdir, say=silent).meta["step"] == 20
+
+
+@pytest.mark.slow
+def test_a_loss_can_be_stepped_through_without_jit(tmp_path):
+    """A few steps of training and an evaluation; the loss sees numbers, not tracers."""
+    body = "print('traced' if 'Tracer' in type(batch['image']).__name__ else 'numbers')"
+    name = write_loss(tmp_path, body=body)
+    flags = ["--config.steps_per_call=1", "--config.steps=2", "--config.eval.every=2"]
+    flags += ["--config.log_every=1", "--config.mesh.data=1", "--config.encoder.widths=(4,)"]
+    flags += ["--config.decoder.widths=(4,)", f"--config.objective.name={name}"]
+    done = train(tmp_path, *flags, JAX_DISABLE_JIT="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines().count("numbers") >= 3, "two steps and a validation"
 
 
 def test_an_exception_in_the_file_shows_its_own_line(tmp_path):
