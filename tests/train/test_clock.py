@@ -68,6 +68,7 @@ def test_steps_are_profiled_when_asked_and_a_signal_asks(tmp_path):
     assert signal.getsignal(signal.SIGUSR1) is before
     assert [line.partition(":")[0] for line in lines] == [
         "data",
+        "program",
         "profiled steps 2-3",
         "profiled steps 4-13",
         "wall time",

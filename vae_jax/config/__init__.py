@@ -9,7 +9,7 @@ fields, and ``--config.objective.name=NAME`` changes name and fields together. A
 
 from ml_collections import ConfigDict
 
-from vae_jax.config.checks import LIMITS, shorten_warmups, validate
+from vae_jax.config.checks import LIMITS, program_name, shorten_warmups, validate
 from vae_jax.config.errors import UserError, nearest
 from vae_jax.config.fields import default, flatten, set_field
 from vae_jax.config.files import differences, from_json, load, to_json
@@ -35,6 +35,7 @@ __all__ = [
     "override",
     "own",
     "plain",
+    "program_name",
     "rename",
     "replica",
     "replica_count",

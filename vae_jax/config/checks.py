@@ -12,7 +12,7 @@ from vae_jax.config.replicas import replica, replica_count
 from vae_jax.config.sections import CALLS, call, resolve
 
 BINARIZE = ("none", "threshold", "static", "dynamic")
-COMPILE = ("jit", "shard_map", "pmap")
+COMPILE = ("auto", "jit", "shard_map", "pmap")
 REMAT = ("none", "full", "dots")
 SELECT = ("loss", "elbo", "cross_entropy", "accuracy")
 SIGNED = ("logvar", "target")  # arguments that may be negative
@@ -183,6 +183,19 @@ def _validate_replicas(c: ConfigDict) -> None:
         raise UserError(f"replicas.{words}: want two or more, all different")
     for r in range(replica_count(c)):
         validate(replica(c, r))
+
+
+def program_name(c: ConfigDict, fsdp: int) -> str:
+    """The program that ``config.compile`` means on a mesh with ``fsdp`` devices on that axis.
+
+    *auto* is *jit*, the global view, but *shard_map* for nets that are not float32, whose gradients
+    would be summed over devices in the nets' dtype, and for parameters split over ``fsdp``, which
+    the partitioner would gather several times.
+    """
+    if c.compile != "auto":
+        return c.compile
+    by_shards = c.dtype != "float32" or fsdp > 1
+    return "shard_map" if by_shards and not replica_count(c) else "jit"
 
 
 def shorten_warmups(c: ConfigDict) -> list[str]:

@@ -17,7 +17,7 @@ def default() -> ConfigDict:
     c.batch = 128  # examples per step, over all devices
     c.steps_per_call = 1  # optimiser steps in one compiled call (small models are dispatch-bound)
     c.accumulate = 1  # microbatches of a step, one after another: less memory, the same update
-    c.compile = "jit"  # jit, shard_map or pmap; the same update
+    c.compile = "auto"  # jit (the global view), shard_map, pmap; auto chooses; the same update
     c.remat = "none"  # what nets compute twice: none, full, or dots (all but products)
     c.unroll = True  # the steps of a call written out (convolutions on CPU are slow in a loop)
     c.log_every = 100  # steps between rows of metrics.jsonl

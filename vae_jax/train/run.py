@@ -100,7 +100,7 @@ def claim(workdir: str, c: ConfigDict, say: Callable[[str], Any] = print) -> int
 
 
 def opening(s: Setup) -> list[str]:
-    """The first lines of a run: its data, and what was noticed while reading them."""
+    """The first lines of a run: its data, what was noticed while reading them, its program."""
     sizes = [
         f"{len(getattr(s.dataset, name).image):,} {name}"
         for name in ("train", "validation", "test")
@@ -109,7 +109,10 @@ def opening(s: Setup) -> list[str]:
     line = f"data: {s.dataset.name}, {', '.join(sizes)} images of {height}x{width}x{channels}"
     if s.dataset.classes:
         line += f", {len(s.dataset.classes)} classes"
-    return [line, *s.dataset.notes]
+    program = config_lib.program_name(s.c, s.mesh.shape["fsdp"])
+    axes = " ".join(f"{axis}={size}" for axis, size in s.mesh.shape.items() if size > 1)
+    devices = f"{s.mesh.size} device{'s' * (s.mesh.size > 1)}"
+    return [line, *s.dataset.notes, f"program: {program} on {devices}" + f", {axes}" * bool(axes)]
 
 
 def keep_data(workdir: str, c: ConfigDict, dataset: data.Dataset) -> None:
