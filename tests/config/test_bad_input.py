@@ -193,7 +193,8 @@ def test_a_home_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "tmp").mkdir()
     env |= {"HOME": "/dev/null/home", "TMPDIR": str(tmp_path / "tmp")}
     argv = ["train.py", DIGITS, f"--workdir={tmp_path / 'run'}", *short_flags(20)]
-    done = python(*argv, "--config.eval.iw_k=1", env=env)
+    argv += ["--config.eval.iw_k=1", "--config.encoder.widths=(4,)", "--config.decoder.widths=(4,)"]
+    done = python(*argv, env=env)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "tmp" / f"vae_jax-{os.getuid()}"
     line = f"home folder /dev/null/home: cannot be written; caches are in {folder}\n"

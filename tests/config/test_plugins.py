@@ -139,7 +139,7 @@ def train(tmp_path, *flags, **variables):
         env=os.environ | variables,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,  # without jit it takes minutes on a busy machine
     )
 
 
