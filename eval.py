@@ -19,6 +19,13 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "iw_k", None, "importance samples per image", lower_bound=1, flag_values=values
     )
+    flags.DEFINE_integer(
+        "batch",
+        None,
+        "images at once; fewer take less memory, and the figures stay the same",
+        lower_bound=1,
+        flag_values=values,
+    )
     flags.DEFINE_list(
         "tasks", [], "more: classification, recognition, ood, robustness", flag_values=values
     )
@@ -63,6 +70,9 @@ def run(argv: list[str]) -> int:
         raise config.UserError(
             "tasks=ood: wants another data set, and --ood=NAME wants --tasks=ood"
         )
+    machine = list(pairs)
+    if values.batch:
+        machine.append(("eval.batch", str(values.batch)))
     hosts.join(values)
     compile.use_cache()
     request = assess.Request(
@@ -72,7 +82,7 @@ def run(argv: list[str]) -> int:
         metrics=values.metrics,
         ood=values.ood,
         data_dir=values.data_dir,
-        mesh=pairs,
+        mesh=machine,
         publish=values.results,
     )
     with log.output_may_close():

@@ -59,6 +59,10 @@ def run(argv: list[str]) -> int:
         raise config.UserError(
             f"profile={values.profile}: want the first and the last step, as 100-120"
         )
+    if values.results:
+        from vae_jax.tools import results
+
+        results.check(values.results)
     flags_lib.advise()
     hosts.join(values)
     compile.use_cache()

@@ -268,6 +268,7 @@ def build(cell: Cell, peer: ModuleType | None = None) -> None:
         "images": images(c),
         "dtype": c.dtype,
         "devices": s.mesh.size,
+        "program": config_lib.program_name(c, s.mesh.shape["fsdp"]),
         "lower_s": cold.lower_s,
         "cold_s": None if cold.cached else cold.compile_s,  # cached: another cell's program
         "warm_s": warm.compile_s if warm.cached else None,

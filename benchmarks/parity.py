@@ -17,11 +17,12 @@ from vae_jax.train import loop, program, step
 
 # name: (fields of the config, devices). Each must make the update of jit on one device.
 MODES: dict[str, tuple[dict, int]] = {
-    "jit 2": ({}, 2),
-    "jit 8": ({}, 8),
-    "jit data=4 model=2": ({"mesh__data": 4, "mesh__model": 2}, 8),
-    "jit data=2 fsdp=4": ({"mesh__data": 2, "mesh__fsdp": 4}, 8),
-    "jit data=4 samples=2": ({"mesh__data": 4, "mesh__samples": 2}, 8),
+    "jit 2": ({"compile": "jit"}, 2),
+    "jit 8": ({"compile": "jit"}, 8),
+    "jit data=4 model=2": ({"compile": "jit", "mesh__data": 4, "mesh__model": 2}, 8),
+    "jit data=2 fsdp=4": ({"compile": "jit", "mesh__data": 2, "mesh__fsdp": 4}, 8),
+    "auto data=2 fsdp=4": ({"mesh__data": 2, "mesh__fsdp": 4}, 8),
+    "jit data=4 samples=2": ({"compile": "jit", "mesh__data": 4, "mesh__samples": 2}, 8),
     "shard_map 8": ({"compile": "shard_map"}, 8),
     "shard_map data=2 fsdp=2 model=2": (
         {"compile": "shard_map", "mesh__fsdp": 2, "mesh__model": 2},
@@ -32,7 +33,7 @@ MODES: dict[str, tuple[dict, int]] = {
         8,
     ),
     "pmap 8": ({"compile": "pmap"}, 8),
-    "jit 4, accumulate 4": ({"accumulate": 4}, 4),
+    "jit 4, accumulate 4": ({"compile": "jit", "accumulate": 4}, 4),
     "shard_map 4, accumulate 2": ({"compile": "shard_map", "accumulate": 2}, 4),
     "remat": ({"remat": "full"}, 1),
 }

@@ -274,6 +274,21 @@ def test_every_published_result_is_valid():
         results.read(path)
 
 
+def git(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+
+
+def test_the_commit_of_every_published_result_is_in_the_history():
+    """Or a note of the result says why it is not."""
+    if git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
+        pytest.skip("needs the whole history")
+    for path in ROOT.glob("results/*.json"):
+        one = results.read(path)
+        commit = (one["commit"] or "HEAD").partition("+")[0]
+        known = git("merge-base", "--is-ancestor", commit, "HEAD").returncode == 0
+        assert known or one.get("commit_note"), f"{path.name}: {commit} is not in the history"
+
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -3,6 +3,7 @@
 import ast
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 
@@ -15,6 +16,7 @@ from vae_jax.mesh import hosts
 
 PREFIX = "--config."
 REPLICAS = "replicas."
+NAMES = {"data.hold_out"}  # tuples of places, or of words without quotes
 LENGTHS = {"steps", "optim.warmup", "warmup.steps"}
 TUNABLE = "glibc.malloc.hugetlb=1"
 KERNEL = "/sys/kernel/mm/transparent_hugepage/enabled"
@@ -107,9 +109,14 @@ def _set(c: ConfigDict, field: str, text: str) -> None:
             raise UserError(f"{field}={text}: a section; {wanted}")
         raise UserError(f"{field}={text}: unknown field; {config_lib.nearest(field, flat)}")
     old = flat[field]
+    if field in NAMES:
+        old = ()
     try:
         value = parse_value(text, old)
     except (TypeError, ValueError, SyntaxError):
+        if field in NAMES:
+            words = text.strip("()").split(",")
+            return config_lib.set_field(c, field, tuple(filter(None, map(str.strip, words))))
         wanted = f"want {type(old).__name__}, such as {old!r}"
         raise UserError(f"{field}={text}: {wanted}") from None
     config_lib.set_field(c, field, value)
@@ -166,6 +173,36 @@ def advise() -> None:
         print(f"huge pages: {words}")
 
 
+def use_writable_caches() -> None:
+    """Where the home folder cannot be written, keep all caches below /tmp, and say so in one line.
+
+    Those are ours, the compiler's, matplotlib's and fontconfig's: each would warn, or write to a
+    folder of its own. To be called before they are imported.
+    """
+    home = os.path.expanduser("~")
+    try:
+        if not os.path.isabs(home):  # a container's user without a home folder
+            raise OSError("no home folder")
+        folder = os.path.join(home, ".cache", "vae_jax")
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError:
+        folder = os.path.join(tempfile.gettempdir(), f"vae_jax-{os.getuid()}")
+    places = {
+        "VAE_JAX_CACHE": folder,
+        "XDG_CACHE_HOME": folder,
+        "MPLCONFIGDIR": os.path.join(folder, "matplotlib"),
+    }
+    places = {name: path for name, path in places.items() if not os.environ.get(name)}
+    if not places:
+        return
+    os.environ.update(places)
+    for path in places.values():
+        os.makedirs(path, exist_ok=True)
+    print(f"home folder {home}: cannot be written; caches are in {folder}", file=sys.stderr)
+
+
 def _without_platform(error: Exception) -> str:
     """One line for a JAX platform that is not there; '' for every other exception."""
     words = str(error).partition("\n")[0]
@@ -183,6 +220,7 @@ def drop_output() -> None:
 def _exit_code(run: Callable[[list[str]], int | None]) -> int | str | None:
     """Run a script's ``run(argv)``; what it raises becomes one line on stderr and an exit code."""
     try:
+        use_writable_caches()
         code = run(sys.argv)
         sys.stdout.flush()
         return code

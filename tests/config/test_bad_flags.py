@@ -116,6 +116,11 @@ FLAGS = [
         r"data\.hold_out=\(3, 10\): .*digits has 10 classes",
     ),
     (
+        "held out, no such name",
+        ["--config.data.hold_out=nine"],
+        r"data\.hold_out=\('nine',\): .*digits has no class nine",
+    ),
+    (
         "held out twice",
         ["--config.data.hold_out=(3,3)"],
         r"data\.hold_out=\(3, 3\): want different places",

@@ -184,3 +184,19 @@ def test_a_full_disk(tmp_path):
 def test_a_disk_that_cannot_be_written():
     argv = ["train.py", DIGITS, "--workdir=/proc/sys/vae_jax_run"]
     one_line(train.run, argv, r"workdir=/proc/sys/vae_jax_run: cannot write")
+
+
+def test_a_home_folder_that_cannot_be_written_is_one_line(tmp_path):
+    """Neither the compiler's cache nor matplotlib's and fontconfig's warn, nor write elsewhere."""
+    unset = ("VAE_JAX_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR")
+    env = {name: value for name, value in os.environ.items() if name not in unset}
+    (tmp_path / "tmp").mkdir()
+    env |= {"HOME": "/dev/null/home", "TMPDIR": str(tmp_path / "tmp")}
+    argv = ["train.py", DIGITS, f"--workdir={tmp_path / 'run'}", *short_flags(20)]
+    argv += ["--config.eval.iw_k=1", "--config.encoder.widths=(4,)", "--config.decoder.widths=(4,)"]
+    done = python(*argv, env=env)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "tmp" / f"vae_jax-{os.getuid()}"
+    line = f"home folder /dev/null/home: cannot be written; caches are in {folder}\n"
+    assert done.stderr == line
+    assert list((folder / "xla").iterdir()) and list((folder / "matplotlib").iterdir())

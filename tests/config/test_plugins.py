@@ -1,6 +1,7 @@
 """A user's own file: imported once, with its helpers; its keywords are fields that JSON holds."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -8,8 +9,11 @@ import sys
 import numpy as np
 import pytest
 
+from tests.processes import silent
 from vae_jax import cli, config
 from vae_jax.config import UserError
+from vae_jax.train import loop
+from vae_jax.train import run as run_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 LOSS = """from __future__ import annotations
@@ -124,7 +128,7 @@ def test_numbers_of_numpy_in_a_config_file_survive_json():
     assert config.from_json(config.to_json(c)).objective.beta == 0.5
 
 
-def train(tmp_path, *flags):
+def train(tmp_path, *flags, **variables):
     """``train.py`` from a folder that holds neither the code nor the loss."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -132,9 +136,10 @@ def train(tmp_path, *flags):
     return subprocess.run(
         [*command, "--workdir=run", *SHORT, *flags],
         cwd=elsewhere,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,  # without jit it takes minutes on a busy machine
     )
 
 
@@ -144,6 +149,77 @@ def test_a_loss_with_a_tuple_trains_and_is_evaluated_in_one_import(tmp_path):
     done = train(tmp_path, f"--config.objective.name={name}", "--config.objective.scales=(2.0,)")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "imports.txt").read_text() == "imported\n"
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ("z", r"returned an array of shape \(3,\); want vae_jax\.objectives\.Terms\(loss="),
+        ("(z, {'mean': z})", r"returned a tuple; want vae_jax\.objectives\.Terms\(loss="),
+        ("{'loss': z}", r"returned a dict; want vae_jax\.objectives\.Terms\(loss="),
+        ("None", r"returned a NoneType; want vae_jax\.objectives\.Terms\(loss="),
+        ("Terms(loss=None, elbo=z)", r"returned Terms without a loss"),
+        ("Terms(loss=z, extra=[z])", r"Terms\.extra is a list; want a dict of arrays"),
+        ("Terms(loss=z, extra={'parts': [z]})", r"Terms\.parts is a list; want an array"),
+        ("Terms(loss=z.mean())", r"loss has shape \(\); want one number per example"),
+        ("Terms(loss=z, labelled=z)", r"labelled: returned an array"),
+    ],
+)
+def test_a_loss_that_returns_no_terms_is_one_line_at_the_start(tmp_path, result, message):
+    path = tmp_path / "my_loss.py"
+    path.write_text(
+        "from vae_jax.objectives import Terms\n\n"
+        "def loss(model, params, batch, keys):\n"
+        f"    z = batch['image'].sum((1, 2, 3))\n    return {result}\n"
+    )
+    c = config.default()
+    c.objective = objective(f"{path}:loss")
+    with pytest.raises(UserError, match=message) as error:
+        run_lib.setup(c)
+    assert str(error.value).startswith("objective") and "\n" not in str(error.value)
+
+
+def test_a_run_goes_on_with_the_loss_that_it_was_trained_with(tmp_path):
+    """A helper beside the loss counts too; a fresh run may begin from the parameters."""
+    name = write_loss(tmp_path, imports="import helper_of_a_changed_loss as helper")
+    helper = tmp_path / "helper_of_a_changed_loss.py"
+    helper.write_text("FACTOR = 2\n")
+    c = config.default()
+    c.steps = c.eval.every = c.log_every = 20
+    c.encoder = config.call("encoder", "mlp", widths=(4,))
+    c.objective = objective(name)
+    c.mesh.data = 1
+    workdir = str(tmp_path / "run")
+    assert loop.train(c, workdir, silent)
+    for path in (helper, tmp_path / "my_loss.py"):
+        text = path.read_text()
+        path.write_text(text + "# edited\n")
+        for use in (
+            lambda: loop.train(c, workdir, silent),
+            lambda: run_lib.restore(workdir, say=silent),
+        ):
+            with pytest.raises(UserError, match=r"objective\.name: .*my_loss\.py:loss changed"):
+                use()
+        path.write_text(text)
+    assert run_lib.restore(workdir, say=silent).meta["step"] == 20
+    (tmp_path / "my_loss.py").write_text((tmp_path / "my_loss.py").read_text() + "# edited\n")
+    c.init_from = workdir
+    assert loop.train(c, str(tmp_path / "fresh"), silent)
+    (tmp_path / "run" / "data.json").unlink()
+    assert run_lib.restore(workdir, say=silent).meta["step"] == 20
+
+
+@pytest.mark.slow
+def test_a_loss_can_be_stepped_through_without_jit(tmp_path):
+    """A few steps of training and an evaluation; the loss sees numbers, not tracers."""
+    body = "print('traced' if 'Tracer' in type(batch['image']).__name__ else 'numbers')"
+    name = write_loss(tmp_path, body=body)
+    flags = ["--config.steps_per_call=1", "--config.steps=2", "--config.eval.every=2"]
+    flags += ["--config.log_every=1", "--config.mesh.data=1", "--config.encoder.widths=(4,)"]
+    flags += ["--config.decoder.widths=(4,)", f"--config.objective.name={name}"]
+    done = train(tmp_path, *flags, JAX_DISABLE_JIT="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines().count("numbers") >= 3, "two steps and a validation"
 
 
 def test_an_exception_in_the_file_shows_its_own_line(tmp_path):

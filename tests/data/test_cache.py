@@ -92,8 +92,9 @@ def test_what_is_replaced_or_unused_is_removed_and_the_size_is_told(tmp_path):
     folder_of_images(root, {"a": 4, "b": 4})
     c = config(name=f"folder:{root}", size=8)
     told = data.load(c).notes
-    assert len(told) == 1 and told[0].startswith(f"decoded images are kept in {tmp_path / 'cache'}")
-    assert data.load(c).notes == ()  # nothing was written
+    *others, kept = told
+    assert kept.startswith(f"decoded images are kept in {tmp_path / 'cache'}")
+    assert data.load(c).notes == tuple(others)  # nothing was written
     (first,) = (tmp_path / "cache").iterdir()
     (root / "a" / "0.png").write_bytes((root / "b" / "1.png").read_bytes())
     old = first.with_name("folder__elsewhere-0123456789abcdef-0123456789abcdef")

@@ -317,3 +317,15 @@ def test_channels_are_found_by_looking(tmp_path, kind):
     assert d.shape == ((8, 8, 3) if kind == "colour" else (8, 8, 1))
     assert f"so data.channels={d.shape[2]}" in d.notes[0]
     assert load(root, channels=3).shape == (8, 8, 3)
+
+
+def test_rectangles_are_not_cropped_without_a_word(tmp_path):
+    root = tmp_path / "images"
+    noise(root, "ab", 6)
+    assert not any("squares" in note for note in load(root).notes)
+    PIL.Image.new("L", (640, 480)).save(root / "a" / "wide.png")
+    (note,) = [note for note in load(root).notes if "squares" in note]
+    assert note == (
+        "1 of 13 images looked at are no squares (such as 640x480): "
+        "of each the middle is used, at 8x8"
+    )

@@ -1,6 +1,7 @@
 """Digits, carving, held-out classes, and images of another data set."""
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from tests.data.common import config
@@ -86,13 +87,50 @@ def test_held_out_classes_are_in_no_split_and_nothing_else_moves():
         stays = np.isin(a.label, known)
         np.testing.assert_array_equal(b.image, a.image[stays])
         np.testing.assert_array_equal(np.array(known)[b.label], a.label[stays])
-    out = ~np.isin(whole.test.label, known)
-    np.testing.assert_array_equal(open_.unseen.image, whole.test.image[out])
-    np.testing.assert_array_equal(np.array([2, 8])[open_.unseen.label], whole.test.label[out])
+    splits = (whole.train, whole.validation, whole.test)
+    image = np.concatenate([split.image for split in splits])
+    label = np.concatenate([split.label for split in splits])
+    out = ~np.isin(label, known)
+    assert out.sum() == 351, "all images of two of ten classes"
+    np.testing.assert_array_equal(open_.unseen.image, image[out])
+    np.testing.assert_array_equal(np.array([2, 8])[open_.unseen.label], label[out])
     budget = data.load(
         config(hold_out=(8, 2), labels=32, labels_seed=0)
     )  # counts the classes that are left
     assert (budget.train.label >= 0).sum() + (budget.validation.label >= 0).sum() == 32
+
+
+@pytest.mark.parametrize("memory_mb", [4096, 0])
+def test_classes_are_held_out_by_name(tmp_path, memory_mb):
+    """From a folder too, whether its images are in memory or streamed."""
+    for y, name in enumerate(("ant", "bee", "cat", "dog")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            image = PIL.Image.fromarray(np.full((4, 4), 10 * y + i, np.uint8))
+            image.save(tmp_path / "images" / name / f"{i}.png")
+    c = config(name=f"folder:{tmp_path / 'images'}", size=4, memory_mb=memory_mb)
+    c.hold_out = ("dog", "bee")
+    dataset = data.load(c)
+    assert dataset.classes == ("ant", "cat")
+    assert isinstance(dataset.unseen.image, data.Stream) == (memory_mb == 0)
+    values = dataset.unseen.image[:][:, 0, 0, 0]
+    assert sorted(values.tolist()) == [*range(10, 16), *range(30, 36)]
+    np.testing.assert_array_equal(dataset.unseen.label, values // 10 == 3)
+    c.hold_out = (3, "bee")
+    np.testing.assert_array_equal(data.load(c).unseen.image[:], dataset.unseen.image[:])
+    c.hold_out = ("dgo",)
+    with pytest.raises(UserError, match=r"hold_out=.*has no class dgo; nearest: dog"):
+        data.load(c)
+
+
+def test_one_class_has_nothing_to_tell_apart(tmp_path):
+    (tmp_path / "images" / "ant").mkdir(parents=True)
+    for i in range(9):
+        image = PIL.Image.fromarray(np.full((4, 4), i, np.uint8))
+        image.save(tmp_path / "images" / "ant" / f"{i}.png")
+    dataset = data.load(config(name=f"folder:{tmp_path / 'images'}", size=4))
+    assert dataset.classes == () and dataset.test.label is None
+    assert any("one class only (ant)" in note for note in dataset.notes)
 
 
 def test_images_of_another_data_set_become_of_this_ones_kind():

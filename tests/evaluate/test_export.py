@@ -1,5 +1,7 @@
 """Exported programs, and predictions without the model code."""
 
+import json
+import pathlib
 import subprocess
 import sys
 
@@ -109,6 +111,22 @@ def test_a_damaged_or_wrong_export_is_one_line(trained, capsys):
     assert capsys.readouterr().err.strip().endswith("none.jaxexport: No such file or directory")
     with pytest.raises(UserError, match="workdir: want"):
         export.run(["export"])
+
+
+def test_damaged_metadata_of_an_export_is_one_line(trained):
+    """One number or name that changed; an export of an earlier version has no checksum."""
+    path = pathlib.Path(export.write(trained[0], "encoder", say=lambda _: None))
+    description = path.with_suffix(".json")
+    meta = json.loads(description.read_text())
+    assert predict.load(path)[1] == meta
+    image = meta["image"] | {"levels": 16}
+    for change in ({"classes": meta["classes"][::-1]}, {"image": image}):
+        description.write_text(json.dumps(meta | change))
+        with pytest.raises(predict.Refused, match=r"encoder\.json: not the metadata .*damaged"):
+            predict.load(path)
+    del meta["metadata_sha256"]
+    description.write_text(json.dumps(meta))
+    assert predict.load(path)[1] == meta
 
 
 def test_familiarity_is_a_share():

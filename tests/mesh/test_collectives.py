@@ -17,7 +17,22 @@ def sizes_of(c):
     return jax.tree.leaves(jax.eval_shape(m.init, jax.random.key(0)))
 
 
-@pytest.mark.parametrize("mode", ["jit", "shard_map"])
+@pytest.mark.parametrize("fields", [{"dtype": "bfloat16"}, {"mesh__data": 2, "mesh__fsdp": 4}])
+def test_jit_is_the_global_view_and_auto_the_program_by_shards(fields):
+    """Before XLA's partitioner the global view has no collective."""
+    texts = {}
+    for mode in ("jit", "shard_map", "auto"):
+        texts[mode] = lowered(small(compile=mode, optim__clip=0.0, **fields))[0]
+    assert "stablehlo.all_reduce" not in texts["jit"]
+    assert "stablehlo.all_reduce" in texts["shard_map"] and texts["auto"] == texts["shard_map"]
+
+
+def test_auto_is_jit_elsewhere():
+    texts = [lowered(small(compile=mode))[0] for mode in ("auto", "jit")]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("mode", ["auto", "shard_map"])
 def test_bfloat16_nets_sum_their_gradients_in_float32(mode):
     """In the program before XLA: its CPU compiler would widen a bfloat16 sum by itself."""
     before, compiled = lowered(small(dtype="bfloat16", compile=mode, optim__clip=0.0))

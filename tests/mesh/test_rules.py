@@ -130,7 +130,8 @@ def test_bytes_on_a_device_and_a_picture(capsys):
         ({"data": 3, "model": -1}, r"mesh\.data=3: 3 does not fit 8 devices; nearest that fits: 2"),
         (
             {"data": -1, "fsdp": 16},
-            r"mesh\.fsdp=16: 16 does not fit 8 devices; nearest that fits: 8",
+            r"mesh\.fsdp=16: 16 does not fit 8 devices; nearest that fits: 8; "
+            r"XLA_FLAGS=--xla_force_host_platform_device_count=16 before the command gives virtual",
         ),
         (
             {"data": 4, "model": 4},

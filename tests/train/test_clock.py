@@ -21,7 +21,8 @@ def test_the_parts_of_the_wall_time_add_up():
     clock |= {"validation_seconds": 9.0, "checkpoint_seconds": 1.0, "compile_seconds": 30.0}
     assert watch.goodput(clock) == pytest.approx(0.5)
     words = "steps 50%, compile 30%, restart 10%, validation 9%, checkpoint 1%"
-    assert watch.shares(clock) == words
+    assert watch.shares(clock | {"restarts": 1}) == words
+    assert watch.shares(clock) == words.replace("restart", "start-up"), "it was never restarted"
 
 
 def test_what_was_lost_since_the_last_save_is_restart():
@@ -67,6 +68,7 @@ def test_steps_are_profiled_when_asked_and_a_signal_asks(tmp_path):
     assert signal.getsignal(signal.SIGUSR1) is before
     assert [line.partition(":")[0] for line in lines] == [
         "data",
+        "program",
         "profiled steps 2-3",
         "profiled steps 4-13",
         "wall time",

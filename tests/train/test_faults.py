@@ -1,5 +1,6 @@
 """Damaged runs, lost terminals, full disks, moved folders: each is one line."""
 
+import contextlib
 import io
 import json
 import os
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from tests.processes import ROOT, silent
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
+from vae_jax.tools import assess
 from vae_jax.train import checkpoint, clock, log, loop
 from vae_jax.train import run as run_lib
 
@@ -110,6 +113,45 @@ def test_a_config_that_was_deleted_or_changed_is_refused(workdir):
     assert loop.train(tiny(), str(workdir), silent), "the same config goes on"
 
 
+def test_more_steps_of_a_finished_run(workdir, tmp_path):
+    """Where the schedule ends with the steps, the refusal says how to go on."""
+    with pytest.raises(
+        UserError, match=r"steps: 40 -> 60\).*init_from.*schedule=cosine ends"
+    ) as error:
+        loop.train(tiny(60), str(workdir), silent)
+    assert "\n" not in str(error.value)
+    c = tiny(60)
+    c.init_from = str(workdir)
+    assert loop.train(c, str(tmp_path / "second"), silent)
+    with pytest.raises(UserError, match=r"steps: 40 -> 20\); want another workdir"):
+        loop.train(tiny(20), str(workdir), silent)
+
+
+def test_a_constant_schedule_can_have_more_steps(tmp_path):
+    """40 steps, then 60 in all, are bit for bit a run of 60."""
+    states = []
+    for name, lengths in (("once", (60,)), ("twice", (40, 60))):
+        for steps in lengths:
+            c = tiny(steps)
+            c.optim.schedule = "constant"
+            assert loop.train(c, str(tmp_path / name), silent)
+        states.append(run_lib.restore(str(tmp_path / name), "latest", say=silent))
+    assert [one.meta["step"] for one in states] == [60, 60]
+    assert [one.meta["clock"]["restarts"] for one in states] == [0, 1]
+    once, twice = (jax.tree.leaves(one.state) for one in states)
+    assert all((a == b).all() for a, b in zip(once, twice, strict=True))
+    c.steps = 40
+    with pytest.raises(UserError, match=r"steps: 60 -> 40"):
+        loop.train(c, str(tmp_path / "twice"), silent)
+
+
+def test_a_wrong_init_from_is_named(tmp_path):
+    c = tiny()
+    c.init_from = str(tmp_path / "none")
+    with pytest.raises(UserError, match=r"^init_from=.*none: no run in it"):
+        loop.train(c, str(tmp_path / "run"), silent)
+
+
 def test_a_run_that_saved_nothing_does_not_block_its_folder(tmp_path):
     lines = []
     os.close(run_lib.claim(tmp_path / "run", tiny(latent=3)))
@@ -140,6 +182,51 @@ def test_a_folder_that_moves_is_one_line(finished, tmp_path):
     with pytest.raises(UserError, match="moved") as error:
         loop.train(c, str(folder), move)
     assert "\n" not in str(error.value)
+
+
+@contextlib.contextmanager
+def read_only(folder):
+    """A file system that refuses writes, to root too."""
+    mount = ["mount", "--bind", folder, folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def evaluated(workdir, **options):
+    """The error of an evaluation that cannot write its results, and what it said before."""
+    lines = []
+    with pytest.raises(UserError) as error:
+        assess.assess(str(workdir), assess.Request(**options), say=lines.append)
+    assert "\n" not in str(error.value)
+    return str(error.value), lines
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_evaluation(workdir):
+    with read_only(workdir):
+        message, lines = evaluated(workdir)
+    assert "metrics.json: Read-only file system" in message and lines == []
+
+
+def test_results_in_the_way_are_told_before_the_evaluation(workdir, tmp_path):
+    (workdir / "metrics.json").mkdir()
+    assert evaluated(workdir) == (
+        f"{workdir}/metrics.json: Is a directory; "
+        "want a folder that can be written, on a disk with room",
+        [],
+    )
+    (workdir / "metrics.json").rmdir()
+    (workdir / "report").write_text("a file")
+    message, lines = evaluated(workdir)
+    assert "report/index.html: Not a directory" in message and lines == []
+    (workdir / "report").unlink()
+    for path, why in (("none/x.json", "no folder"), ("a b.json", "want a file"), ("x", "want a")):
+        message, lines = evaluated(workdir, publish=str(tmp_path / path))
+        assert message.startswith("results=") and why in message and lines == []
 
 
 @pytest.mark.parametrize("ahead", [3600.0, 1e9])

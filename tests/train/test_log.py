@@ -43,8 +43,8 @@ def test_log_writes_strict_json_at_once_and_tensorboard(tmp_path):
         row,
         {"step": 10, "split": "validation", "loss": 2.5},
     ]
-    assert events(tmp_path / "tensorboard" / "train") == {10: {"loss": 1.5}}
-    assert events(tmp_path / "tensorboard" / "validation") == {10: {"loss": 2.5}}
+    assert events(tmp_path / "train") == {10: {"loss": 1.5}}
+    assert events(tmp_path / "validation") == {10: {"loss": 2.5}}
 
 
 def test_resumed_log_equals_one_that_was_never_stopped(tmp_path):
@@ -63,7 +63,17 @@ def test_resumed_log_equals_one_that_was_never_stopped(tmp_path):
     assert [r["step"] for r in read_history(str(tmp_path / "stopped"))][-1] == 70
     rows(MetricsLog(str(tmp_path / "stopped"), resume_step=40), range(50, 101, 10))
     assert path.read_bytes() == (tmp_path / "straight" / "metrics.jsonl").read_bytes()
-    assert sorted(os.listdir(tmp_path / "stopped")) == ["metrics.jsonl", "tensorboard"]
+    assert sorted(os.listdir(tmp_path / "stopped")) == ["metrics.jsonl", "train", "validation"]
+
+
+def test_a_folder_that_was_moved_is_not_made_again(tmp_path):
+    log = MetricsLog(str(tmp_path / "run"))
+    log.write(10, "train", {"loss": 1.0})
+    os.rename(tmp_path / "run", tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"^workdir=.*run: the folder was moved"):
+        log.write(10, "validation", {"loss": 1.0})
+    log.close()
+    assert os.listdir(tmp_path) == ["elsewhere"]
 
 
 def test_torn_line_without_later_rows_is_dropped_and_a_new_run_starts_empty(tmp_path):

@@ -80,6 +80,13 @@ def test_eval_takes_a_mesh_of_its_own(workdir):
     np.testing.assert_allclose(split, whole, rtol=1e-5)
 
 
+def test_eval_takes_fewer_images_at_once(workdir):
+    first = json.loads((workdir / "metrics.json").read_text())
+    done = python("eval.py", f"--workdir={workdir}", "--batch=24")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((workdir / "metrics.json").read_text()) == pytest.approx(first, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "line"),
     [("mesh.model", "3", "mesh"), ("mesh.modle", "2", "mesh.modle=2: unknown field")],

@@ -14,6 +14,7 @@ from tests.tiny import TRACE_TOLERANCE
 from vae_jax import cli as flags
 from vae_jax import config
 from vae_jax.config import UserError
+from vae_jax.tools import assess
 from vae_jax.train import checkpoint, loop
 from vae_jax.train import clock as watch
 from vae_jax.train import run as workdir
@@ -74,6 +75,16 @@ def test_a_sweep_killed_between_two_saves_goes_on_from_the_step_that_all_have(sw
     assert f"going on from step 10 of 20 in {stopped}" in lines
     for name in ("replica_0", "replica_1"):
         jax.tree.map(np.testing.assert_array_equal, params(stopped / name), params(folder / name))
+
+
+def test_the_page_of_a_replica_says_which_it_is(swept, tmp_path):
+    folder = shutil.copytree(swept[0], tmp_path / "run")
+    _, run = assess.assess(str(folder / "replica_1"), assess.Request(iw_k=1), say=silent)
+    assert run["replica"].startswith("1 of 2 (") and run["restarts"] == 0
+    page = (folder / "replica_1" / "report" / "index.html").read_text()
+    assert "each replica is judged at a step of its own" in page
+    assert "restart" not in run["wall_time"]
+    assert workdir.replica_name(str(folder)) == ""
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ fields, and ``--config.objective.name=NAME`` changes name and fields together. A
 
 from ml_collections import ConfigDict
 
-from vae_jax.config.checks import LIMITS, shorten_warmups, validate
+from vae_jax.config.checks import LIMITS, program_name, shorten_warmups, validate
 from vae_jax.config.errors import UserError, nearest
 from vae_jax.config.fields import default, flatten, set_field
 from vae_jax.config.files import differences, from_json, load, to_json
 from vae_jax.config.plugins import import_file, own
 from vae_jax.config.replicas import override, replica, replica_count, replicate
-from vae_jax.config.sections import CALLS, arguments, build, call, plain, rename, resolve
+from vae_jax.config.sections import CALLS, arguments, build, call, plain, rename, resolve, sources
 
 __all__ = [
     "CALLS",
@@ -35,6 +35,7 @@ __all__ = [
     "override",
     "own",
     "plain",
+    "program_name",
     "rename",
     "replica",
     "replica_count",
@@ -42,6 +43,7 @@ __all__ = [
     "resolve",
     "set_field",
     "shorten_warmups",
+    "sources",
     "to_json",
     "validate",
 ]

@@ -12,7 +12,7 @@ from vae_jax.config.replicas import replica, replica_count
 from vae_jax.config.sections import CALLS, call, resolve
 
 BINARIZE = ("none", "threshold", "static", "dynamic")
-COMPILE = ("jit", "shard_map", "pmap")
+COMPILE = ("auto", "jit", "shard_map", "pmap")
 REMAT = ("none", "full", "dots")
 SELECT = ("loss", "elbo", "cross_entropy", "accuracy")
 SIGNED = ("logvar", "target")  # arguments that may be negative
@@ -30,8 +30,12 @@ def one_of(*values: object, words: str = "") -> Limit:
     return Limit(lambda v: v in values, words or ", ".join(map(str, values)))
 
 
-def _different_indices(values: tuple) -> bool:
-    return len(set(values)) == len(values) and all(type(i) is int and i >= 0 for i in values)
+def _different_classes(values: tuple) -> bool:
+    """Places or names of classes, each once."""
+    for value in values:
+        if type(value) is not str and (type(value) is not int or value < 0):
+            return False
+    return len(set(values)) == len(values)
 
 
 POSITIVE = Limit(lambda v: v > 0, "a number > 0")
@@ -57,7 +61,9 @@ LIMITS = {
     "data.labels": NATURAL,
     "data.labels_seed": Limit(lambda v: 0 <= v < 2**31, "0 <= value < 2**31"),
     "data.labelled_batch": NATURAL,
-    "data.hold_out": Limit(_different_indices, "different places of classes, such as (8, 9)"),
+    "data.hold_out": Limit(
+        _different_classes, "different places of classes, such as (8, 9), or names"
+    ),
     "data.binarize": one_of(*BINARIZE),
     "data.shift": NATURAL,
     "data.memory_mb": NATURAL,
@@ -177,6 +183,19 @@ def _validate_replicas(c: ConfigDict) -> None:
         raise UserError(f"replicas.{words}: want two or more, all different")
     for r in range(replica_count(c)):
         validate(replica(c, r))
+
+
+def program_name(c: ConfigDict, fsdp: int) -> str:
+    """The program that ``config.compile`` means on a mesh with ``fsdp`` devices on that axis.
+
+    *auto* is *jit*, the global view, but *shard_map* for nets that are not float32, whose gradients
+    would be summed over devices in the nets' dtype, and for parameters split over ``fsdp``, which
+    the partitioner would gather several times.
+    """
+    if c.compile != "auto":
+        return c.compile
+    by_shards = c.dtype != "float32" or fsdp > 1
+    return "shard_map" if by_shards and not replica_count(c) else "jit"
 
 
 def shorten_warmups(c: ConfigDict) -> list[str]:

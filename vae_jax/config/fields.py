@@ -17,7 +17,7 @@ def default() -> ConfigDict:
     c.batch = 128  # examples per step, over all devices
     c.steps_per_call = 1  # optimiser steps in one compiled call (small models are dispatch-bound)
     c.accumulate = 1  # microbatches of a step, one after another: less memory, the same update
-    c.compile = "jit"  # jit, shard_map or pmap; the same update
+    c.compile = "auto"  # jit (the global view), shard_map, pmap; auto chooses; the same update
     c.remat = "none"  # what nets compute twice: none, full, or dots (all but products)
     c.unroll = True  # the steps of a call written out (convolutions on CPU are slow in a loop)
     c.log_every = 100  # steps between rows of metrics.jsonl
@@ -72,7 +72,7 @@ def data_defaults() -> ConfigDict:
     c.labels = 0  # number of training and validation labels; 0 = all (see data.load)
     c.labels_seed = 0  # which examples have them
     c.labelled_batch = 0  # labelled examples per step, a stream beside the batch; 0 = none
-    c.hold_out = ()  # indices of classes left out of training, such as (8, 9); evaluation uses them
+    c.hold_out = ()  # classes left out of training, for evaluation: places (8, 9), or names
     c.binarize = "none"  # none, threshold, static or dynamic
     c.shift = 0  # training images are moved by up to this many pixels
     c.flip = False  # ... and mirrored

@@ -1,5 +1,6 @@
 """Python files of the user: config files, and losses, nets and such as ``file:function``."""
 
+import hashlib
 import importlib.util
 import os
 import sys
@@ -59,15 +60,48 @@ def import_file(path: str, field: str, *, again: bool = False) -> types.ModuleTy
         return module
 
 
-def own(field: str, name: str) -> Callable[..., object]:
-    """The function or class that ``name``, ``file:function``, means; ``field`` set it."""
-    path, _, attribute = name.rpartition(":")
+def _file(field: str, name: str) -> str:
+    """The path of the file in ``name``, ``file:function``."""
+    path = name.rpartition(":")[0]
     if not path.endswith(".py"):
         if os.sep not in path:
             path = path.replace(".", os.sep)
         path = f"{path}.py"
     if not os.path.isfile(path):
         raise UserError(f"{field}={name}: no file {path}")
+    return path
+
+
+def source_hash(field: str, name: str) -> str:
+    """A hash of the text of ``name``, ``file:function``, as it is on disk now.
+
+    The files beside it that it has imported, or that what they hold is from, count too.
+    """
+    waiting = [import_file(_file(field, name), field)]
+    folder = os.path.dirname(waiting[0].__file__)
+    files = set()
+    while waiting:
+        module = waiting.pop()
+        path = getattr(module, "__file__", None)
+        if not path or os.path.dirname(os.path.realpath(path)) != folder or path in files:
+            continue
+        files.add(path)
+        for value in vars(module).values():
+            home = value.__name__ if isinstance(value, types.ModuleType) else None
+            home = home or getattr(value, "__module__", None)
+            if isinstance(home, str) and home in sys.modules:
+                waiting.append(sys.modules[home])
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        with open(path, "rb") as file:
+            digest.update(os.path.basename(path).encode() + b"\n" + file.read())
+    return digest.hexdigest()[:16]
+
+
+def own(field: str, name: str) -> Callable[..., object]:
+    """The function or class that ``name``, ``file:function``, means; ``field`` set it."""
+    path = _file(field, name)
+    attribute = name.rpartition(":")[2]
     function = getattr(import_file(path, field), attribute, None)
     if not callable(function):
         raise UserError(f"{field}={name}: {path} has no function {attribute}")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from vae_jax.config.errors import UserError, nearest
-from vae_jax.config.plugins import own
+from vae_jax.config.plugins import own, source_hash
 
 # section -> where its names are defined (a module and the table of names in it).
 CALLS = {
@@ -66,6 +66,16 @@ def resolve(section: str, name: str) -> Callable[..., object]:
     if name not in known:
         raise UserError(f"{section}.name={name}: unknown; {nearest(name, known)}")
     return known[name]
+
+
+def sources(c: ConfigDict) -> dict[str, str]:
+    """{'objective.name': hash of its source text} of the user's own functions and modules."""
+    hashes = {}
+    for section in CALLS:
+        if ":" in c[section].name:
+            field = f"{section}.name"
+            hashes[field] = source_hash(field, c[section].name)
+    return hashes
 
 
 def _defaults(function: Callable[..., object]) -> dict[str, object]:

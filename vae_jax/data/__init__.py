@@ -74,7 +74,7 @@ class Dataset(NamedTuple):
     train: Split
     validation: Split
     test: Split
-    unseen: Split | None = None  # test images of the classes of data.hold_out, labels anew from 0
+    unseen: Split | None = None  # all images of the classes of data.hold_out, labels anew from 0
     release: str = ""  # the version of a TFDS data set
     notes: tuple[str, ...] = ()  # what a user should know of how it was read, a line each
 
@@ -111,11 +111,18 @@ def load(c: ConfigDict) -> Dataset:
     ``c.validation`` of all, and are then carved without a look at their labels. ``c.labels_seed``
     draws other examples; the run's seed does not.
 
-    ``c.hold_out`` takes classes out of all three splits, so to every objective the data has fewer
-    classes; the test images of these are ``unseen``. The other images stay in their split.
+    ``c.hold_out`` takes classes, by place or by name, out of all three splits, so to every
+    objective the data has fewer classes; all images of these are ``unseen``. The other images stay
+    in their split.
+
+    A data set of one class has nothing to tell apart: it is one without labels.
     """
     check(c)
     data, splits = _read(c)
+    if len(data.classes) == 1:
+        note = f"one class only ({data.classes[0]}): the images are taken as unlabelled"
+        data = data._replace(classes=(), notes=(*data.notes, note))
+        splits = {name: split._replace(label=None) for name, split in splits.items()}
     if c.shift >= min(data.shape[:2]):
         side = min(data.shape[:2])
         raise UserError(f"data.shift={c.shift}: want less than the images' side, {side}")

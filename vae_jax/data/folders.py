@@ -62,6 +62,7 @@ def folder(name: str, size: int, channels: int) -> Sources:
         channels = _channels(rows["train"])
         kind = {1: "grey", 3: "colour"}[channels]
         notes.append(f"images are {kind}, so data.channels={channels}")
+    notes += _cropped(rows["train"], size)
     splits = {split: _source(root, rows, split, (size, size, channels)) for split in rows}
     return Sources(
         shape=(size, size, channels),
@@ -189,6 +190,27 @@ def _is_grey(file: pathlib.Path) -> bool:
         return True
     pixels = pixels[pixels[..., 3] > 0]
     return bool((pixels[:, :1] == pixels[:, 1:3]).all())
+
+
+def _cropped(rows: list[Row], size: int) -> list[str]:
+    """A line where images are no squares, so that a part of each is not used."""
+    import PIL.Image
+
+    stride = -(-len(rows) // LOOKED_AT)
+    looks = rows[::stride]
+    rectangles = []
+    for row in looks:
+        try:
+            with PIL.Image.open(row.file) as image:
+                width, height = image.size
+        except Exception:  # unreadable: named when it is decoded
+            continue
+        if width != height:
+            rectangles.append(f"{width}x{height}")
+    if not rectangles:
+        return []
+    many = f"{len(rectangles)} of {len(looks)} images looked at are no squares"
+    return [f"{many} (such as {rectangles[0]}): of each the middle is used, at {size}x{size}"]
 
 
 def _source(

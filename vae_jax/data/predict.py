@@ -124,6 +124,12 @@ class Refused(Exception):
     """Bad input, in one line."""
 
 
+def metadata_digest(meta: dict) -> str:
+    """SHA-256 of an export's metadata, without the field that holds it."""
+    fields = {key: value for key, value in meta.items() if key != "metadata_sha256"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
 def load(path: str | os.PathLike) -> tuple[Callable, dict]:
     """(call, metadata) of an exported file.
 
@@ -137,10 +143,13 @@ def load(path: str | os.PathLike) -> tuple[Callable, dict]:
         blob = path.read_bytes()
         meta = json.loads(description.read_text())
         whole = hashlib.sha256(blob).hexdigest() == meta["sha256"]
+        # Exports of earlier versions have none.
+        if meta.get("metadata_sha256", "") not in ("", metadata_digest(meta)):
+            raise ValueError("another checksum")
     except OSError as error:
         raise Refused(f"{error.filename}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
-        raise Refused(f"{description}: not the metadata of an exported model") from None
+        raise Refused(f"{description}: not the metadata of an exported model, or damaged") from None
     if not whole:
         raise Refused(
             f"{path}: damaged, or of another export than {description} (checksum differs)"

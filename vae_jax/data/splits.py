@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from vae_jax.config import UserError
+from vae_jax.config import UserError, nearest
 from vae_jax.data.batches import shuffle
 
 # Splits never depend on the run's seed: runs of different seeds share them.
@@ -58,6 +58,26 @@ def some(split: Split, n: int) -> Split:
     size = len(split.image)
     n = min(n, size)
     return pick(split, np.arange(n) * size // n)
+
+
+def joined(splits: Sequence[Split]) -> Split:
+    """The labelled examples of several splits as one, in order; a Stream where any is."""
+    label = np.concatenate([split.label for split in splits])
+    images = [split.image for split in splits]
+    if not any(isinstance(image, Stream) for image in images):
+        return Split(np.concatenate(images), label)
+    starts = np.cumsum([0, *map(len, images)])
+
+    def decode(places: list[int]) -> list[np.ndarray]:
+        place_N = np.array(places)
+        rows = {}
+        for start, image in zip(starts, images, strict=False):
+            mine = place_N[(place_N >= start) & (place_N < start + len(image))]
+            if len(mine):
+                rows |= zip(mine.tolist(), image[mine - start], strict=True)
+        return [rows[place] for place in places]
+
+    return Split(Stream(decode, np.arange(len(label)), images[0].shape[1:]), label)
 
 
 def labelled(split: Split) -> Split:
@@ -137,30 +157,43 @@ def _strata(split: Split, stratified: bool) -> np.ndarray:
 def hold_out(
     splits: dict[str, Split], c: ConfigDict, classes: Sequence[str]
 ) -> tuple[tuple[str, ...], Split]:
-    """(names of the classes that stay, test examples of the others).
+    """(names of the classes that stay, all examples of the others).
 
-    Takes the classes ``c.hold_out`` out of ``splits``, in place. Labels count anew from 0.
+    Takes the classes ``c.hold_out``, by place or by name, out of ``splits``, in place. Labels count
+    anew from 0.
     """
     if not classes:
         raise UserError(f"data.hold_out={c.hold_out}: data.name={c.name} has no labels; want ()")
-    if max(c.hold_out) >= len(classes) or len(classes) - len(c.hold_out) < 2:
-        right = f"places 0 to {len(classes) - 1}, and two classes to stay"
+    places = {_place(c, classes, one) for one in c.hold_out}
+    if max(places) >= len(classes) or len(classes) - len(places) < 2:
+        right = f"places 0 to {len(classes) - 1} or names, and two classes to stay"
         raise UserError(
             f"data.hold_out={c.hold_out}: data.name={c.name} has {len(classes)} classes; "
             f"want {right}"
         )
-    out_Y = np.isin(np.arange(len(classes)), c.hold_out)
+    out_Y = np.isin(np.arange(len(classes)), sorted(places))
     place_Y = np.where(out_Y, np.cumsum(out_Y), np.cumsum(~out_Y)).astype(np.int32) - 1
 
     def of_classes(split: Split, which_Y: np.ndarray) -> Split:
         part = pick(split, np.flatnonzero(which_Y[split.label]))
         return Split(part.image, place_Y[part.label])
 
-    unseen = of_classes(splits["test"], out_Y)
+    names = ("train", "validation", "test")
+    unseen = joined([of_classes(splits[name], out_Y) for name in names])
     for name, split in splits.items():
         splits[name] = of_classes(split, ~out_Y)
     stay = tuple(classes[y] for y in np.flatnonzero(~out_Y))
     return stay, unseen
+
+
+def _place(c: ConfigDict, classes: Sequence[str], name: int | str) -> int:
+    """The place of a class that ``data.hold_out`` names, or gives by its place."""
+    if isinstance(name, int):
+        return name
+    if name not in classes:
+        why = f"data.name={c.name} has no class {name}; {nearest(name, classes)}"
+        raise UserError(f"data.hold_out={c.hold_out}: {why}")
+    return list(classes).index(name)
 
 
 def spend(splits: dict[str, Split], c: ConfigDict, classes: int) -> None:

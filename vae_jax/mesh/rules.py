@@ -19,6 +19,7 @@ from vae_jax.config import UserError
 from vae_jax.mesh.layout import BATCH
 
 AXES = ("data", "fsdp", "model", "samples")
+VIRTUAL = "--xla_force_host_platform_device_count"  # of a CPU, to try a mesh
 
 # First match wins; paths look like 'params/decoder/Layer_0/dense/kernel'. A spec is that of the
 # last dimensions: of a kernel (…, inputs, outputs). An axis that does not divide its dimension is
@@ -72,6 +73,8 @@ def make_mesh(c: Mapping[str, int], devices: Sequence[jax.Device] | None = None)
             if fits
             else f"want axes whose product divides {n}"
         )
+        if devices[0].platform == "cpu" and known > n:
+            right += f"; XLA_FLAGS={VIRTUAL}={known} before the command gives virtual devices"
         raise UserError(
             f"mesh.{axis}={fixed[axis]}: {asked} does not fit {n} device{'s' * (n > 1)}; {right}"
         )

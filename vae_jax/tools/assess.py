@@ -28,8 +28,8 @@ from vae_jax.report.metrics import lookup
 from vae_jax.tools import results
 from vae_jax.train import checkpoint, step
 from vae_jax.train import clock as watch
-from vae_jax.train.log import read_history
-from vae_jax.train.run import Restored, Setup, members, restore, siblings
+from vae_jax.train.log import check_writable, read_history
+from vae_jax.train.run import Restored, Setup, members, replica_name, restore, siblings
 
 Tell = Callable[[str], Any]
 
@@ -45,7 +45,8 @@ class Request:
       metrics: the user's own metrics, each ``file:function``.
       ood: names of the data sets that the task ``ood`` is asked about.
       data_dir: where TFDS data is now; '' where it was.
-      mesh: [(field, value)] of the mesh; without it all devices are on ``data``.
+      mesh: [(field, value)] of ``mesh.*`` and ``eval.batch``, which change no figure; without
+        them all devices are on ``data``.
       publish: also write the metrics to this file of ``results/``.
     """
 
@@ -81,6 +82,7 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
     if not hosts.first():
         say = _silent
     s, state, meta = request.restore(workdir, say)
+    hosts.agree(lambda: _check_outputs(workdir, request))
     count = len(s.dataset.test.image)
     say(f"evaluating checkpoint {meta['step']} ({request.which}) on {count:,} test images")
     began = time.perf_counter()
@@ -92,12 +94,24 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
         "evaluation_seconds": round(time.perf_counter() - began, 1),
         "why": why,
     }
+    if replica := replica_name(workdir):
+        run["replica"] = replica
     if not hosts.first():
         return metrics, run
     _write(workdir, s, metrics, pictures, run)
     if request.publish:
         _publish(request.publish, s.c, metrics, run)
     return metrics, run
+
+
+def _check_outputs(workdir: str, request: Request) -> None:
+    """Raise where the results could not be written, before they are computed."""
+    names = ["metrics.json", "report/index.html"]
+    names += [f"{record.FOLDER}/{task}/result.json" for task in request.tasks]
+    for name in names:
+        check_writable(os.path.join(workdir, name))
+    if request.publish:
+        results.check(request.publish)
 
 
 def _measure(
@@ -145,6 +159,7 @@ def _facts(c: ConfigDict, meta: dict, state: Any, which: str | int) -> dict[str,
         "checkpoint": f"step {meta['step']} ({which})",
         "training_seconds": round(trained, 1),
         "compile_seconds": round(clock["compile_seconds"], 1),
+        "restarts": clock.get("restarts", 0),
         "wall_time": None,
         "images_per_s": None,
         "seed": c.seed,

@@ -276,6 +276,7 @@ def write(
         "versions": results.versions(),
         "figures": json.loads(figures.read_bytes()) if figures.is_file() else None,
     }
+    metadata["metadata_sha256"] = predict.metadata_digest(metadata)
     checkpoint.write_json(os.path.join(folder, "export", f"{what}.json"), metadata)
     source = pathlib.Path(predict.__file__).read_bytes()
     log.replace(os.path.join(folder, "export", "predict.py"), source)

@@ -43,6 +43,7 @@ SCHEMA = {
 }
 OPTIONAL = {
     "settings": (dict,),  # {name: text} of what else the figures depend on: flags of XLA, load, ...
+    "commit_note": TEXT,  # why the commit is not in the history, where it is not
     "command_now": TEXT,  # gives the figures again, where the modules of `command` have moved
 }
 FIGURE = {"value": NUMBER, "unit": TEXT, "sd": NUMBER, "n": (int, type(None))}
@@ -155,6 +156,19 @@ def read(path: str | os.PathLike) -> dict[str, object]:
     if result["name"] != path.stem:
         raise UserError(f"{path}: name={result['name']}: want {path.stem}, the file's name")
     return result
+
+
+def check(path: str | os.PathLike) -> None:
+    """Raise where :func:`write` could not write this file: asked before the work."""
+    from vae_jax.train import log  # here: the tables of README need no more than JSON
+
+    path = pathlib.Path(path)
+    if path.suffix != ".json" or not re.fullmatch(r"[\w-]+", path.stem):
+        right = "a file NAME.json, with letters, digits, _ and - in NAME"
+        raise UserError(f"results={path}: want {right}")
+    if not path.parent.is_dir():
+        raise UserError(f"results={path}: no folder {path.parent}")
+    log.check_writable(path)
 
 
 def write(

@@ -37,9 +37,10 @@ Clock = dict[str, float]
 def new_clock() -> Clock:
     """Seconds of the training loop and of each of :data:`PARTS`, which a checkpoint keeps.
 
-    Those of :data:`LOOP` are within the loop; compile and restart are outside it.
+    Those of :data:`LOOP` are within the loop; compile and restart are outside it. ``restarts`` is
+    how often the run went on from a checkpoint; without one, "restart" is the time to the first step.
     """
-    return {"seconds": 0.0} | {f"{part}_seconds": 0.0 for part in PARTS}
+    return {"seconds": 0.0, "restarts": 0} | {f"{part}_seconds": 0.0 for part in PARTS}
 
 
 def _wall(clock: Clock) -> float:
@@ -57,7 +58,10 @@ def shares(clock: Clock) -> str:
     """'steps 81 %, compile 12 %, ...' of the wall time, the largest first."""
     parts = {"steps": goodput(clock)}
     for part in PARTS:
-        parts[part] = clock[f"{part}_seconds"] / _wall(clock)
+        name = part
+        if part == "restart" and not clock["restarts"]:
+            name = "start-up"
+        parts[name] = clock[f"{part}_seconds"] / _wall(clock)
     ranked = sorted(parts.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {share:.0%}" for name, share in ranked if share >= 0.005)
 

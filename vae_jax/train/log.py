@@ -5,6 +5,7 @@ moved there, so that a reader never sees half of one.
 """
 
 import contextlib
+import errno
 import importlib
 import io
 import json
@@ -29,6 +30,25 @@ def disk_error(path: str, error: OSError) -> UserError:
     """The error of a disk as one line."""
     want = "want a folder that can be written, on a disk with room"
     return UserError(f"{path}: {error.strerror or error}; {want}")
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise where a file could not be written: long work asks before it begins.
+
+    Folders that are not there yet are those that :func:`replace` would make.
+    """
+    if store.remote(path):
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise disk_error(str(path), error) from None
 
 
 def replace(path: str, data: bytes) -> None:
@@ -82,8 +102,8 @@ def read_history(folder: str) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Rows of metrics as JSON lines, mirrored to TensorBoard in ``folder/tensorboard/SPLIT`` where
-    it is on a disk.
+    """Rows of metrics as JSON lines, mirrored to TensorBoard in ``folder/SPLIT``, which it shows as
+    NAME/SPLIT, where it is on a disk.
 
     Args:
       folder: is created where missing.
@@ -133,7 +153,11 @@ class MetricsLog:
             from tensorboardX.event_file_writer import EventsWriter
 
             # A file per split: TensorBoard then draws train and validation in one chart.
-            folder = os.path.join(self._folder, "tensorboard", split)
+            folder = os.path.join(self._folder, split)
+            if not os.path.isdir(self._folder):  # or the file would begin a second run's folder
+                why = "the folder was moved or deleted under the run"
+                want = "want the same command with its new place"
+                raise UserError(f"workdir={self._folder}: {why}; {want}")
             os.makedirs(folder, exist_ok=True)
             self._events[split] = EventsWriter(os.path.join(folder, "events"))
             if self._resume_step is not None:

@@ -105,7 +105,7 @@ def train(
             configs = {workdir: c} | {folder: one for one, folder in folders}
             for folder, one in configs.items():
                 locks.callback(os.close, claim(folder, one, say))
-                keep_data(folder, parts.dataset)
+                keep_data(folder, one, parts.dataset)
 
         hosts.agree(claim_all)
         for line in opening(parts):
@@ -152,6 +152,7 @@ def _restore_or_begin(
     if restored is not None:
         state, meta = restored
         spent |= meta["clock"]
+        spent["restarts"] += 1
         since = spent.pop("saved", None)
         say(f"going on from step {meta['step']} of {c.steps} in {workdir}")
         return Start(state, places, meta["step"], spent, since, saved)
@@ -252,11 +253,32 @@ def _compile(run: Run, start: Start) -> program_lib.Training:
     if start.step % c.steps_per_call:
         want = f"want a divisor of {start.step}, the step where the run stopped"
         raise UserError(f"steps_per_call={c.steps_per_call}: {want}")
+    parts = run.setup
+    arguments = (c, parts.model, parts.mesh, parts.dataset, start.state, start.places)
+    if jax.config.jax_disable_jit:
+        return _not_compiled(*arguments)
     with run.watch.part("compile"):
-        parts = run.setup
-        return program_lib.training(
-            c, parts.model, parts.mesh, parts.dataset, start.state, start.places
-        )
+        return program_lib.training(*arguments)
+
+
+def _not_compiled(
+    c: ConfigDict,
+    model: Any,
+    mesh: jax.sharding.Mesh,
+    dataset: data.Dataset,
+    state: Any,
+    places: Any,
+) -> program_lib.Training:
+    """The program as Python calls it, line by line: for a debugger, with ``JAX_DISABLE_JIT=1``."""
+    if mesh.size > 1:
+        why = f"steps through one device, and the mesh has {mesh.size}"
+        raise UserError(f"JAX_DISABLE_JIT=1: {why}; want --config.mesh.data=1")
+    source = program_lib.resident(c, dataset, mesh)
+    program = program_lib.program(c, model, mesh, dataset, state, places, source)
+    state, given, _ = program.arguments
+    key = program_lib.root(c, "train")
+    jax.eval_shape(program.jitted, state, given, key)  # which fills in the names of the metrics
+    return program_lib.Training(program.jitted, key, tuple(program.names), source and given, 0.0)
 
 
 def _sources(run: Run, program: program_lib.Training, start: int) -> Iterator[Any]:

@@ -144,7 +144,7 @@ def check(c, model, mesh):
     replicas = config_lib.replica_count(c)
     sharding.check_replicas(replicas, mesh)
     if replicas:
-        if c.compile != "jit" or c.accumulate > 1:
+        if c.compile not in ("auto", "jit") or c.accumulate > 1:
             raise UserError(
                 f"compile={c.compile}, accumulate={c.accumulate}: replicas want jit and 1"
             )
@@ -218,8 +218,8 @@ def program(c, model, mesh, dataset, state, places, source):
     With R replicas the metrics are S x R x M, and the devices share the replicas, not the batch.
 
     ``config.compile``: *jit* compiles the global view, and XLA's partitioner makes the collectives; *shard_map* takes
-    gradients shard by shard (:func:`_over_shards`), as jit does for nets that are not float32 and for parameters split
-    over ``fsdp``, which the partitioner would gather several times; *pmap* runs the whole step on each device.
+    gradients shard by shard (:func:`_over_shards`); *pmap* runs the whole step on each device; *auto* is one of the
+    first two (``config.program_name``).
     """
     n, size, steps = len(dataset.train.image), c.batch, c.steps_per_call
     labelled = c.data.labelled_batch
@@ -245,7 +245,7 @@ def program(c, model, mesh, dataset, state, places, source):
             return x
 
     how = {"axis": "data"} if per_device else {}
-    by_shards = c.compile == "shard_map" or c.dtype != "float32" or mesh.shape["fsdp"] > 1
+    by_shards = config_lib.program_name(c, mesh.shape["fsdp"]) == "shard_map"
     if by_shards and not (replicas or per_device):
         how = {"axis": sharding.BATCH, "over": _over_shards(mesh, places)}
 

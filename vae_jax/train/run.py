@@ -100,7 +100,7 @@ def claim(workdir: str, c: ConfigDict, say: Callable[[str], Any] = print) -> int
 
 
 def opening(s: Setup) -> list[str]:
-    """The first lines of a run: its data, and what was noticed while reading them."""
+    """The first lines of a run: its data, what was noticed while reading them, its program."""
     sizes = [
         f"{len(getattr(s.dataset, name).image):,} {name}"
         for name in ("train", "validation", "test")
@@ -109,36 +109,62 @@ def opening(s: Setup) -> list[str]:
     line = f"data: {s.dataset.name}, {', '.join(sizes)} images of {height}x{width}x{channels}"
     if s.dataset.classes:
         line += f", {len(s.dataset.classes)} classes"
-    return [line, *s.dataset.notes]
+    program = config_lib.program_name(s.c, s.mesh.shape["fsdp"])
+    axes = " ".join(f"{axis}={size}" for axis, size in s.mesh.shape.items() if size > 1)
+    devices = f"{s.mesh.size} device{'s' * (s.mesh.size > 1)}"
+    return [line, *s.dataset.notes, f"program: {program} on {devices}" + f", {axes}" * bool(axes)]
 
 
-def keep_data(workdir: str, dataset: data.Dataset) -> None:
-    """Write data.json: what a run must find again to go on with the same images.
+def keep_data(workdir: str, c: ConfigDict, dataset: data.Dataset) -> None:
+    """Write data.json: what a run must find again to go on with the same images and functions.
 
     Raises:
-      UserError: the run in the workdir has checkpoints and was trained on other images.
+      UserError: the run in the workdir has checkpoints and was trained on other images, or with
+        another text of an own loss or net.
     """
     if _has_saved(workdir):
         check_data(workdir, dataset)
-    checkpoint.write_json(os.path.join(workdir, "data.json"), data.identity(dataset))
+        check_sources(workdir, c)
+    identity = data.identity(dataset) | {"sources": config_lib.sources(c)}
+    checkpoint.write_json(os.path.join(workdir, "data.json"), identity)
+
+
+def _saved_identity(workdir: str) -> dict[str, Any] | None:
+    """What data.json holds; None where there is none."""
+    path = epath.Path(workdir, "data.json")
+    if not path.exists():
+        return None
+    try:
+        identity = json.loads(path.read_bytes())
+        return identity | {"sources": dict(identity.get("sources", {}))}
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(
+            f"{path}: not the description of a run's data; delete it to go on"
+        ) from None
 
 
 def check_data(workdir: str, dataset: data.Dataset) -> None:
     """Raise where a run's images, classes or splits are not those that it was trained on."""
-    path = epath.Path(workdir, "data.json")
-    if not path.exists():
+    identity = _saved_identity(workdir)
+    if identity is None:
         return
-    try:
-        changed = config_lib.differences(json.loads(path.read_bytes()), data.identity(dataset))
-    except (ValueError, AttributeError):
-        raise UserError(
-            f"{path}: not the description of a run's data; delete it to go on"
-        ) from None
+    changed = config_lib.differences(identity, data.identity(dataset), ("sources",))
     if changed:
         why = f"its data changed since it was trained ({'; '.join(changed)})"
-        raise UserError(
-            f"workdir={workdir}: {why}; want them as they were, or delete {path} if you mean it"
-        )
+        want = f"want them as they were, or delete {workdir}/data.json if you mean it"
+        raise UserError(f"workdir={workdir}: {why}; {want}")
+
+
+def check_sources(workdir: str, c: ConfigDict) -> None:
+    """Raise where the text of an own loss or net is not that which the run was trained with."""
+    identity = _saved_identity(workdir) or {"sources": {}}
+    for field, now in config_lib.sources(c).items():
+        before = identity["sources"].get(field, now)  # runs of older versions have none
+        if before != now:
+            name = c[field.partition(".")[0]].name
+            why = f"{name} changed since the run was trained ({before} -> {now})"
+            want = f"want it as it was, another workdir, or delete {workdir}/data.json"
+            raise UserError(f"{field}: {why}; {want} if you mean it")
 
 
 def _lock(workdir: str) -> int:
@@ -164,14 +190,19 @@ def _check_config(workdir: str, c: ConfigDict, say: Callable[[str], Any]) -> Non
     saved = _has_saved(workdir)
     if path.exists():
         try:
-            changed = config_lib.differences(read_config(workdir), c, FREE)
+            before = read_config(workdir)
+            changed = config_lib.differences(before, c, _free(before, c))
         except UserError:
             if saved:
                 raise
             changed = ["config.json is damaged"]
         if changed and saved:
             what = f"holds a run of another config ({'; '.join(changed)})"
-            raise UserError(f"workdir={workdir}: {what}; want another workdir")
+            want = "want another workdir"
+            if len(changed) == 1 and changed[0].startswith("steps:") and c.steps > before.steps:
+                schedule = f"optim.schedule={c.optim.schedule} ends with a run's steps"
+                want += f" with --config.init_from of this one; {schedule}"
+            raise UserError(f"workdir={workdir}: {what}; {want}")
         if changed:
             say(f"workdir={workdir}: the run in it saved nothing; begins anew")
     _check_manifests(workdir, c)
@@ -180,6 +211,16 @@ def _check_config(workdir: str, c: ConfigDict, say: Callable[[str], Any]) -> Non
         raise UserError(
             f"workdir={workdir}: holds checkpoints but no config.json; want another workdir"
         )
+
+
+def _free(before: ConfigDict, now: ConfigDict) -> tuple[str, ...]:
+    """The fields that may differ: of a constant learning rate also ``steps``, which may be more.
+
+    Each step of it is what it is in a longer run; other schedules end at ``steps``.
+    """
+    if now.steps > before.steps and before.optim.schedule == now.optim.schedule == "constant":
+        return (*FREE, "steps")
+    return FREE
 
 
 def _has_saved(workdir: str) -> bool:
@@ -201,8 +242,11 @@ def _check_manifests(workdir: str, c: ConfigDict) -> None:
     """Raise where checkpoints were saved with another config than ``c``.
 
     Fields that are in one of both only are newer or older than the other, and are not compared.
+    Nor are the steps of a constant schedule, which may have become more.
     """
     fields = manifest_fields(c)
+    if c.optim.schedule == "constant":
+        del fields["steps"]
     for at in checkpoint.steps(workdir):
         saved = checkpoint.config_fields(workdir, at) or {}
         changed = [
@@ -236,6 +280,21 @@ def siblings(workdir: str) -> list[str]:
     if folder not in folders or list(config_lib.flatten(c.replicas)) != ["seed"]:
         return []
     return folders
+
+
+def replica_name(workdir: str) -> str:
+    """'1 of 3 (objective.beta=4.0)' of a replica's folder, counted from 0; '' of any other."""
+    folder = store.absolute(workdir)
+    above = os.path.dirname(folder)
+    if not epath.Path(above, "config.json").is_file():
+        return ""
+    c = read_config(above)
+    folders = [path for _, path in members(c, above)]
+    if folder not in folders[: config_lib.replica_count(c)]:
+        return ""
+    r = folders.index(folder)
+    values = [f"{field}={v[r]}" for field, v in config_lib.flatten(c.replicas).items()]
+    return f"{r} of {len(folders)} ({', '.join(values)})"
 
 
 def read_config(workdir: str) -> ConfigDict:
@@ -284,12 +343,14 @@ def restore(
     data_dir: str = "",
     mesh: Sequence[tuple[str, str]] = (),
     say: Callable[[str], Any] = print,
+    same_sources: bool = True,
 ) -> Restored:
     """(Setup, state, meta) of a good checkpoint: 'best' by validation, 'latest' or a step.
 
-    The mesh has all devices on ``data``, unless ``mesh`` has [(field, value)], such as
-    ("mesh.model", "2"). ``meta["latest"]`` is the meta of the latest step: how long the whole run
-    has taken.
+    The mesh has all devices on ``data``. ``mesh`` has [(field, value)] of the config that change
+    no figure, such as ("mesh.model", "2") and ("eval.batch", "50"). ``meta["latest"]`` is the meta
+    of the latest step: how long the whole run has taken. ``same_sources``: the run's own loss and
+    nets must have the text that it was trained with.
 
     Raises:
       UserError: there is no run, no good checkpoint in it, or a file of it is damaged.
@@ -308,6 +369,8 @@ def restore(
         c.data.dir = data_dir
     s = setup(c)
     check_data(workdir, s.dataset)
+    if same_sources:
+        check_sources(workdir, c)
     shapes, places = compile_lib.shapes(c, s.model, s.mesh)
     if not checkpoint.steps(workdir):
         raise UserError(f"workdir={workdir}: no checkpoint in it; run train.py first")
@@ -330,7 +393,10 @@ def begin_from(folder: str, state: Any, places: Any) -> Any:
     Raises:
       UserError: there is no such run, or it has no such part.
     """
-    _, other, _ = restore(folder, "latest")
+    try:
+        other = restore(folder, "latest", same_sources=False).state
+    except UserError as error:
+        raise UserError(str(error).replace("workdir=", "init_from=", 1)) from None
     ours = state.params
     taken = {}
     for part, theirs in step.averaged(other).items():

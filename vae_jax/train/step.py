@@ -14,7 +14,7 @@ from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.distributions import example_keys
 from vae_jax.mesh import layout
-from vae_jax.train import optim
+from vae_jax.train import contract, optim
 
 
 class TrainState(NamedTuple):
@@ -123,7 +123,7 @@ def check(c, model, dataset, params):
     """The names of the figures that validation has, by tracing the objective on shapes alone, before anything is made.
 
     Raises:
-      UserError: a figure is not one number per example.
+      UserError: the objective returns no Terms, or a figure is not one number per example.
     """
     terms, size = make_terms(c, model, dataset), 3
     for at in (0, None):  # as in training, and as in evaluation
@@ -132,7 +132,9 @@ def check(c, model, dataset, params):
         extra = {} if at == 0 else {"mask": jax.ShapeDtypeStruct((size,), bool)}
 
         def run(p, b, at=at):
-            return parts(terms(p, b, jax.random.key(0), at))
+            result = terms(p, b, jax.random.key(0), at)
+            contract.check_terms(result, f"objective.name={c.objective.name}")
+            return parts(result)
 
         found = jax.eval_shape(run, params, batch | extra)
         for values, want in zip(found, (size, other or size), strict=False):
