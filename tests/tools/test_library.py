@@ -160,7 +160,7 @@ def test_a_model_with_labels_takes_them(tmp_path):
     z = np.zeros((2, 8))
     assert np.abs(run.decode(z, labels=[3, 4]) - run.decode(z, labels=4))[0].max() > 0
     for labels in (None, [1, 2, 3], 10, 0.5):
-        with pytest.raises(UserError, match="want one class or 2, 0 .. 9"):
+        with pytest.raises(UserError, match=r"want one class or 2, 0 \.\. 9"):
             run.decode(z, labels=labels)
 
 

@@ -10,7 +10,6 @@ Letters: N images of H x W x C, D latent dimensions, Y classes.
 import dataclasses
 import functools
 import importlib
-import inspect
 import io
 import json
 import os
