@@ -29,7 +29,7 @@ SMALL = {
     "eval.every": 8,
     "log_every": 4,
     "optim.warmup": 0,
-    "batch": 20,
+    "batch": 24,
 }
 LOSS = """
 from vae_jax.objectives import Terms, sample_k
@@ -99,15 +99,15 @@ def test_floats_are_the_nearest_grey_level(trained, images):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x * 15, "uint8 up to 240; want uint8 of 0 .. 16 or floats"),
+        (lambda x: x * 15, r"uint8 up to 2\d+; want uint8 of 0 \.\. 16 or floats"),
         (lambda x: x.astype(np.int64), "int64"),
         (lambda x: x > 8, "bool"),
-        (lambda x: x.astype(float), "floats from 0 to 16"),
-        (lambda x: x / 16 - 1, "floats from -1 to 0"),
+        (lambda x: x.astype(float), r"floats from 0 to 1\d;"),
+        (lambda x: x / 16 - 1, "floats from -1 to"),
         (lambda x: x * np.nan, "floats from nan"),
-        (lambda x: x[..., 0], "want \\[8, 8, 1\\] or \\[N, 8, 8, 1\\]"),
-        (lambda x: x[:, :7], "\\[5, 7, 8, 1\\]"),
-        (lambda x: x[:0], "\\[0, 8, 8, 1\\]"),
+        (lambda x: x[..., 0], r"want \[8, 8, 1\] or \[N, 8, 8, 1\]"),
+        (lambda x: x[:, :7], r"\[5, 7, 8, 1\]"),
+        (lambda x: x[:0], r"\[0, 8, 8, 1\]"),
         (lambda x: [x[0], x[0, :4]], "not one array"),
         (lambda x: "digit.png", "images="),
         (lambda x: None, "images=object"),
@@ -153,7 +153,7 @@ def test_wrong_codes_counts_and_labels_are_named(trained, images):
 
 
 def test_a_model_with_labels_takes_them(tmp_path):
-    c = tiny.semi_supervised(steps=4, steps_per_call=4, eval__every=4, log_every=4)
+    c = tiny.semi_supervised(mesh__data=1, steps=4, steps_per_call=4, eval__every=4, log_every=4)
     assert loop.train(c, str(tmp_path), lambda line: None)
     run = vae_jax.load(tmp_path)
     assert run.sample(12).shape == (12, 8, 8, 1)
@@ -199,7 +199,9 @@ def test_fit_records_a_function_of_a_file_and_its_run_needs_no_data(tmp_path):
     assert run.config.objective.name == f"{tmp_path}/my_loss.py:weighted"
     assert run.config.objective.weight == 3.0 and run.step == 8
     assert vae_jax.evaluate(run, iw_k=2)["n"] > 0
-    (workdir / "images.npz").unlink()
+    (workdir / "images.npz").unlink()  # nor the loss, which only training needs
+    (tmp_path / "my_loss.py").unlink()
+    del sys.modules[loss.__module__]
     again = vae_jax.load(workdir)
     np.testing.assert_array_equal(again.encode(images[:5]), run.encode(images[:5]))
     with pytest.raises(UserError, match="no classifier"):

@@ -6,7 +6,6 @@
 ``--config=NAME`` is a file of yours, or else one of the config files that come with the package.
 """
 
-import importlib.metadata
 import importlib.util
 import os
 import runpy
@@ -128,7 +127,7 @@ def main() -> int:
         print(USAGE)
         return 0 if len(sys.argv) > 1 else 2
     if sys.argv[1] == "--version":
-        print(importlib.metadata.version("vae_jax"))
+        print(vae_jax.__version__)
         return 0
     try:
         dispatch(sys.argv)

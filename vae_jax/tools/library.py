@@ -41,7 +41,6 @@ from vae_jax.train import run as run_lib
 __all__ = ["Run", "UserError", "fit", "load"]
 
 Images = Any  # what numpy.asarray takes
-SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +162,8 @@ class Run:
         if len(read["mu"]) != 1:
             raise UserError(f"traverse: {len(read['mu'])} images; want one, such as images[0]")
         kl_D = latent.kl_per_dimension(read["mu"], read["logvar"], prior)
-        mean_D = np.broadcast_to(prior.mu, kl_D.shape)
-        sd_D = np.broadcast_to(np.exp(0.5 * np.asarray(prior.logvar)), kl_D.shape)
+        mean_D = np.broadcast_to(np.ravel(prior.mu), kl_D.shape)
+        sd_D = np.broadcast_to(np.exp(0.5 * np.ravel(prior.logvar)), kl_D.shape)
         rows = []
         for place in np.argsort(-kl_D, kind="stable")[:dimensions]:
             z_KxD = np.repeat(read["mu"], columns, axis=0)
@@ -315,21 +314,35 @@ def load(workdir: str | os.PathLike[str], checkpoint: str | int = "best") -> Run
     count = config_lib.replica_count(c)
     if count:
         raise UserError(f"workdir={folder}: holds {count} replicas; want {folder}/replica_0, …")
-    config_lib.validate(c)
+    fields = run_lib.manifest_fields(c)
     c.mesh.data = -1  # of this machine, not of the one that trained
     for axis in ("fsdp", "model", "samples"):
         c.mesh[axis] = 1
     dataset = _description(folder, c)
     mesh = rules.make_mesh(c.mesh)
-    model = models.build_for(c, dataset)
-    state, at = _restore(folder, c, program_lib.shapes(c, model, mesh), checkpoint)
+    buildable = _without_lost_loss(c)
+    config_lib.validate(buildable)
+    model = models.build_for(buildable, dataset)
+    shapes = program_lib.shapes(buildable, model, mesh)
+    state, at = _restore(folder, fields, shapes, checkpoint)
     return Run(folder, at, Subject(c, model, step.averaged(state), dataset, mesh))
 
 
+def _without_lost_loss(c: ConfigDict) -> ConfigDict:
+    """``c``, or with the ELBO where a loss of the user's own is not where it was: none is computed."""
+    try:
+        config_lib.resolve("objective", c.objective.name)
+    except UserError:
+        c = c.copy_and_resolve_references()
+        c.objective = config_lib.call("objective", "elbo")
+        c.warmup = config_lib.default().warmup
+    return c
+
+
 def _restore(
-    folder: str, c: ConfigDict, shapes: tuple[Any, Any], which: str | int
+    folder: str, fields: Mapping[str, Any], shapes: tuple[Any, Any], which: str | int
 ) -> tuple[Any, int]:
-    """(state, step) of a checkpoint that was saved with this config."""
+    """(state, step) of a checkpoint that was saved with a config of these fields."""
     if not checkpoint.steps(folder):
         raise UserError(f"workdir={folder}: no checkpoint in it; train it first")
     saved = checkpoint.Checkpoints(folder, write=False)
@@ -339,12 +352,11 @@ def _restore(
         raise UserError(f"workdir={folder}: no good checkpoint in it")
     state, meta = restored
     at = int(meta["step"])
-    ours = run_lib.manifest_fields(c)
     for field, value in (checkpoint.config_fields(folder, at) or {}).items():
-        if ours.get(field, value) != value and not field.startswith("mesh."):
+        if fields.get(field, value) != value:
             raise UserError(
                 f"workdir={folder}: checkpoint {at} was saved with {field}={value}, config.json "
-                f"has {ours[field]}; want config.json as it was"
+                f"has {fields[field]}; want config.json as it was"
             )
     return state, at
 
@@ -359,7 +371,7 @@ def _description(folder: str, c: ConfigDict) -> data.Dataset:
         shape = tuple(facts["shape"])
         classes = tuple(facts["classes"])
         empty = data.Split(np.zeros((0, *shape), np.uint8), None)
-        splits = dict.fromkeys(SPLITS, empty)
+        splits = dict.fromkeys(data.NAMES, empty)
         return data.Dataset(facts["name"], shape, facts["levels"], classes, **splits)
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not the description of a run's data") from None
@@ -469,6 +481,9 @@ def _keep_images(folder: str, images: Images, labels: Any) -> str:
     arrays = {"images": image}
     if labels is not None:
         arrays["labels"] = np.asarray(labels)
+        if arrays["labels"].dtype.kind not in "iuU":
+            kind = arrays["labels"].dtype
+            raise UserError(f"labels: {kind}; want whole numbers from 0, or names")
     path = os.path.abspath(os.path.join(folder, "images.npz"))
     if os.path.isfile(path) and checkpoint.steps(folder):
         with np.load(path, allow_pickle=False) as file:
