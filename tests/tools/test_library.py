@@ -208,6 +208,13 @@ def test_fit_records_a_function_of_a_file_and_its_run_needs_no_data(tmp_path):
         again.classify(images)
 
 
+def test_fit_without_labels_trains_the_elbo(tmp_path):
+    images, _ = digits(100)
+    run = vae_jax.fit(images, config="digits", steps=4, workdir=tmp_path, overrides=SMALL)
+    assert run.config.objective.name == "elbo" and run.config.classifier.name == "none"
+    assert run.encode(images).shape == (100, 16)
+
+
 def test_fit_takes_a_function_that_no_file_has(tmp_path):
     calls = []
 

@@ -397,7 +397,8 @@ def fit(
 
     Args:
       images: uint8 or floats in [0, 1], NxHxW or NxHxWxC with 1 or 3 channels.
-      labels: N whole numbers from 0, or N names; None leaves the classifier out.
+      labels: N whole numbers from 0, or N names. None leaves the classifier out, and a config's
+        objective ``joint`` is then ``elbo``.
       config: a config, a config file, or the name of one that comes with the package.
       objective: a name, ``file:function``, or a function such as those of
         :mod:`vae_jax.objectives`. One that stands in a file is recorded as ``file:function``.
@@ -416,6 +417,8 @@ def fit(
     if objective is not None:
         name = objective if isinstance(objective, str) else objective_name(objective, folder)
         pairs.append(("objective.name", name))
+    elif labels is None and c.objective.name == "joint":
+        pairs.append(("objective.name", "elbo"))
     if labels is None:
         pairs.append(("classifier.name", "none"))
     if steps is not None:
