@@ -1,0 +1,141 @@
+"""The command ``vae-jax``: the scripts of this project from any folder.
+
+    vae-jax train --config=digits --workdir=runs/digits
+    vae-jax eval --workdir=runs/digits --iw_k=1000
+
+``--config=NAME`` is a file of yours, or else one of the config files that come with the package.
+"""
+
+import importlib.util
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+
+import vae_jax
+from vae_jax.config import UserError, nearest
+
+SCRIPTS = ("train", "eval")
+MODULES = {
+    "study": "vae_jax.tools.study",
+    "export": "vae_jax.tools.export",
+    "predict": "vae_jax.tools.predict",
+    "data": "vae_jax.data.__main__",
+    "partition": "vae_jax.tools.partition",
+    "launch": "vae_jax.tools.launch",
+}
+COMMANDS = (*SCRIPTS, *MODULES)
+DEFAULTS = {"train": "digits", "partition": "digits", "study": "study_digits"}
+USAGE = f"usage: vae-jax {'|'.join(COMMANDS)} [flags]; vae-jax COMMAND --help lists the flags"
+
+
+def root() -> str:
+    """The folder of train.py, eval.py and configs/: the clone's, or what a wheel brings."""
+    package = os.path.dirname(os.path.abspath(vae_jax.__file__))
+    installed = os.path.join(package, "scripts")
+    if os.path.isdir(installed):
+        return installed
+    return os.path.dirname(package)
+
+
+def find_configs() -> None:
+    """Let config files that come with the package import each other, as ``from configs import``."""
+    if importlib.util.find_spec("configs") is None:
+        sys.path.append(root())  # last: it hides nothing of the user's
+
+
+def config_file(name: str) -> str:
+    """The path of a config file: ``name`` itself, or that of the package's own ``configs/name.py``.
+
+    Raises:
+      UserError: there is neither.
+    """
+    if os.path.isfile(name):
+        return name
+    stem = name.removeprefix("configs/").removesuffix(".py")
+    folder = os.path.join(root(), "configs")
+    path = os.path.join(folder, f"{stem}.py")
+    if stem.isidentifier() and os.path.isfile(path):
+        return path
+    known = [file.removesuffix(".py") for file in os.listdir(folder) if file.endswith(".py")]
+    known.remove("__init__")
+    raise UserError(f"config={name}: no such file; {nearest(stem, known)}")
+
+
+def with_config(command: str, words: Sequence[str]) -> list[str]:
+    """The words of a command, where ``--config`` names the path of a file.
+
+    Without ``--config`` it is the command's default. What follows ``--`` is another command's.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    end = len(words)
+    if "--" in words:
+        end = words.index("--")
+    paths = []
+    known = False
+    for place, word in enumerate(words):
+        before = words[place - 1] if place else ""
+        if place < end and word.startswith(("--config=", "-config=")):
+            word = f"--config={config_file(word.partition('=')[2])}"
+            known = True
+        elif place < end and before in ("--config", "-config"):
+            word = config_file(word)
+            known = True
+        paths.append(word)
+    if command in DEFAULTS and not known:
+        paths.insert(0, f"--config={config_file(DEFAULTS[command])}")
+    return paths
+
+
+def launched(words: Sequence[str]) -> list[str]:
+    """The words of ``launch``, where ``train`` or ``eval`` after ``--`` is the path of the script."""
+    if "--" not in words[:-1]:
+        return list(words)
+    at = words.index("--") + 1
+    command = words[at].removesuffix(".py")
+    if command not in SCRIPTS or os.path.isfile(words[at]):
+        return list(words)
+    script = os.path.join(root(), f"{command}.py")
+    return [*words[:at], script, *with_config(command, words[at + 1 :])]
+
+
+def dispatch(argv: Sequence[str]) -> None:
+    """Run the command that ``argv[1]`` names as its script would run; it ends the process.
+
+    Raises:
+      UserError: there is no such command, or no such config file.
+    """
+    command = argv[1]
+    if command not in COMMANDS:
+        raise UserError(f"{command}: no such command; {nearest(command, COMMANDS)}")
+    words = with_config(command, argv[2:])
+    if command == "launch":
+        words = launched(words)
+    sys.argv = [f"{argv[0]} {command}", *words]
+    find_configs()
+    if command in SCRIPTS:
+        runpy.run_path(os.path.join(root(), f"{command}.py"), run_name="__main__")
+    else:
+        runpy.run_module(MODULES[command], run_name="__main__", alter_sys=True)
+
+
+def main() -> int:
+    """The entry point; returns the exit code."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if len(sys.argv) > 1 else 2
+    if sys.argv[1] == "--version":
+        print(vae_jax.__version__)
+        return 0
+    try:
+        dispatch(sys.argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
