@@ -89,7 +89,7 @@ def test_a_run_compiles_each_program_once_and_the_next_takes_them_from_the_cache
     assert again == first and not added
     longer, added = home.run("longer", 60)
     assert longer == first
-    assert any(name.startswith("jit_many-") for name in added)
+    assert any(name.startswith("jit_run_steps-") for name in added)
 
 
 @pytest.mark.slow

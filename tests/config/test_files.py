@@ -77,6 +77,7 @@ def test_a_config_file_steps_and_is_evaluated_on_two_images(name):
     objective = config.resolve("objective", c.objective.name)
     tx = optim.optimizer(c.optim, c.steps)
     terms = step.make_terms(c, m, dataset)
+    update = step.Update(terms, tx, decay=c.optim.ema)
     two = random_batch(2, shape, levels, seed=1)
     batch = dict(two)
     if c.data.labelled_batch:
@@ -85,7 +86,7 @@ def test_a_config_file_steps_and_is_evaluated_on_two_images(name):
 
     def run(key):
         state = step.init_state(key, None, model=m, objective=objective, tx=tx, decay=c.optim.ema)
-        state, metrics = step.train_step(state, batch, key, terms=terms, tx=tx, decay=c.optim.ema)
+        state, metrics = step.train_step(state, batch, key, update)
         sums = step.eval_step(step.averaged(state), masked, key, terms=terms)
         if m.decode is None:
             return metrics, sums, jnp.zeros(())

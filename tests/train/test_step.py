@@ -1,5 +1,6 @@
 """The step: one update on any number of devices; nothing recompiles, the host moves nothing."""
 
+import dataclasses
 import functools
 
 import jax
@@ -89,14 +90,14 @@ def test_gradient_under_shard_map_is_not_multiplied_by_the_devices():
         x = batch["image"].astype(jnp.float32) / 16
         return Terms(loss=-m.likelihood.log_prob(m.decode(params, m.encode(params, x).mu), x))
 
-    train_step = functools.partial(step.train_step, terms=terms, tx=tx)
+    update = step.Update(terms, tx)
     state = step.TrainState(jnp.int32(0), params, tx.init(params), ())
     index = np.arange(32)
     batch = {"image": dataset.train.image[index], "label": dataset.train.label[index], "id": index}
     key = jax.random.key(1)
-    want, _ = jax.jit(train_step)(state, batch, key)
+    want, _ = jax.jit(functools.partial(step.train_step, update=update))(state, batch, key)
     sharded = jax.shard_map(
-        functools.partial(train_step, axis="data"),
+        functools.partial(step.train_step, update=dataclasses.replace(update, axis="data")),
         mesh=jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)),
         in_specs=(P(), P("data"), P()),
         out_specs=P(),
@@ -118,12 +119,11 @@ def steps_on_a_quadratic(bad, spoilt, **options):
 
     params = {"w": jnp.zeros(3)}
     state = step.TrainState(jnp.int32(0), params, tx.init(params), {"w": jnp.zeros(3)})
+    update = step.Update(terms, tx, decay=0.9, **options)
     skipped = []
     for spoil in spoilt:
         batch = {"id": jnp.arange(4), "spoilt": spoil}
-        state, metrics = step.train_step(
-            state, batch, jax.random.key(0), terms=terms, tx=tx, decay=0.9, **options
-        )
+        state, metrics = step.train_step(state, batch, jax.random.key(0), update)
         skipped.append(float(metrics.get("skipped", 0)))
     return state, skipped
 

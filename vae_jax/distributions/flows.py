@@ -1,4 +1,4 @@
-"""Normalising flows: invertible steps, given conditioner *functions*, and their densities.
+"""Normalising flows: invertible steps with conditioner *functions*, and their densities.
 
 A step is ``step(params, u_BxD, inverse=False) -> (z_BxD, log_det_B)`` with log_det = log|det dz/du|
 of the map that was applied (nats). Leading axes broadcast, as in ``z_KxBxD``.
@@ -7,7 +7,7 @@ of the map that was applied (nats). Leading axes broadcast, as in ``z_KxBxD``.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,16 +16,28 @@ import numpy as np
 
 from vae_jax.distributions.normal import real, soft_clip
 
+# (shift, log-scale) of a step as functions of z_BxD
+Conditioner = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 LOG_SCALE = 3.0  # one step scales a dimension by e^-3 .. e^3 at most
 
 
-def _affine(z, shift, log_scale, inverse):
+def _affine(
+    z: jax.Array, shift: jax.Array, log_scale: jax.Array, inverse: bool
+) -> tuple[jax.Array, jax.Array]:
     """z e^a + t, or its inverse (z - t) e^-a, and the log-scale that was applied."""
     a = soft_clip(log_scale, -LOG_SCALE, LOG_SCALE)
-    return ((z - shift) * jnp.exp(-a), -a) if inverse else (z * jnp.exp(a) + shift, a)
+    if inverse:
+        return (z - shift) * jnp.exp(-a), -a
+    return z * jnp.exp(a) + shift, a
 
 
-def coupling(z_BxD, mask_D, shift_and_log_scale, *, inverse=False):
+def coupling(
+    z_BxD: jax.Array,
+    mask_D: Sequence[bool],
+    shift_and_log_scale: Conditioner,
+    *,
+    inverse: bool = False,
+) -> tuple[jax.Array, jax.Array]:
     r"""Affine coupling: what the mask keeps decides how the rest is moved and scaled.
 
     .. math:: z'_d = z_d \text{ (kept)},\quad z'_d = z_d e^{a_d} + t_d \text{ (else)},
@@ -34,13 +46,20 @@ def coupling(z_BxD, mask_D, shift_and_log_scale, *, inverse=False):
     RealNVP, Dinh et al. 2017 (arXiv:1605.08803), eqs. 6-9; a is bounded by :func:`soft_clip`.
     Returns (z'_BxD, log_det_B).
     """
-    z, keep = real(z_BxD), jnp.asarray(mask_D, bool)
+    z = real(z_BxD)
+    keep = jnp.asarray(mask_D, bool)
     shift, log_scale = shift_and_log_scale(jnp.where(keep, z, 0.0))
     moved, a = _affine(z, real(shift), log_scale, inverse)
     return jnp.where(keep, z, moved), jnp.sum(jnp.where(keep, 0.0, a), axis=-1)
 
 
-def autoregressive(z_BxD, shift_and_log_scale, *, inverse=False, reverse=False):
+def autoregressive(
+    z_BxD: jax.Array,
+    shift_and_log_scale: Conditioner,
+    *,
+    inverse: bool = False,
+    reverse: bool = False,
+) -> tuple[jax.Array, jax.Array]:
     r"""Affine autoregressive step: z'_d = z_d exp(a_d(z_<d)) + t_d(z_<d), log det = Σ_d a_d.
 
     Inverse autoregressive flow, Kingma et al. 2016 (arXiv:1606.04934), Section 3. Forward is one
@@ -52,31 +71,36 @@ def autoregressive(z_BxD, shift_and_log_scale, *, inverse=False, reverse=False):
     z = real(z_BxD)
     d = z.shape[-1]
 
-    def f(x):
-        x = x[..., ::-1] if reverse else x
-        shift, log_scale = (real(v) for v in shift_and_log_scale(x))
-        return (shift[..., ::-1], log_scale[..., ::-1]) if reverse else (shift, log_scale)
+    def turn(x: jax.Array) -> jax.Array:
+        return x[..., ::-1] if reverse else x
+
+    def conditioner(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        shift, log_scale = shift_and_log_scale(turn(x))
+        return turn(real(shift)), turn(real(log_scale))
 
     if not inverse:
-        z, a = _affine(z, *f(z), False)
+        z, a = _affine(z, *conditioner(z), False)
         return z, jnp.sum(a, axis=-1)
 
-    def solve(i, x):  # dimension i depends on those before it, which are right by now
-        now = d - 1 - i if reverse else i
-        return jnp.where(jnp.arange(d) == now, _affine(z, *f(x), True)[0], x)
+    def solve(i: int | jax.Array, x: jax.Array) -> jax.Array:
+        # Dimension i depends on those before it, which are right by now.
+        dimension = d - 1 - i if reverse else i
+        return jnp.where(jnp.arange(d) == dimension, _affine(z, *conditioner(x), True)[0], x)
 
     x = jax.lax.fori_loop(0, d, solve, jnp.zeros_like(z))
-    return x, jnp.sum(_affine(z, *f(x), True)[1], axis=-1)
+    return x, jnp.sum(_affine(z, *conditioner(x), True)[1], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Coupling:
     """:func:`coupling` as a step; ``net(params, z) -> (shift, log_scale)``."""
 
-    net: Callable
-    mask: tuple
+    net: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
+    mask: tuple[bool, ...]
 
-    def __call__(self, params, z, inverse=False):
+    def __call__(
+        self, params: Any, z: jax.Array, inverse: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
         return coupling(z, self.mask, functools.partial(self.net, params), inverse=inverse)
 
 
@@ -87,14 +111,16 @@ class Autoregressive:
     The step's own params are the pair (params, context_BxC).
     """
 
-    net: Callable
+    net: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     reverse: bool
 
-    def __call__(self, params, z, inverse=False):
-        params, context = params
+    def __call__(
+        self, params: tuple[Any, jax.Array], z: jax.Array, inverse: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        net_params, context = params
 
-        def net(x):
-            return self.net(params, x, context)
+        def net(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return self.net(net_params, x, context)
 
         return autoregressive(z, net, inverse=inverse, reverse=self.reverse)
 
@@ -115,8 +141,8 @@ class Flow:
     steps: tuple
 
     @property
-    def mu(self):
-        """Where the base's mean goes: a point to stand for the distribution, not its mean."""
+    def mu(self) -> jax.Array:
+        """The image of the base's mean: a point to stand for the distribution, not its mean."""
         z = self.base.mu
         for step, params in zip(self.steps, self.params, strict=True):
             z, _ = step(params, z)
@@ -125,7 +151,7 @@ class Flow:
     def sample(self, keys: jax.Array) -> jax.Array:
         return self.sample_and_log_prob(keys)[0]
 
-    def log_prob(self, z_BxD):
+    def log_prob(self, z_BxD: jax.Array) -> jax.Array:
         total = 0.0
         for step, params in zip(reversed(self.steps), reversed(self.params), strict=True):
             z_BxD, log_det = step(params, z_BxD, inverse=True)
@@ -141,19 +167,22 @@ class Flow:
         return z, log_prob
 
 
-def coupling_flow(base, net, params):
+def coupling_flow(base: Any, net: Callable, params: Sequence[Any]) -> Flow:
     """RealNVP over the last axis of ``base``: one step per entry of ``params``, of which the even
     ones keep the even dimensions and the odd ones the odd. D = 1 leaves nothing to condition on."""
     d = base.mu.shape[-1]
-    steps = tuple(
-        Coupling(net, tuple((i + step) % 2 == 0 for i in range(d))) for step in range(len(params))
-    )
-    return Flow(base, tuple(params), steps)
+    steps = []
+    for step in range(len(params)):
+        mask = tuple((i + step) % 2 == 0 for i in range(d))
+        steps.append(Coupling(net, mask))
+    return Flow(base, tuple(params), tuple(steps))
 
 
-def autoregressive_flow(base, net, params, context_BxC):
+def autoregressive_flow(
+    base: Any, net: Callable, params: Sequence[Any], context_BxC: jax.Array
+) -> Flow:
     """The IAF posterior q(z|x): ``base`` (a Normal from the encoder), then one autoregressive step
-    per entry of ``params``, in alternating order, all given the encoder's ``context``.
+    per entry of ``params``, in alternating order, all with the encoder's ``context``.
 
     ``sample_and_log_prob`` is one forward pass; ``log_prob`` of another point is sequential in D.
     """
@@ -161,7 +190,7 @@ def autoregressive_flow(base, net, params, context_BxC):
     return Flow(base, tuple((p, context_BxC) for p in params), steps)
 
 
-def made_masks(dim, hidden):
+def made_masks(dim: int, hidden: Sequence[int]) -> list[np.ndarray]:
     """Binary masks [in, out] of a masked MLP dim → hidden… → 2 x dim (shift, then log-scale).
 
     Output d depends on the inputs before d alone. Degrees: inputs 1 … D, hidden units 0 … D - 1
@@ -169,7 +198,10 @@ def made_masks(dim, hidden):
     output. Units of degree 0 see a context only, so the first dimension depends on it too.
     MADE, Germain et al. 2015 (arXiv:1502.03509), Section 4.
     """
-    degrees = [np.arange(1, dim + 1)] + [np.arange(width) * dim // width for width in hidden]
-    masks = [b[None, :] >= a[:, None] for a, b in itertools.pairwise(degrees)]
-    masks.append(np.tile(np.arange(1, dim + 1)[None, :] > degrees[-1][:, None], (1, 2)))
-    return [mask.astype(np.float32) for mask in masks]
+    inputs = np.arange(1, dim + 1)
+    degrees = [inputs, *(np.arange(width) * dim // width for width in hidden)]
+    masks = []
+    for lower, upper in itertools.pairwise(degrees):
+        masks.append(np.float32(upper[None, :] >= lower[:, None]))
+    outputs = np.float32(inputs[None, :] > degrees[-1][:, None])
+    return [*masks, np.tile(outputs, (1, 2))]

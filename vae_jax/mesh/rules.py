@@ -31,15 +31,11 @@ RULES = (
     # split by columns, the second by rows, so that what lies between them stays split and one sum
     # over `model` serves both.
     (r"(Layer|Dense)_\d*[13579]/(dense/)?kernel$", P("model", "fsdp")),
-    (
-        r"gated/kernel$",
-        P("model", "fsdp"),
-    ),  # by rows: its columns are two halves, multiplied with each other
+    # By rows: its columns are two halves, multiplied with each other.
+    (r"gated/kernel$", P("model", "fsdp")),
     (r"(Dense_\d+|dense|label)/kernel$", P("fsdp", "model")),
-    (
-        r"decoder/out/kernel$",
-        P("fsdp", "model"),
-    ),  # a likelihood sums over pixels; of a convolution see `spec`
+    # A likelihood sums over pixels; of a convolution see `spec`.
+    (r"decoder/out/kernel$", P("fsdp", "model")),
     (r".*", P(None, "fsdp")),
 )
 
@@ -53,7 +49,8 @@ def make_mesh(c: Mapping[str, int], devices: Sequence[jax.Device] | None = None)
     Raises:
       UserError: the sizes do not fit the number of devices, or of slices.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    if devices is None:
+        devices = jax.devices()
     n = len(devices)
     sizes = {axis: c[axis] for axis in AXES}
     free = [axis for axis, size in sizes.items() if size == -1]
@@ -68,11 +65,9 @@ def make_mesh(c: Mapping[str, int], devices: Sequence[jax.Device] | None = None)
         rest = n // (known // fixed[axis])
         fits = [d for d in range(1, rest + 1) if not free or n % (d * known // fixed[axis]) == 0]
         asked = " x ".join(str(s) for s in fixed.values() if s > 1)
-        right = (
-            f"nearest that fits: {min(fits, key=lambda d: abs(d - fixed[axis]))}"
-            if fits
-            else f"want axes whose product divides {n}"
-        )
+        right = f"want axes whose product divides {n}"
+        if fits:
+            right = f"nearest that fits: {min(fits, key=lambda d: abs(d - fixed[axis]))}"
         if devices[0].platform == "cpu" and known > n:
             right += f"; XLA_FLAGS={VIRTUAL}={known} before the command gives virtual devices"
         raise UserError(
@@ -97,17 +92,14 @@ def make_mesh(c: Mapping[str, int], devices: Sequence[jax.Device] | None = None)
 
 def _laid(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices as an array of this shape, neighbours on the network side by side."""
-    for split in (
-        False,
-        True,
-    ):  # a torus whose sides are no products of the axes, such as 32 x 8 on 16 x 16, is cut
+    # A torus whose sides are no products of the axes, such as 32 x 8 on 16 x 16, is cut.
+    for split in (False, True):
         try:
             return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
         except NotImplementedError:
             pass
-        except (
-            AssertionError
-        ):  # both cores of a chip are devices: a v4 as libtpu describes it where there is none
+        except AssertionError:
+            # Both cores of a chip are devices: a v4 as libtpu describes it where there is none.
             break
     return np.array(devices).reshape(shape)
 
@@ -121,9 +113,13 @@ def check_batch(batch: int, mesh: Mesh, field: str = "batch", micros: int = 1) -
     """Raise where the mesh (and ``config.accumulate``) do not divide the batch."""
     n = ways(mesh) * micros
     if batch % n:
-        near, why = max(n, round(batch / n) * n), f" x {micros} microbatches" if micros > 1 else ""
-        axes = "mesh.data" if mesh.shape["fsdp"] == 1 else "mesh.data x mesh.fsdp"
-        what = f"does not divide over {ways(mesh)} devices ({axes}){why}"
+        near = max(n, round(batch / n) * n)
+        axes = "mesh.data"
+        if mesh.shape["fsdp"] > 1:
+            axes = "mesh.data x mesh.fsdp"
+        what = f"does not divide over {ways(mesh)} devices ({axes})"
+        if micros > 1:
+            what += f" x {micros} microbatches"
         raise UserError(f"{field}={batch}: {what}; nearest that does: {near}")
 
 
@@ -141,7 +137,8 @@ def check_replicas(replicas: int, mesh: Mesh) -> None:
 
 def check_samples(c: ConfigDict, mesh: Mesh, labels: int) -> None:
     """Raise where the mesh axis ``samples`` divides neither the K draws nor the labels."""
-    n, k = mesh.shape["samples"], c.objective.get("samples", 1)
+    n = mesh.shape["samples"]
+    k = c.objective.get("samples", 1)
     if n > 1 and k % n and (not labels or labels % n):
         near = max(d for d in range(1, n) if max(k, labels) % d == 0)
         what = f"does not divide objective.samples={k}"
@@ -157,20 +154,20 @@ def spec(
     if len(shape) < 2:
         return P()
     wanted = next(s for pattern, s in rules if re.search(pattern, path))
-    if (
-        len(shape) > 3 and "model" in wanted
-    ):  # with 3 it is (levels of a scan, or labels; inputs, outputs)
-        wanted = P(None, "fsdp")  # a convolution: its channels are few, its images many
+    # With 3 dimensions it is (levels of a scan, or labels; inputs, outputs); with 4 a convolution,
+    # whose channels are few and images many.
+    if len(shape) > 3 and "model" in wanted:
+        wanted = P(None, "fsdp")
     axes = [None] * (len(shape) - len(wanted)) + list(wanted)
-    fits = [
-        a if a and mesh.shape[a] > 1 and shape[d] % mesh.shape[a] == 0 else None
-        for d, a in enumerate(axes)
-    ]
-    if mesh.shape["fsdp"] > 1 and "fsdp" in wanted and "fsdp" not in fits:
-        free = [d for d, a in enumerate(fits) if a is None and shape[d] % mesh.shape["fsdp"] == 0]
+    for d, axis in enumerate(axes):
+        if axis and (mesh.shape[axis] == 1 or shape[d] % mesh.shape[axis]):
+            axes[d] = None
+    fsdp = mesh.shape["fsdp"]
+    if fsdp > 1 and "fsdp" in wanted and "fsdp" not in axes:
+        free = [d for d, axis in enumerate(axes) if axis is None and shape[d] % fsdp == 0]
         if free:
-            fits[max(free, key=lambda d: shape[d])] = "fsdp"
-    return P(*fits)
+            axes[max(free, key=lambda d: shape[d])] = "fsdp"
+    return P(*axes)
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> Any:
@@ -236,21 +233,22 @@ def picture(shape: tuple[int, ...], place: NamedSharding) -> list[str]:
         corner = tuple(s.start or 0 for s in index[-2:])
         blocks.setdefault(corner, set()).add(device.id)
     cells = {corner: runs(sorted(ids)) for corner, ids in blocks.items()}
-    columns, width = sorted({c for _, c in cells}), max(map(len, cells.values()))
-    edge = "+".join(["", *("-" * (width + 2) for _ in columns), ""])
+    columns = sorted({column for _, column in cells})
+    width = max(map(len, cells.values()))
+    edge = "+" + ("-" * (width + 2) + "+") * len(columns)
     lines = [edge]
-    for row in sorted({r for r, _ in cells}):
-        lines += [
-            "|".join(["", *(f" {cells.get((row, c), ''):^{width}} " for c in columns), ""]),
-            edge,
-        ]
+    for row in sorted({row for row, _ in cells}):
+        words = [f" {cells.get((row, column), ''):^{width}} " for column in columns]
+        lines += ["|" + "|".join(words) + "|", edge]
     return lines
 
 
 def runs(ids: Sequence[int]) -> str:
     """[0, 1, 2, 5] → '0-2 5'."""
     starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
-    return " ".join(
-        f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}"
-        for part in np.split(ids, starts[1:])
-    )
+    words = []
+    for part in np.split(ids, starts[1:]):
+        first = part[0]
+        last = part[-1]
+        words.append(str(first) if first == last else f"{first}-{last}")
+    return " ".join(words)

@@ -1,23 +1,25 @@
 """Objectives: (model, params, batch, keys, *, its own numbers) → Terms, one number per example.
 
-``keys`` has a key for each example, shape B. Noise of your own is drawn with them, example by example, such as
-``jax.vmap(lambda key: jax.random.gamma(key, 2.0))(keys)``; then no two examples share it, on any number of devices.
+``keys`` has a key for each example, shape B. Noise of your own is drawn with them, example by
+example, such as ``jax.vmap(lambda key: jax.random.gamma(key, 2.0))(keys)``; then no two examples
+share it, on any number of devices.
 
-``batch`` holds image_BxHxWxC in [0, 1]; label_B where the data has labels; n, the size of the training
-set; step, None in evaluation; and there mask_B. With a label budget or a labelled stream
-(``config.data.labels``, ``labelled_batch``) it also holds ``labelled``, such a batch of examples that have labels:
-see ``labels.examples``. Everything is in nats, summed over pixels and latent dimensions, one
-number per example: the mean over the batch is :func:`vae_jax.train.step.masked_mean`'s, once. (Objectives on the
-*aggregate* posterior also need statistics over the batch inside their equation, and say so.)
+``batch`` holds image_BxHxWxC in [0, 1]; label_B where the data has labels; n, the size of the
+training set; step, None in evaluation; and there mask_B. With a label budget or a labelled stream
+(``config.data.labels``, ``labelled_batch``) it also holds ``labelled``, such a batch of examples
+that have labels: see ``labels.examples``. Everything is in nats, summed over pixels and latent
+dimensions, one number per example: the mean over the batch is
+:func:`vae_jax.train.step.masked_mean`'s, once. (Objectives on the *aggregate* posterior also need
+statistics over the batch inside their equation, and say so.)
 
-The loss and the bound are two things: ``loss`` is what is minimised; ``elbo`` is always the bound with
+The loss and the bound are two things: ``loss`` is minimised; ``elbo`` is always the bound with
 beta = 1 and every other weight at its neutral value.
 
 A new objective is a function like these and its line in ``OBJECTIVES``; or, with no line at all,
 ``--config.objective.name=my_file:my_loss``. Its keyword arguments are the fields of
-``config.objective``. One that learns something of its own (a multiplier, a discriminator) has an attribute
-``init(key, model) → params``, found in ``params["objective"]``. One that learns p(x|y,z) says
-``needs = "labels"``, and wants such a ``model.name``.
+``config.objective``. One that learns something of its own (a multiplier, a discriminator) has an
+attribute ``init(key, model) → params``, found in ``params["objective"]``. One that learns p(x|y,z)
+says ``needs = "labels"``, and wants such a ``model.name``.
 """
 
 from vae_jax.objectives.aggregate import beta_tcvae, dip_vae, factor_vae, info_vae

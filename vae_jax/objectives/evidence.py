@@ -23,10 +23,11 @@ def elbo(
 ) -> Terms:
     r"""The evidence lower bound; with ``beta`` ≠ 1 the beta-VAE.
 
-    .. math:: -\mathrm{loss} = \tfrac1K \sum_k \log p(x|z_k) - \beta\, KL(q(z|x) ‖ p(z)), z_k \sim q(z|x)
+    .. math:: -\mathrm{loss} = \tfrac1K \sum_k \log p(x|z_k) - \beta\, KL(q(z|x) ‖ p(z)),
+              \quad z_k \sim q(z|x)
 
-    ``stl`` leaves the score term, zero in expectation, out of the gradient (sticking the landing, Roeder
-    et al. 2017, arXiv:1703.09194); the KL is then the sampled one.
+    ``stl`` leaves the score term, zero in expectation, out of the gradient (sticking the landing,
+    Roeder et al. 2017, arXiv:1703.09194); the KL is then the sampled one.
 
     Kingma & Welling 2014 (arXiv:1312.6114), eq. 3 and 10; beta: Higgins et al. 2017, eq. 4.
     """
@@ -41,7 +42,8 @@ def elbo(
 
 
 def path_log_w(model: Model, params: Params, x: jax.Array, z: jax.Array) -> jax.Array:
-    """log p(x, z) − log q(z|x) whose gradient goes through z alone in q: its *parameters* are constants.
+    """log p(x, z) − log q(z|x), whose gradient goes through z alone in q; q's *parameters* are
+    constants.
 
     Never stop what a lower level is conditioned on (Roeder et al. 2017, arXiv:1703.09194, eq. 7).
     """
@@ -59,13 +61,13 @@ def free_bits(
     per: str = "dimension",
     samples: int = 1,
 ) -> Terms:
-    r"""No pressure on a group j of latents until its rate, averaged over the batch, exceeds λ = ``nats``.
+    r"""No pressure on a group j of latents until its mean rate over the batch exceeds λ = ``nats``.
 
     .. math:: -\mathrm{loss} = E_q \log p(x|z) - \sum_j \max(\lambda, \tfrac1B \sum_b KL_{bj})
 
-    ``per``: 'dimension' (needs diagonal Gaussians) or 'level' (all of z in a one-layer model). A group
-    below λ adds the constant λ and gets no gradient from the KL at all; one above adds its KL with its
-    whole gradient; which of the two it is, is decided by the batch mean and not differentiated.
+    ``per``: 'dimension' (needs diagonal Gaussians) or 'level' (all of z in a one-layer model). A
+    group below λ adds the constant λ and gets no gradient from the KL at all; one above adds its KL
+    with its whole gradient. The batch mean decides which of the two it is, without a gradient.
 
     Kingma et al. 2016 (arXiv:1606.04934), eq. 15. λ = 0 is the ELBO.
     """
@@ -88,10 +90,10 @@ def kl_per_dimension(q: Any, p: Any) -> jax.Array:
     if not (isinstance(q, densities.Normal) and isinstance(p, densities.Normal)):
         raise UserError("objective.per=dimension: the KL has no dimensions here; want per=level")
 
-    def split(a):
-        return jnp.broadcast_to(a, q.mu.shape)[..., None]
-
-    return densities.kl_normal(split(q.mu), split(q.logvar), split(p.mu), split(p.logvar))
+    columns = []
+    for array in (*q, *p):
+        columns.append(jnp.broadcast_to(array, q.mu.shape)[..., None])
+    return densities.kl_normal(*columns)
 
 
 def capacity(
@@ -125,11 +127,12 @@ def geco(
 ) -> Terms:
     r"""The smallest rate under a constraint on the distortion: −E log p(x|z) ≤ ``target`` nats.
 
-    .. math:: \min_{\theta,\phi} \max_\lambda\; KL + e^{\lambda}\,C, \quad C = -E_q\log p(x|z) - \mathrm{target}
+    .. math:: \min_{\theta,\phi} \max_\lambda\; KL + e^{\lambda}\,C,
+              \quad C = -E_q\log p(x|z) - \mathrm{target}
 
     λ is ``params["objective"]``; its gradient is turned round, so that the same optimiser raises it
-    while the constraint is violated. (The paper moves the multiplier by exp of an averaged constraint,
-    outside the optimiser; here the optimiser's own averaging does that.)
+    while the constraint is violated. (The paper moves the multiplier by exp of an averaged
+    constraint, outside the optimiser; here the optimiser's own averaging does that.)
 
     Rezende & Viola 2018 (arXiv:1810.00597), section 2.1 and algorithm 1.
     """
@@ -137,11 +140,15 @@ def geco(
     log_multiplier = params["objective"]["log_multiplier"]
     constraint = -log_px - target
     multiplier = jnp.exp(log_multiplier)
-    saddle = jax.lax.stop_gradient(multiplier) * constraint - multiplier * jax.lax.stop_gradient(
-        constraint
-    )
+    stop = jax.lax.stop_gradient
+    saddle = stop(multiplier) * constraint - multiplier * stop(constraint)
     loss = kl + with_gradient_of(multiplier * constraint, saddle)
-    return Terms(loss, value, log_px, kl, {"multiplier": jnp.broadcast_to(multiplier, loss.shape)})
+    extra = {"multiplier": jnp.broadcast_to(multiplier, loss.shape)}
+    return Terms(loss, value, log_px, kl, extra)
 
 
-geco.init = lambda key, model: {"log_multiplier": jnp.zeros(())}
+def _init_multiplier(key: jax.Array, model: Model) -> Params:
+    return {"log_multiplier": jnp.zeros(())}
+
+
+geco.init = _init_multiplier

@@ -23,23 +23,29 @@ def joint(
     .. math:: -\mathrm{loss} = E_q[\log p(x|z)] - \beta\,KL + \gamma\, E_q[\log p(y|z)]
 
     The bound of a model in which z generates both x and y (gamma = 1 makes it the bound on
-    log p(x, y)). ``elbo`` stays the bound on log p(x). The classifier is judged in evaluation at the
+    log p(x, y)). ``elbo`` stays the bound on log p(x). Evaluation takes the accuracy at the
     posterior mean; here ``accuracy`` is at a sample.
 
-    With a label budget the loss is the mean of beta · KL − log p(x|z) over the batch, whose labels are not
-    looked at, + gamma times the mean cross-entropy over the labelled examples.
+    With a label budget the loss is the mean of beta · KL − log p(x|z) over the batch, whose labels
+    are not used, + gamma times the mean cross-entropy over the labelled examples.
     """
     d = sample_k(model, params, batch["image"], keys, samples)
     value, log_px, kl = bound(d)
     rows, row_keys = examples(batch, keys)
-    apart = rows is not batch
-    z_KxBxD = sample_k(model, params, rows["image"], row_keys, samples).z if apart else d.z
+    z_KxBxD = d.z
+    if rows is not batch:
+        z_KxBxD = sample_k(model, params, rows["image"], row_keys, samples).z
     _check_classifier(model)
-    logits_KxBxY = jax.vmap(lambda z: model.head(params, z))(z_KxBxD)
-    ce, hit = (a.mean(0) for a in jax.vmap(lambda s: cross_entropy(s, rows["label"]))(logits_KxBxY))
-    extra = {"cross_entropy": ce, "accuracy": hit}
-    if apart:
-        return Terms(beta * kl - log_px, value, log_px, kl, labelled=Terms(gamma * ce, extra=extra))
+
+    def of_draw(z_BxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return cross_entropy(model.head(params, z_BxD), rows["label"])
+
+    ce_KxB, hit_KxB = jax.vmap(of_draw)(z_KxBxD)
+    ce = ce_KxB.mean(0)
+    extra = {"cross_entropy": ce, "accuracy": hit_KxB.mean(0)}
+    if rows is not batch:
+        labelled = Terms(gamma * ce, extra=extra)
+        return Terms(beta * kl - log_px, value, log_px, kl, labelled=labelled)
     return Terms(beta * kl - log_px + gamma * ce, value, log_px, kl, extra)
 
 
@@ -60,22 +66,26 @@ def supervised(
     logits_BxY = model.classify(params, rows["image"])
     ce, hit = cross_entropy(logits_BxY, rows["label"])
     terms = Terms(loss=ce, extra={"cross_entropy": ce, "accuracy": hit})
-    return terms if rows is batch else Terms(loss=jnp.zeros(len(batch["image"])), labelled=terms)
+    if rows is batch:
+        return terms
+    return Terms(loss=jnp.zeros(len(batch["image"])), labelled=terms)
 
 
 def examples(batch: dict, keys: jax.Array) -> tuple[dict, jax.Array]:
-    """(examples to learn labels from, their keys): ``batch["labelled"]``, a stream with keys of its own, or all of a
-    batch where every example has a label.
+    """(examples to learn labels from, their keys).
 
-    In evaluation these are the batch again, a label −1 where there is none; what is said of those is not counted.
+    They are ``batch["labelled"]``, a stream with keys of its own, or all of a batch where every
+    example has a label. In evaluation they are the batch again, with a label of −1 where there is
+    none; the metrics of those are not counted.
     """
     rows = batch.get("labelled", batch)
     if rows is None:
-        raise UserError(
-            "data.labelled_batch=0: with data.labels this objective learns from a stream of labelled "
-            "examples; want their number per step, such as 100"
-        )
-    return rows, keys if rows is batch else rows["keys"]
+        why = "with data.labels this objective learns from a stream of labelled examples"
+        wanted = "want their number per step, such as 100"
+        raise UserError(f"data.labelled_batch=0: {why}; {wanted}")
+    if rows is batch:
+        return rows, keys
+    return rows, rows["keys"]
 
 
 def cross_entropy(logits: jax.Array, label_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -88,6 +98,5 @@ def cross_entropy(logits: jax.Array, label_B: jax.Array) -> tuple[jax.Array, jax
 
 def _check_classifier(model: Model) -> None:
     if model.classify is None:
-        raise UserError(
-            "classifier.name=none: this objective learns from labels; want classifier.name=mlp"
-        )
+        wanted = "want classifier.name=mlp"
+        raise UserError(f"classifier.name=none: this objective learns from labels; {wanted}")

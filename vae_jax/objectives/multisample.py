@@ -29,11 +29,12 @@ def log_mean_exp(log_w: jax.Array, axis: int = 0) -> jax.Array:
 def iw_bound(
     model: Model, params: Params, x: jax.Array, keys: jax.Array, samples: int, estimator: str
 ) -> tuple[jax.Array, Draw, jax.Array]:
-    r"""(log (1/K) Σ_k w_k with the estimator's gradient, the K draws, log w_k with the path gradient).
+    r"""(log (1/K) Σ_k w_k, the K draws, log w_k).
 
-    With w̃ the normalised weights, taken as constants, and ∂z the gradient through the sample alone:
-    pathwise and stl differentiate Σ w̃ log w; dreg multiplies ∂z by w̃ once more, so that the inference
-    net gets Σ w̃² ∂log w/∂z · ∂z/∂φ and the generative net Σ w̃ ∂log p(x, z)/∂θ.
+    The first has the estimator's gradient, the last the path gradient. With w̃ the normalised
+    weights, taken as constants, and ∂z the gradient through the sample alone: pathwise and stl
+    differentiate Σ w̃ log w; dreg multiplies ∂z by w̃ once more, so that the inference net gets
+    Σ w̃² ∂log w/∂z · ∂z/∂φ and the generative net Σ w̃ ∂log p(x, z)/∂θ.
     """
     if estimator == "pathwise":
         d = sample_k(model, params, x, keys, samples)
@@ -61,7 +62,8 @@ def iwae(
 ) -> Terms:
     r"""The importance-weighted bound.
 
-    .. math:: -\mathrm{loss} = \log \tfrac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
+    .. math:: -\mathrm{loss} = \log \tfrac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k|x)},
+              \quad z_k \sim q(z|x)
 
     Burda et al. 2016 (arXiv:1509.00519), eq. 8. K = 1 is the ELBO with a sampled KL.
     """
@@ -86,10 +88,10 @@ def miwae(
     Rainforth et al. 2018 (arXiv:1802.04537), eq. 7 (MIWAE).
     """
 
-    def one(k):
-        return iw_bound(model, params, batch["image"], k, samples, estimator)
+    def of_group(keys: jax.Array) -> tuple[jax.Array, Draw, jax.Array]:
+        return iw_bound(model, params, batch["image"], keys, samples, estimator)
 
-    iw_MxB, d, _ = jax.vmap(one)(split_keys(keys, groups))
+    iw_MxB, d, _ = jax.vmap(of_group)(split_keys(keys, groups))
     d = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), d)  # M·K draws
     return Terms(-iw_MxB.mean(0), *bound(d), {"iw": log_mean_exp(d.log_w)})
 
@@ -106,7 +108,8 @@ def ciwae(
 ) -> Terms:
     r"""A convex combination of the ELBO and the IWAE bound of the same draws.
 
-    .. math:: -\mathrm{loss} = \beta\, \tfrac1K\sum_k \log w_k + (1 - \beta) \log \tfrac1K \sum_k w_k
+    .. math:: -\mathrm{loss} = \beta\, \tfrac1K\sum_k \log w_k
+              + (1 - \beta) \log \tfrac1K \sum_k w_k
 
     Rainforth et al. 2018 (arXiv:1802.04537), eq. 8 (CIWAE); their β.
     """
@@ -128,18 +131,18 @@ def piwae(
     .. math:: \partial_\theta \log \tfrac{1}{MK} \sum_{mk} w_{mk}, \qquad
               \partial_\phi\, \tfrac1M \sum_m \log \tfrac1K \sum_k w_{mk}
 
-    Rainforth et al. 2018 (arXiv:1802.04537), eq. 9 and 10 (PIWAE). The loss's value is the IWAE bound's.
+    Rainforth et al. 2018 (arXiv:1802.04537), eq. 9 and 10 (PIWAE). The loss's value is the IWAE
+    bound's.
     """
-
-    def freeze(parts):
-        return {k: jax.lax.stop_gradient(v) if k in parts else v for k, v in params.items()}
-
-    generative = [k for k in params if k not in INFERENCE]
-    shape = (groups, samples, -1)
-    theta = sample_k(model, freeze(INFERENCE), batch["image"], keys, groups * samples)
-    phi = sample_k(model, freeze(generative), batch["image"], keys, groups * samples)
+    generative = dict(params)
+    inference = dict(params)
+    for part, values in params.items():
+        constant = generative if part in INFERENCE else inference
+        constant[part] = jax.lax.stop_gradient(values)
+    theta = sample_k(model, generative, batch["image"], keys, groups * samples)
+    phi = sample_k(model, inference, batch["image"], keys, groups * samples)
     iw = log_mean_exp(theta.log_w)
-    grouped = log_mean_exp(phi.log_w.reshape(shape), axis=1).mean(0)
+    grouped = log_mean_exp(phi.log_w.reshape(groups, samples, -1), axis=1).mean(0)
     return Terms(-with_gradient_of(iw, iw + grouped), *bound(theta), {"iw": iw})
 
 
@@ -156,8 +159,8 @@ def renyi(
 
     .. math:: -\mathrm{loss} = \tfrac{1}{1-\alpha} \log \tfrac1K \sum_k w_k^{1-\alpha}
 
-    alpha = 0 is IWAE; alpha → 1 the ELBO, which is used within 1e-3 of it, where the quotient would lose
-    its digits. Li & Turner 2016 (arXiv:1602.02311), eq. 6 and 13.
+    alpha = 0 is IWAE; alpha → 1 the ELBO, which is used within 1e-3 of it, where the quotient would
+    lose its digits. Li & Turner 2016 (arXiv:1602.02311), eq. 6 and 13.
     """
     d = sample_k(model, params, batch["image"], keys, samples)
     value, log_px, kl = bound(d)
@@ -199,23 +202,24 @@ def tvo(
     .. math:: -\mathrm{loss} = \sum_{j} (\beta_{j+1} - \beta_j)\, E_{\pi_{\beta_j}}[\log w], \quad
               \pi_\beta \propto q^{1-\beta} p(x, z)^\beta, \quad 0 = \beta_0 < \dots < \beta_J = 1
 
-    Expectations by self-normalised weights w^β of K ≥ 2 shared draws; β_1 = ``beta1``, the rest spaced
-    evenly in log. The gradient is the covariance form, which does not need reparameterised draws:
-    ∂E[f] = E[∂f] + Cov(∂ log π̃_β, f) with log π̃_β = log q + β log w; the covariance of a sample divides by
-    K − 1, which leaves β = 0 without a bias.
+    Expectations by self-normalised weights w^β of K ≥ 2 shared draws; β_1 = ``beta1``, the rest
+    spaced evenly in log. The gradient is the covariance form, which does not need reparameterised
+    draws: ∂E[f] = E[∂f] + Cov(∂ log π̃_β, f) with log π̃_β = log q + β log w; the covariance of a
+    sample divides by K − 1, which leaves β = 0 without a bias.
 
     Masrani et al. 2019 (arXiv:1907.00031), eq. 9, 11 and 12. J = 1 is the ELBO.
     """
     if samples < 2:
-        raise UserError(
-            f"objective.samples={samples}: want at least 2, the gradient is a covariance over samples"
-        )
+        wanted = "want at least 2, the gradient is a covariance over samples"
+        raise UserError(f"objective.samples={samples}: {wanted}")
     x = batch["image"]
     d = sample_k(model, params, x, keys, samples)
     z = jax.lax.stop_gradient(d.z)
     log_q = model.log_posterior(params, x, z)
     log_w = model.log_joint(params, x, z) - log_q
-    inner = jnp.geomspace(beta1, 1.0, partitions)[:-1] if partitions > 1 else jnp.zeros(0)
+    inner = jnp.zeros(0)
+    if partitions > 1:
+        inner = jnp.geomspace(beta1, 1.0, partitions)[:-1]
     edges_J1 = jnp.concatenate([jnp.zeros(1), inner, jnp.ones(1)])
     log_w_1xKxB = log_w[None]
     beta_Jx1x1 = edges_J1[:-1, None, None]
@@ -223,9 +227,8 @@ def tvo(
     mean_JxB = jnp.sum(weight_JxKxB * log_w_1xKxB, axis=1)
     centred_JxKxB = jax.lax.stop_gradient(log_w_1xKxB - mean_JxB[:, None])
     log_pi_JxKxB = log_q[None] + beta_Jx1x1 * log_w_1xKxB
-    covariance_JxB = (
-        samples / (samples - 1) * jnp.sum(weight_JxKxB * centred_JxKxB * log_pi_JxKxB, axis=1)
-    )
+    product_JxKxB = weight_JxKxB * centred_JxKxB * log_pi_JxKxB
+    covariance_JxB = samples / (samples - 1) * jnp.sum(product_JxKxB, axis=1)
     width_Jx1 = jnp.diff(edges_J1)[:, None]
     value = jnp.sum(width_Jx1 * mean_JxB, axis=0)
     surrogate = jnp.sum(width_Jx1 * (mean_JxB + covariance_JxB), axis=0)

@@ -9,17 +9,17 @@ from vae_jax.models.core import Draw, Model, Params
 
 
 class Terms(NamedTuple):
-    """What an objective says of each example, shape B each; None where a figure has no meaning.
+    """The terms of an objective for each example, shape B; None where one has no meaning.
 
-    Where ``batch["labelled"]`` is there, ``labelled`` may hold the terms of its examples. Each part is averaged
-    over its own examples, and what is minimised is the sum of the two mean losses.
+    Where ``batch["labelled"]`` is there, ``labelled`` may hold the terms of its examples. Each part
+    is averaged over its own examples, and the sum of the two mean losses is minimised.
     """
 
     loss: jax.Array
     elbo: jax.Array | None = None  # the beta = 1 bound on log p(x)
     log_px: jax.Array | None = None  # E log p(x|z): minus the distortion
     kl: jax.Array | None = None  # the rate
-    extra: dict[str, Any] = {}  # further figures, shape B; never changed  # noqa: RUF012
+    extra: dict[str, Any] = {}  # further metrics, shape B; never changed  # noqa: RUF012
     labelled: Any = None  # Terms
 
 

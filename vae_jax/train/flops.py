@@ -12,8 +12,8 @@ from jax.interpreters import partial_eval
 from ml_collections import ConfigDict
 
 from vae_jax import config as config_lib
-from vae_jax.train import optim, step
 from vae_jax.train import program as compile_lib
+from vae_jax.train import step
 
 AnyJaxpr = Jaxpr | ClosedJaxpr
 Cost = Callable[[JaxprEqn], int]
@@ -124,12 +124,10 @@ def traced(c: ConfigDict, model: Any, mesh: jax.sharding.Mesh, dataset: Any) -> 
     Nothing is computed or compiled.
     """
     c = config_lib.override(c, {})
-    terms = step.make_terms(c, model, dataset)
-    tx = optim.optimizer(c.optim, c.steps)
+    update = step.make_update(c, model, dataset)
     state, _ = compile_lib.shapes(c, model, mesh)
     batch = step.raw_batch(dataset.shape, c.batch, labelled=c.data.labelled_batch)
-    options = {"terms": terms, "tx": tx, "decay": c.optim.ema, "micros": c.accumulate}
-    train_step = functools.partial(step.train_step, **options)
+    train_step = functools.partial(step.train_step, update=update)
     jaxpr = jax.make_jaxpr(train_step)(state, batch, jax.random.key(0)).jaxpr
     live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return live

@@ -1,24 +1,34 @@
-"""The training step and the evaluation step: pure functions, no jit, the device axis an argument."""
+"""The training step and the evaluation step: pure functions, the device axis an argument."""
 
+import dataclasses
 import functools
 import zlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.distributions import example_keys
 from vae_jax.mesh import layout
+from vae_jax.models import Model
+from vae_jax.objectives import Terms
 from vae_jax.train import contract, optim
+
+Axis = (
+    str | tuple[str, ...] | None
+)  # the named device axes that split a batch; None: the whole batch
+Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """All that training carries from step to step. Randomness is not in it: it is a path of keys."""
+    """All that training carries from step to step; randomness, a path of keys, is not in it."""
 
     step: jax.Array
     params: Any
@@ -26,30 +36,70 @@ class TrainState(NamedTuple):
     ema: Any  # () where optim.ema is 0
 
 
-def stream(seed, purpose):
-    """The root key of one purpose ('init', 'train', 'validation', ...). Steps and examples fold in theirs."""
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """One update of a state, but for the state, the batch and the key; see :func:`train_step`."""
+
+    terms: Callable[..., Terms]  # of make_terms
+    tx: optax.GradientTransformation
+    decay: float = 0.0  # of the parameters' moving average; 0: there is none
+    micros: int = 1  # microbatches
+    axis: Axis = None
+    # over_shards(function) calls :func:`gradients` on a mesh of its own; None: no mesh.
+    over_shards: Callable[[Callable], Callable] | None = None
+    # None: every update is made. 0: none whose loss or gradient is not finite. Above 0: nor any
+    # whose gradient has a larger norm than this.
+    skip_above: float | None = None
+
+
+def make_update(
+    c: ConfigDict,
+    model: Model,
+    dataset: data.Dataset,
+    axis: Axis = None,
+    over_shards: Callable[[Callable], Callable] | None = None,
+) -> Update:
+    """The update of a config."""
+    return Update(
+        terms=make_terms(c, model, dataset),
+        tx=optim.optimizer(c.optim, c.steps),
+        decay=c.optim.ema,
+        micros=c.accumulate,
+        axis=axis,
+        over_shards=over_shards,
+        skip_above=c.optim.skip_above if c.optim.skip else None,
+    )
+
+
+def stream(seed: int | jax.Array, purpose: str) -> jax.Array:
+    """The root key of one purpose ('init', 'train', 'validation', ...).
+
+    Steps and examples fold in theirs.
+    """
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 
-def masked_mean(values_B, mask_B):
+def masked_mean(values_B: jax.Array, mask_B: jax.Array) -> jax.Array:
     """Σ m·v / Σ m over the global batch: the only place where a batch is averaged."""
     return masked_sum(values_B, mask_B) / jnp.maximum(jnp.sum(mask_B), 1)
 
 
-def masked_sum(values_B, mask_B):
+def masked_sum(values_B: jax.Array, mask_B: jax.Array) -> jax.Array:
+    """Σ m·v in float32; where m is false, v may be NaN."""
     return jnp.sum(jnp.where(mask_B, values_B, 0).astype(jnp.float32))
 
 
-def all_mean(tree, axis):
+def all_mean(tree: Any, axis: Axis) -> Any:
     """Mean over a named device axis; the identity in the global view (axis=None)."""
     return tree if axis is None else jax.lax.pmean(tree, axis)
 
 
-def weight_at(c, step):
+def weight_at(c: ConfigDict, step: int | jax.Array) -> float | jax.Array:
     """The factor in [0, 1] on ``objective.<warmup.of>`` at a step; 1 with no warm-up.
 
-    Linear: min(1, t/T) (Bowman et al. 2016; Sønderby et al. 2016). Cyclical: T is cut into ``cycles``;
-    each rises over its first half and stays at 1 over its second (Fu et al. 2019, eq. 6 with R = 1/2).
+    Linear: min(1, t/T) (Bowman et al. 2016; Sønderby et al. 2016). Cyclical: T is cut into
+    ``cycles``; each rises over its first half and stays at 1 over its second (Fu et al. 2019, eq. 6
+    with R = 1/2).
     """
     if not c.steps:
         return 1.0
@@ -60,227 +110,314 @@ def weight_at(c, step):
     return jnp.where(t < 1.0, rising, 1.0)
 
 
-def make_terms(c, model, dataset):
+class _Streams(NamedTuple):
+    """The keys of one step, one for each purpose; None where nothing is random."""
+
+    input: jax.Array | None
+    labelled_input: jax.Array | None
+    draw: jax.Array
+    labelled_draw: jax.Array
+
+
+def _streams(key: jax.Array, training: bool) -> _Streams:
+    if training:
+        return _Streams(*jax.random.split(key, 4))
+    return _Streams(None, None, *jax.random.split(key))
+
+
+def make_terms(c: ConfigDict, model: Model, dataset: data.Dataset) -> Callable[..., Terms]:
     """terms(params, batch, key, step=None) → Terms for a batch of raw uint8 images.
 
-    step=None is evaluation: no augmentation, binarisation and noise by example id, weights at their final values.
-    In training the noise of an example depends on its place in the global batch, ``batch["place"]``, alone: one device,
-    eight, ``shard_map``, ``pmap`` and microbatches make the same update.
+    step=None is evaluation: no augmentation, binarisation and noise by example id, weights at their
+    final values. In training the noise of an example depends on its place in the global batch,
+    ``batch["place"]``, alone: one device, eight, ``shard_map``, ``pmap`` and microbatches make the
+    same update.
     """
     objective = config_lib.resolve("objective", c.objective.name)
     numbers = {k: v for k, v in c.objective.items() if k != "name"}
-    d, n = c.data, len(dataset.train.image)
-    budget = bool(d.labels or d.labelled_batch)
+    n = len(dataset.train.image)
+    budget = bool(c.data.labels or c.data.labelled_batch)
+    augment = {
+        "levels": dataset.levels,
+        "binarize": c.data.binarize,
+        "shift": c.data.shift,
+        "flip": c.data.flip,
+    }
 
-    augment = {"levels": dataset.levels, "binarize": d.binarize, "shift": d.shift, "flip": d.flip}
-
-    def to_input(batch, key):
+    def to_input(batch: dict, key: jax.Array | None) -> dict:
         image = data.to_input(batch["image"], batch["id"], key, batch.get("place"), **augment)
         return {**batch, "image": image}
 
-    def terms(params, batch, key, step=None):
+    def terms(
+        params: Any, batch: dict, key: jax.Array, step: int | jax.Array | None = None
+    ) -> Terms:
+        training = step is not None
         kwargs = dict(numbers)
-        if step is not None and c.warmup.steps:
+        if training and c.warmup.steps:
             kwargs[c.warmup.of] = numbers[c.warmup.of] * weight_at(c.warmup, step)
         if "place" not in batch:  # a batch that was not split is the global batch
             batch = with_places(batch)
-        if step is None:
-            input_key = labelled_input_key = None
-            draw_key, labelled_key = jax.random.split(key)
-            keys_B = example_keys(draw_key, batch["id"])
-        else:
-            input_key, labelled_input_key, draw_key, labelled_key = jax.random.split(key, 4)
-            keys_B = example_keys(draw_key, batch["place"])
-        inputs = {**to_input(batch, input_key), "n": n, "step": step}
-        if budget and step is None:  # eval_step counts those that have a label
-            inputs["labelled"] = inputs | {"keys": example_keys(labelled_key, batch["id"])}
+        streams = _streams(key, training)
+        number_B = batch["place" if training else "id"]
+        keys_B = example_keys(streams.draw, number_B)
+        inputs = {**to_input(batch, streams.input), "n": n, "step": step}
+        if budget and not training:  # eval_step counts those that have a label
+            labelled_keys = example_keys(streams.labelled_draw, batch["id"])
+            inputs["labelled"] = inputs | {"keys": labelled_keys}
         elif "labelled" in batch:
             labelled = batch["labelled"]
-            inputs["labelled"] = to_input(labelled, labelled_input_key)
-            inputs["labelled"]["keys"] = example_keys(labelled_key, labelled["place"])
-        elif d.labels:
+            inputs["labelled"] = to_input(labelled, streams.labelled_input)
+            inputs["labelled"]["keys"] = example_keys(streams.labelled_draw, labelled["place"])
+        elif c.data.labels:
             inputs["labelled"] = None
         return objective(model, params, inputs, keys_B, **kwargs)
 
     return terms
 
 
-def raw_batch(shape, *lead, labelled=0):
-    """What a batch of raw images of this shape holds, as shapes with these leading dimensions.
+def raw_batch(shape: tuple[int, ...], *lead: int, labelled: int = 0) -> dict[str, Any]:
+    """A batch of raw images of this shape as shapes, with these leading dimensions.
 
     ``labelled``: how many examples its labelled part has, if any.
     """
     number = jax.ShapeDtypeStruct(lead, jnp.int32)
-    batch = {
-        "image": jax.ShapeDtypeStruct((*lead, *shape), jnp.uint8),
-        "label": number,
-        "id": number,
-    }
-    return batch | ({"labelled": raw_batch(shape, *lead[:-1], labelled)} if labelled else {})
+    image = jax.ShapeDtypeStruct((*lead, *shape), jnp.uint8)
+    batch = {"image": image, "label": number, "id": number}
+    if labelled:
+        batch["labelled"] = raw_batch(shape, *lead[:-1], labelled)
+    return batch
 
 
-def check(c, model, dataset, params):
-    """The names of the figures that validation has, by tracing the objective on shapes alone, before anything is made.
+def check(c: ConfigDict, model: Model, dataset: data.Dataset, params: Any) -> tuple[str, ...]:
+    """The names of validation's metrics, by tracing the objective on shapes alone.
+
+    Nothing is computed. The objective is traced as in training and as in evaluation.
 
     Raises:
-      UserError: the objective returns no Terms, or a figure is not one number per example.
+      UserError: the objective returns no Terms, or a metric is not one number per example.
     """
-    terms, size = make_terms(c, model, dataset), 3
-    for at in (0, None):  # as in training, and as in evaluation
-        other = 2 if c.data.labelled_batch and at == 0 else 0
-        batch = raw_batch(dataset.shape, size, labelled=other)
-        extra = {} if at == 0 else {"mask": jax.ShapeDtypeStruct((size,), bool)}
-
-        def run(p, b, at=at):
-            result = terms(p, b, jax.random.key(0), at)
-            contract.check_terms(result, f"objective.name={c.objective.name}")
-            return parts(result)
-
-        found = jax.eval_shape(run, params, batch | extra)
-        for values, want in zip(found, (size, other or size), strict=False):
-            for name, value in values.items():
-                if value.shape != (want,):
-                    raise UserError(
-                        f"objective: {name} has shape {value.shape}; want one number per example, ({want},)"
-                    )
-    judged = dataset.validation.label is not None and (dataset.validation.label >= 0).any()
-    return tuple(merged(*(dict.fromkeys(values, 0) for values in (found if judged else found[:1]))))
+    size = 3
+    labelled_size = 2 if c.data.labelled_batch else 0
+    batch = raw_batch(dataset.shape, size, labelled=labelled_size)
+    _shapes_of_metrics(c, model, dataset, (params, batch, 0))
+    batch = raw_batch(dataset.shape, size)
+    batch["mask"] = jax.ShapeDtypeStruct((size,), bool)
+    parts = _shapes_of_metrics(c, model, dataset, (params, batch, None))
+    label = dataset.validation.label
+    if label is None or not (label >= 0).any():
+        parts = parts[:1]
+    return tuple(merged(*(dict.fromkeys(values, 0) for values in parts)))
 
 
-def with_places(batch, axis=None):
-    """The batch with ``place``, each example's place in the global batch: of this shard where ``axis`` names one."""
-    labelled = {"labelled": with_places(batch["labelled"], axis)} if "labelled" in batch else {}
-    return batch | labelled | {"place": layout.places(len(jax.tree.leaves(batch)[0]), axis)}
+def _shapes_of_metrics(
+    c: ConfigDict, model: Model, dataset: data.Dataset, arguments: tuple
+) -> list[Metrics]:
+    """:func:`metrics_of` as shapes, for (params, batch, step); raises as :func:`check` does."""
+    params, batch, at = arguments
+    terms = make_terms(c, model, dataset)
+
+    def run(params: Any, batch: dict) -> list[Metrics]:
+        result = terms(params, batch, jax.random.key(0), at)
+        contract.check_terms(result, f"objective.name={c.objective.name}")
+        return metrics_of(result)
+
+    parts = jax.eval_shape(run, params, batch)
+    sizes = [len_of(batch), len_of(batch.get("labelled", batch))]
+    for values, size in zip(parts, sizes, strict=False):
+        for name, value in values.items():
+            if value.shape != (size,):
+                wanted = f"want one number per example, ({size},)"
+                raise UserError(f"objective: {name} has shape {value.shape}; {wanted}")
+    return parts
 
 
-def figures(terms):
-    """The figures of a Terms that have a meaning, as {name: values_B}."""
-    named = {
-        "loss": terms.loss,
-        "elbo": terms.elbo,
-        "log_px": terms.log_px,
-        "kl": terms.kl,
-        **terms.extra,
-    }
-    return {k: v for k, v in named.items() if v is not None}
+def len_of(batch: dict) -> int:
+    """How many examples a batch has."""
+    return len(jax.tree.leaves(batch)[0])
 
 
-def parts(terms):
-    """The :func:`figures` of the batch and, where an objective has them apart, of its labelled examples."""
-    return [figures(t) for t in (terms, terms.labelled) if t is not None]
+def with_places(batch: dict, axis: Axis = None) -> dict:
+    """The batch with ``place``, each example's place in the global batch.
+
+    ``batch`` is the shard of this device where ``axis`` names a device axis.
+    """
+    batch = dict(batch)
+    if "labelled" in batch:
+        batch["labelled"] = with_places(batch["labelled"], axis)
+    batch["place"] = layout.places(len_of(batch), axis)
+    return batch
 
 
-def merged(batch, labelled=None):
-    """Mean figures of both parts as one dict: the loss is their sum, the bounds of the labelled are labelled_elbo, …"""
+def metrics_of(terms: Terms) -> list[Metrics]:
+    """{name: values_B} of the batch and, where an objective has such terms, of its labelled part.
+
+    Metrics that have no meaning are left out.
+    """
+    parts = []
+    for part in (terms, terms.labelled):
+        if part is not None:
+            fixed = {"loss": part.loss, "elbo": part.elbo, "log_px": part.log_px, "kl": part.kl}
+            metrics = fixed | part.extra
+            parts.append({name: v for name, v in metrics.items() if v is not None})
+    return parts
+
+
+def merged(batch: Metrics, labelled: Metrics | None = None) -> Metrics:
+    """Mean metrics of both parts as one dict.
+
+    The loss is the sum of theirs; the bounds of the labelled part are named labelled_elbo, ….
+    """
     if labelled is None:
         return batch
-    named = {
-        f"labelled_{k}" if k in ("elbo", "log_px", "kl") else k: v for k, v in labelled.items()
-    }
-    return batch | named | {"loss": batch["loss"] + labelled["loss"]}
+    metrics = dict(batch)
+    for name, value in labelled.items():
+        if name in ("elbo", "log_px", "kl"):
+            name = f"labelled_{name}"
+        metrics[name] = value
+    metrics["loss"] = batch["loss"] + labelled["loss"]
+    return metrics
 
 
-def init_state(key, mean, *, model, objective, tx, decay):
+def init_state(
+    key: jax.Array,
+    mean: jax.Array | None,
+    *,
+    model: Model,
+    objective: Callable[..., Terms],
+    tx: optax.GradientTransformation,
+    decay: float,
+) -> TrainState:
     """A new TrainState; jit it with the shardings as out_shardings, so that it is born sharded.
 
     ``mean``: the mean training image for ``config.bias_from_data``, else None.
     """
     params = model.init(key, mean)
     if hasattr(objective, "init"):
-        params["objective"] = objective.init(
-            jax.random.fold_in(key, zlib.crc32(b"objective")), model
-        )
-    average = jax.tree.map(jnp.copy, params) if decay else ()
+        own_key = jax.random.fold_in(key, zlib.crc32(b"objective"))
+        params["objective"] = objective.init(own_key, model)
+    average = ()
+    if decay:
+        average = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
 
 
-def gradients(params, batch, key, step, *, terms, axis=None, micros=1):
-    """(gradients, figures) of a batch: means over it; of a shard, where ``axis`` names device axes, over the shard.
+def gradients(
+    params: Any, batch: dict, key: jax.Array, step: jax.Array, *, update: Update
+) -> tuple[Any, Metrics]:
+    """(gradients, metrics) of a batch: means over it, or over the shard of this device.
 
-    With ``micros`` = A > 1 a scan goes through A microbatches of equal size and adds up, so that the means are those
-    of the whole batch. An objective with a statistic over the batch in its equation takes it over what it sees.
+    With A = ``update.micros`` > 1 a scan goes through A microbatches of equal size and adds up, so
+    that the means are those of the whole batch. An objective with a statistic over the batch in its
+    equation takes it over what it sees.
     """
 
-    def objective(params, batch):
-        found = parts(terms(params, batch, key, step))
-        masks = [jnp.ones(values["loss"].shape, bool) for values in found]
-        metrics = merged(
-            *(
-                {n: masked_mean(v, m) for n, v in p.items()}
-                for p, m in zip(found, masks, strict=True)
-            )
-        )
-        return all_mean(metrics["loss"], axis), metrics
+    def objective(params: Any, batch: dict) -> tuple[jax.Array, Metrics]:
+        parts = metrics_of(update.terms(params, batch, key, step))
+        masks = [jnp.ones(values["loss"].shape, bool) for values in parts]
+        means = []
+        for values, mask in zip(parts, masks, strict=True):
+            means.append({name: masked_mean(v, mask) for name, v in values.items()})
+        metrics = merged(*means)
+        return all_mean(metrics["loss"], update.axis), metrics
 
-    one = jax.grad(objective, has_aux=True)
-    if micros == 1:
-        return one(params, batch)
-    batches = layout.microbatches(batch, micros)
+    gradient = jax.grad(objective, has_aux=True)
+    if update.micros == 1:
+        return gradient(params, batch)
+    batches = layout.microbatches(batch, update.micros)
 
-    def add(total, micro):
-        return (jax.tree.map(jnp.add, total, one(params, micro)), None)
+    def add(total: Any, microbatch: dict) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, microbatch)), None
 
-    shapes = jax.eval_shape(one, params, jax.tree.map(lambda a: a[0], batches))
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda a: a[0], batches))
     zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     total, _ = jax.lax.scan(add, zero, batches)
-    return jax.tree.map(lambda a: a / micros, total)
+    return jax.tree.map(lambda a: a / update.micros, total)
 
 
 def train_step(
-    state, batch, key, *, terms, tx, decay=0.0, axis=None, micros=1, over=None, skip_above=None
-):
+    state: TrainState, batch: dict, key: jax.Array, update: Update
+) -> tuple[TrainState, Metrics]:
     """(state, batch, key) → (state, metrics): one update; pure.
 
-    ``batch``: image uint8, label, id, each with leading dimension B (of this shard where ``axis`` names
-    a device axis), and 'labelled', such a batch of labelled examples, where the config asks for one.
-    ``key``: the stream's root. Metrics are means over the batch before the update.
-    ``over``: where given, ``over(function)`` is what calls :func:`gradients`, on a mesh of its own.
-    ``skip_above``: where given, a bad step leaves all but the step number as it was, and the metric ``skipped`` is 1:
-    one whose loss or gradient is not finite or, above 0, whose gradient has a larger norm than this.
+    ``batch``: image uint8, label, id, each with leading dimension B (of this shard where
+    ``update.axis`` names a device axis and there is no ``update.over_shards``), and 'labelled',
+    such a batch of labelled examples, where the config asks for one. ``key``: the stream's root.
+
+    Metrics are means over the batch before the update, and ``grad_norm``. Where
+    ``update.skip_above`` is not None a bad step leaves all but the step number as it was, and the
+    metric ``skipped`` is 1.
     """
     key = jax.random.fold_in(key, state.step)
-    compute = functools.partial(gradients, terms=terms, axis=axis, micros=micros)
-    batch = with_places(batch, axis if over is None else None)
-    if over is None:
-        grads, metrics = all_mean(compute(state.params, batch, key, state.step), axis)
+    compute = functools.partial(gradients, update=update)
+    if update.over_shards is None:
+        batch = with_places(batch, update.axis)
+        values = compute(state.params, batch, key, state.step)
+        grads, metrics = all_mean(values, update.axis)
     else:
-        grads, metrics = over(compute)(state.params, batch, key, state.step)
+        batch = with_places(batch)
+        grads, metrics = update.over_shards(compute)(state.params, batch, key, state.step)
     metrics["grad_norm"] = optax.tree.norm(grads)
     # The barrier keeps XLA from making the gradients once more for each of the optimiser's arrays.
-    updates, opt = tx.update(jax.lax.optimization_barrier(grads), state.opt, state.params)
+    grads = jax.lax.optimization_barrier(grads)
+    updates, opt = update.tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = optim.ema(state.ema, params, state.step, decay) if decay else ()
-    made = TrainState(state.step + 1, params, opt, average)
-    if skip_above is not None:
-        bad = ~jnp.isfinite(metrics["grad_norm"]) | ~jnp.isfinite(metrics["loss"])
-        if skip_above:
-            bad |= metrics["grad_norm"] > skip_above
-        metrics["skipped"] = bad.astype(jnp.float32)
-        made = jax.tree.map(
-            lambda new, old: jnp.where(bad, old, new), made, state._replace(step=made.step)
-        )
-    return made, metrics
+    average = ()
+    if update.decay:
+        average = optim.ema(state.ema, params, state.step, update.decay)
+    new_state = TrainState(state.step + 1, params, opt, average)
+    if update.skip_above is None:
+        return new_state, metrics
+    return _unless_bad(new_state, state, metrics, update.skip_above)
 
 
-def eval_step(params, batch, key, *, terms):
-    """Sums over a batch's real examples, [{'loss': Σ, ..., 'n': count}], and over those of them that have a label
-    where an objective has figures of these apart; divide once, at the end, by :func:`divided`."""
-    found, masks = parts(terms(params, batch, key)), [batch["mask"]]
-    if len(found) > 1:
+def _unless_bad(
+    new: TrainState, old: TrainState, metrics: Metrics, limit: float
+) -> tuple[TrainState, Metrics]:
+    """``new`` after a good step, ``old`` but for its number after a bad one, and ``skipped``."""
+    bad = ~jnp.isfinite(metrics["grad_norm"]) | ~jnp.isfinite(metrics["loss"])
+    if limit:
+        bad |= metrics["grad_norm"] > limit
+    metrics["skipped"] = bad.astype(jnp.float32)
+
+    def choose(new_leaf: jax.Array, old_leaf: jax.Array) -> jax.Array:
+        return jnp.where(bad, old_leaf, new_leaf)
+
+    return jax.tree.map(choose, new, old._replace(step=new.step)), metrics
+
+
+def eval_step(
+    params: Any, batch: dict, key: jax.Array, *, terms: Callable[..., Terms]
+) -> list[Metrics]:
+    """Sums over a batch's real examples, [{'loss': Σ, ..., 'n': count}].
+
+    Where an objective has terms of labelled examples, a second dict is over those of them that have
+    a label. Divide once, at the end, by :func:`divided`.
+    """
+    parts = metrics_of(terms(params, batch, key))
+    masks = [batch["mask"]]
+    if len(parts) > 1:
         masks.append(batch["mask"] & (batch["label"] >= 0))
-    return [
-        {name: masked_sum(v, mask) for name, v in values.items()}
-        | {"n": jnp.sum(mask.astype(jnp.float32))}
-        for values, mask in zip(found, masks, strict=True)
-    ]
+    sums = []
+    for values, mask in zip(parts, masks, strict=True):
+        totals = {name: masked_sum(v, mask) for name, v in values.items()}
+        totals["n"] = jnp.sum(mask.astype(jnp.float32))
+        sums.append(totals)
+    return sums
 
 
-def divided(totals):
-    """Mean figures from :func:`eval_step`'s sums over all batches; without those of labels where no example has one."""
-    means = [{k: v / t["n"] for k, v in t.items() if k != "n"} for t in totals if np.all(t["n"])]
+def divided(totals: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Mean metrics from :func:`eval_step`'s sums over all batches.
+
+    Those of labelled examples are left out where no example has a label.
+    """
+    means = []
+    for sums in totals:
+        n = sums["n"]
+        if np.all(n):
+            means.append({name: v / n for name, v in sums.items() if name != "n"})
     return merged(*means)
 
 
-def averaged(state):
+def averaged(state: TrainState) -> Any:
     """The parameters to evaluate: the moving average where there is one."""
     return state.params if state.ema == () else state.ema
