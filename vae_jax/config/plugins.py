@@ -77,14 +77,19 @@ def source_hash(field: str, name: str) -> str:
 
     The files beside it that it has imported, or that what they hold is from, count too.
     """
-    waiting = [import_file(_file(field, name), field)]
-    folder = os.path.dirname(waiting[0].__file__)
-    files = set()
+    path = _file(field, name)
+    waiting = [import_file(path, field)]
+    own_path = os.path.realpath(path)
+    folder = os.path.dirname(own_path)
+    visited = set()
+    files = {own_path}  # also of a function that was handed over in Python, whose file is a stub
     while waiting:
         module = waiting.pop()
         path = getattr(module, "__file__", None)
-        if not path or os.path.dirname(os.path.realpath(path)) != folder or path in files:
+        path = path and os.path.realpath(path)
+        if not path or os.path.dirname(path) != folder or path in visited:
             continue
+        visited.add(path)
         files.add(path)
         for value in vars(module).values():
             home = value.__name__ if isinstance(value, types.ModuleType) else None
