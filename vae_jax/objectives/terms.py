@@ -31,8 +31,13 @@ def sample_k(
     samples: int,
     y: jax.Array | None = None,
 ) -> Draw:
-    """K independent draws of each example, each leaf with a leading axis K."""
-    return model.draw(params, x_BxHxWxC, split_keys(keys_B, samples), y)
+    """K independent draws of each example, each leaf with a leading axis K.
+
+    The keys are used up: other noise needs keys that were split off before. One draw takes them as
+    they are, since a split is a hash of every key and a small model's step would feel it.
+    """
+    keys_KxB = keys_B[None] if samples == 1 else split_keys(keys_B, samples)
+    return model.draw(params, x_BxHxWxC, keys_KxB, y)
 
 
 def bound(draws: Draw) -> tuple[jax.Array, jax.Array, jax.Array]:
