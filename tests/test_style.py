@@ -17,15 +17,9 @@ MAX_PARAMETERS = 7
 MAX_TEST_LINES = 400
 COMPILERS = {"jit", "pmap", "shard_map"}
 EXEMPT = {
-    "long functions": {
-        "vae_jax/evaluate/run.py": 1,
-    },
+    "long functions": {},
     "functions of many parameters": {
         "vae_jax/data/batches.py": 2,
-        "vae_jax/evaluate/generative.py": 1,
-        "vae_jax/evaluate/likelihood.py": 3,
-        "vae_jax/evaluate/ood.py": 3,
-        "vae_jax/evaluate/run.py": 1,
     },
     "long test files": {
         "tests/test_hierarchy.py": 1,

@@ -1,5 +1,7 @@
 """The functions that a training program is composed of, each alone, on an update of one line."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 from benchmarks.parity import small
-from vae_jax import config, data
+from vae_jax import config, data, models
 from vae_jax.config import UserError
 from vae_jax.mesh import rules
 from vae_jax.objectives import Terms
@@ -38,16 +40,23 @@ def mesh_of(devices, **sizes):
     return rules.make_mesh(small(**sizes).mesh, jax.devices()[:devices])
 
 
+def count_up(c, state, batch, key, source=None):
+    """An update that adds 1 to the step; its metrics are the step and the sum of the batch's ids."""
+    if source is not None:
+        batch = program.examples(source, batch, program.rows)
+    return next_state(state), jnp.stack([state.step, batch["id"].sum()])
+
+
 @pytest.mark.parametrize("unroll", [True, False])
-def test_repeated_is_a_loop_over_the_batches(unroll):
-    def multiply(state, batch, key):
+def test_steps_are_a_loop_over_the_batches(unroll):
+    def multiply(c, state, batch, key):
         return state * batch["x"], jnp.stack([state, batch["x"]])
 
-    batches = {"x": jnp.array([2.0, 3.0, 5.0])}
-    run = program.repeated(3, multiply, unroll)
-    state, metrics_SxM = jax.jit(run)(jnp.float32(1), batches, KEY)
-    assert float(state) == 30
-    np.testing.assert_array_equal(metrics_SxM, [[1, 2], [2, 3], [6, 5]])
+    batches = {"x": jnp.array([2.0, 3.0, 5.0, 7.0])}
+    steps = program.Steps(small(steps_per_call=4, unroll=unroll), multiply, on_device=False)
+    state, metrics_SxM = jax.jit(steps.run_steps)(jnp.float32(1), batches, KEY)
+    assert float(state) == 210
+    np.testing.assert_array_equal(metrics_SxM, [[1, 2], [2, 3], [6, 5], [30, 7]])
 
 
 def test_over_replicas_gives_each_its_own_fields():
@@ -70,16 +79,9 @@ def test_roots_differ_between_seeds_and_purposes():
     assert (roots[0] != roots[1]).all()
 
 
-def test_drawn_from_takes_the_batch_and_its_labelled_part_from_the_source():
-    batches = []
-
-    def record(c, state, batch, key):
-        batches.append(batch)
-        return state, jnp.zeros(1)
-
-    drawn = program.drawn_from(SOURCE, record, program.rows)
-    drawn(small(), 0, {"ids": jnp.array([7, 2]), "labelled": jnp.array([4])}, KEY)
-    (batch,) = batches
+def test_examples_are_the_batch_and_its_labelled_part_from_the_source():
+    ids = {"ids": jnp.array([7, 2]), "labelled": jnp.array([4])}
+    batch = program.examples(SOURCE, ids, program.rows)
     np.testing.assert_array_equal(batch["id"], [7, 2])
     np.testing.assert_array_equal(batch["label"], [1, 2])
     np.testing.assert_array_equal(batch["image"], np.asarray(SOURCE["image"])[[7, 2]])
@@ -90,7 +92,7 @@ def test_indices_are_those_of_the_host_and_the_labelled_have_labels():
     c = small(data__labels=100, data__labelled_batch=16, steps_per_call=4)
     dataset = data.load(c.data)
     source = program.resident(c, dataset, mesh_of(1))
-    ids = program.indices(c, source, jnp.int32(5))
+    ids = program.indices(c, jnp.int32(5), source)
     n = len(dataset.train.image)
     for s in range(4):
         want = data.batch_indices(5 + s, n=n, batch=c.batch, seed=c.seed)
@@ -119,14 +121,11 @@ def test_rows_of_all_shards_are_the_rows_of_the_batch():
 def test_batches_of_the_device_and_of_the_host_make_the_same_updates(unroll):
     c = small(steps_per_call=4, batch=4, unroll=unroll)
     first = state_at(jnp.int32(0))
-
-    def update(c, state, batch, key):
-        return next_state(state), jnp.stack([state.step, batch["id"].sum()])
-
-    state, metrics = program.fed_by_device(c, update, program.rows)(first, SOURCE, KEY)
-    ids = program.indices(c, SOURCE, first.step)["ids"]
+    state, metrics = program.Steps(c, count_up, on_device=True).run_steps(first, SOURCE, KEY)
+    ids = program.indices(c, first.step, SOURCE)["ids"]
     batches = jax.vmap(program.rows, (None, 0))(SOURCE, ids)
-    host_state, host_metrics = program.fed_by_host(c, update)(first, batches, KEY)
+    host = program.Steps(c, count_up, on_device=False)
+    host_state, host_metrics = host.run_steps(first, batches, KEY)
     assert int(state.step) == int(host_state.step) == 4
     np.testing.assert_array_equal(metrics, host_metrics)
     np.testing.assert_array_equal(metrics[:, 1], np.asarray(ids).sum(1))
@@ -139,30 +138,35 @@ def test_replicas_make_each_the_updates_of_a_run_alone():
     c.steps_per_call = 2
     c.batch = 4
 
-    def update(c, state, batch, key):
-        total = c.optim.lr * batch["id"].sum()
+    def update(c, state, batch, key, source):
+        total = c.optim.lr * program.examples(source, batch, program.rows)["id"].sum()
         return next_state(state), jnp.stack([state.step.astype(float), total])
 
-    run = program.fed_by_device(c, update, program.rows)
-    _, metrics_SxRxM = run(state_at(jnp.zeros(2, jnp.int32)), SOURCE, jnp.stack([KEY, KEY]))
+    steps = program.Steps(c, update, on_device=True)
+    first = state_at(jnp.zeros(2, jnp.int32))
+    _, metrics_SxRxM = steps.run_steps(first, SOURCE, jnp.stack([KEY, KEY]))
     assert metrics_SxRxM.shape == (2, 2, 2)
     for r, rate in enumerate(rates):
         alone = config.replica(c, r)
         assert alone.optim.lr == rate
-        run = program.fed_by_device(alone, update, program.rows)
-        _, want = run(state_at(jnp.int32(0)), SOURCE, KEY)
+        steps = program.Steps(alone, update, on_device=True)
+        _, want = steps.run_steps(state_at(jnp.int32(0)), SOURCE, KEY)
         np.testing.assert_allclose(metrics_SxRxM[:, r], want)
 
 
-def test_with_names_writes_the_names_in_the_order_of_the_metrics():
+def test_an_update_writes_the_names_of_its_metrics():
+    c = small()
+    dataset = data.load(c.data)
+    mesh = mesh_of(1)
+    model = models.build_for(c, dataset)
     names = ["old"]
-
-    def update(state):
-        return state, {"loss": jnp.float32(1), "elbo": jnp.float32(2)}
-
-    _, metrics_M = program.with_names(update, names)(0)
-    np.testing.assert_array_equal(metrics_M, [1, 2])
-    assert names == ["loss", "elbo"]
+    one = program.OneUpdate(model, dataset, mesh, program.Mode(program.rows, {}), names)
+    state, _ = program.shapes(c, model, mesh)
+    _, metrics_M = jax.eval_shape(
+        functools.partial(one.update, c), state, step.raw_batch(dataset.shape, 4), KEY
+    )
+    assert {"loss", "elbo", "accuracy", "grad_norm"} <= set(names)
+    assert metrics_M.shape == (len(names),)
 
 
 def test_gradients_shard_by_shard_are_the_mean_over_the_batch():
@@ -179,7 +183,7 @@ def test_gradients_shard_by_shard_are_the_mean_over_the_batch():
 
     def compute(params, batch, key, at):
         update = step.Update(terms, optax.sgd(0.1), axis=rules.BATCH)
-        return step.gradients(params, batch, key, at, update=update)
+        return step.gradients(update)(params, batch, key, at)
 
     sharded = jax.jit(program.over_shards(mesh, state)(compute))
     with jax.default_matmul_precision("highest"):

@@ -7,6 +7,7 @@ r"""Models with labels y and a second latent variable a between x and (y, z):
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -76,16 +77,17 @@ class Passes:
         """The sum over all labels, which meet one a: a bound on log p(x)."""
         classes = self.spec.classes
         logits_BxY = self.classify(params, x, keys_B)
-        d = jax.vmap(lambda y: self.draw_given(params, x, keys_B, y))(jnp.arange(classes))
+        d = jax.vmap(functools.partial(self.draw_given, params, x, keys_B))(jnp.arange(classes))
         log_px, kl = over_labels(jax.nn.log_softmax(logits_BxY), d.log_px, d.kl.sum(-1))
         log_w = jax.nn.logsumexp(d.log_w, axis=0) - math.log(classes)
         z = d.z[jnp.argmax(logits_BxY, -1), jnp.arange(len(x))]
         return Draw(log_px, kl[:, None], log_w, z)
 
     def draw(self, params: Params, x: Array, keys: Array, y: Array | None = None) -> Draw:
-        if y is None:
-            return over_samples(lambda keys_B: self.draw_any(params, x, keys_B), keys)
-        return over_samples(lambda keys_B: self.draw_given(params, x, keys_B, y), keys)
+        one = functools.partial(self.draw_any, params, x)
+        if y is not None:
+            one = functools.partial(self.draw_given, params, x, y=y)
+        return over_samples(one, keys)
 
     def classify(self, params: Params, x: Array, keys: Array | None = None) -> Array:
         """Logits of q(y|·): at the mean of q(a|x), or at the a of each draw."""
@@ -107,6 +109,9 @@ class Passes:
         if "a" in self.sees.image:
             a = self.parts.auxiliary(params, x=None, y=y, z=z).mu
         return self.parts.image(params, a=a, y=y, z=z)
+
+    def sample(self, params: Params, keys_N: Array, y: Array | None = None) -> Array:
+        return self.parts.prior(params).sample(keys_N)
 
 
 def _no_density(*_: Any) -> Array:
@@ -134,7 +139,7 @@ def auxiliary(spec: Spec, parts: AuxiliaryParts, kind: str) -> Model:
         encode=passes.encode,
         prior=parts.prior,
         decode=passes.decode,
-        sample=lambda params, keys_N, y=None: parts.prior(params).sample(keys_N),
+        sample=passes.sample,
         classify=passes.classify,
         nets=parts,
     )

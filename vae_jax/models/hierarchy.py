@@ -7,6 +7,7 @@ inference and generative nets are told apart (PIWAE, gradients' noise) they coun
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -132,7 +133,7 @@ class Levels:
         log_pz, log_qz, kl = (None if o[0] is None else jnp.concatenate(o).T for o in others)
         return Pass(out, z_BxD, log_pz, log_qz, kl)
 
-    def draw(self, params: Params, features: Any, keys_B: Array, y: Array | None) -> Pass:
+    def descend(self, params: Params, features: Any, keys_B: Array, y: Array | None) -> Pass:
         """z ~ q(z|x), or ~ p(z) where ``features`` is None."""
         given = self.split(distributions.split_keys(keys_B, self.spec.levels))
         return self.run(params, features, draw_level, given, len(keys_B), y)
@@ -153,7 +154,7 @@ class Levels:
             return (way.log_pz if features is None else way.log_qz).sum(-1)
 
         def one(keys_B: Array) -> tuple[Array, Array]:
-            way = self.draw(params, features, keys_B, y)
+            way = self.descend(params, features, keys_B, y)
             return way.z, log_density(way)
 
         def log_prob(z_BxD: Array) -> Array:
@@ -182,21 +183,8 @@ class Levels:
         given = self.split((from_q_L, heat_L, level_keys))
         return self.run(params, features, mixed_level, given, len(keys_B), y).z
 
-
-def hierarchy(spec: Spec, parts: LevelParts) -> Model:
-    """A model of several levels as a value."""
-    levels = Levels(spec, parts)
-
-    def draw(params: Params, x: Array, keys: Array, y: Array | None = None) -> Draw:
-        features = parts.features(params, x)
-
-        def one(keys_B: Array) -> Draw:
-            way = levels.draw(params, features, keys_B, y)
-            log_px = spec.likelihood.log_prob(way.out, x)
-            log_w = log_px + jnp.sum(way.log_pz - way.log_qz, axis=-1)
-            extra = {"log_pz": way.log_pz, "log_qz": way.log_qz}
-            return Draw(log_px, way.kl, log_w, way.z, extra)
-
+    def draw(self, params: Params, x: Array, keys: Array, y: Array | None = None) -> Draw:
+        one = functools.partial(self.draw_once, params, x, self.parts.features(params, x), y)
         if keys.ndim == 1:
             return one(keys)
         if len(keys) == 1:
@@ -204,36 +192,64 @@ def hierarchy(spec: Spec, parts: LevelParts) -> Model:
             return jax.tree.map(lambda a: a[None], one(keys[0]))
         return layout.constrain(jax.vmap(one)(keys), len(keys))
 
-    def over_draws(function: Callable[[Array], Array], z: Array) -> Array:
-        return function(z) if z.ndim == 2 else jax.vmap(function)(z)
+    def draw_once(
+        self, params: Params, x: Array, features: Any, y: Array | None, keys_B: Array
+    ) -> Draw:
+        """One draw of each example."""
+        way = self.descend(params, features, keys_B, y)
+        log_px = self.spec.likelihood.log_prob(way.out, x)
+        log_w = log_px + jnp.sum(way.log_pz - way.log_qz, axis=-1)
+        extra = {"log_pz": way.log_pz, "log_qz": way.log_qz}
+        return Draw(log_px, way.kl, log_w, way.z, extra)
 
-    def log_joint(params: Params, x: Array, z: Array, y: Array | None = None) -> Array:
+    def log_joint(self, params: Params, x: Array, z: Array, y: Array | None = None) -> Array:
         def one(z_BxD: Array) -> Array:
-            way = levels.at(params, None, z_BxD, y)
-            return spec.likelihood.log_prob(way.out, x) + way.log_pz.sum(-1)
+            way = self.at(params, None, z_BxD, y)
+            return self.spec.likelihood.log_prob(way.out, x) + way.log_pz.sum(-1)
 
-        return over_draws(one, z)
+        return one(z) if z.ndim == 2 else jax.vmap(one)(z)
 
-    def log_posterior(params: Params, x: Array, z: Array, y: Array | None = None) -> Array:
-        features = parts.features(params, x)
-        return over_draws(lambda z_BxD: levels.at(params, features, z_BxD, y).log_qz.sum(-1), z)
+    def log_posterior(self, params: Params, x: Array, z: Array, y: Array | None = None) -> Array:
+        features = self.parts.features(params, x)
 
-    def encode(params: Params, x: Array, y: Array | None = None) -> Joint:
-        return levels.joint(params, parts.features(params, x), len(x), y)
+        def one(z_BxD: Array) -> Array:
+            return self.at(params, features, z_BxD, y).log_qz.sum(-1)
 
+        return one(z) if z.ndim == 2 else jax.vmap(one)(z)
+
+    def encode(self, params: Params, x: Array, y: Array | None = None) -> Joint:
+        return self.joint(params, self.parts.features(params, x), len(x), y)
+
+    def prior(self, params: Params, y: Array | None = None) -> Joint:
+        return self.joint(params, None, 1, y)
+
+    def decode(self, params: Params, z: Array, y: Array | None = None) -> Array:
+        return self.at(params, None, z, y).out
+
+    def sample(
+        self,
+        params: Params,
+        keys_N: Array,
+        y: Array | None = None,
+        temperature: float | Array = 1.0,
+    ) -> Array:
+        return self.complete(params, None, keys_N, y, 0, temperature)
+
+
+def hierarchy(spec: Spec, parts: LevelParts) -> Model:
+    """A model of several levels as a value."""
+    levels = Levels(spec, parts)
     return Model(
         spec=spec,
         init=parts.init,
-        draw=draw,
-        log_joint=log_joint,
-        log_posterior=log_posterior,
-        encode=encode,
-        prior=lambda params, y=None: levels.joint(params, None, 1, y),
-        decode=lambda params, z, y=None: levels.at(params, None, z, y).out,
-        sample=lambda params, keys_N, y=None, temperature=1.0: levels.complete(
-            params, None, keys_N, y, 0, temperature
-        ),
-        classify=classifier_of_code(encode, parts.head),
+        draw=levels.draw,
+        log_joint=levels.log_joint,
+        log_posterior=levels.log_posterior,
+        encode=levels.encode,
+        prior=levels.prior,
+        decode=levels.decode,
+        sample=levels.sample,
+        classify=classifier_of_code(levels.encode, parts.head),
         head=parts.head,
         complete=levels.complete,
         nets=parts,

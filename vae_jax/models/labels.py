@@ -1,5 +1,7 @@
 """Labels as latent variables: wrappers that take a model of p(x|y, z) and give one of p(x)."""
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 from vae_jax.config import UserError
 from vae_jax.distributions import Normal
 from vae_jax.mesh import layout
-from vae_jax.models.core import Array, Draw, Model, Params
+from vae_jax.models.core import Array, Draw, Model, Params, over_samples
 
 
 def over_labels(log_q_BxY: Array, log_px_YxB: Array, kl_YxB: Array) -> tuple[Array, Array]:
@@ -26,28 +28,60 @@ def over_labels(log_q_BxY: Array, log_px_YxB: Array, kl_YxB: Array) -> tuple[Arr
     return jnp.sum(q_YxB * log_px_YxB, 0), jnp.sum(q_YxB * rate_YxB, 0)
 
 
-def enumerate_labels(
-    draw: Callable[..., Draw],
-    classes: int,
-    params: Params,
-    x: Array,
-    keys_B: Array,
-    logits_BxY: Array,
-) -> Draw:
-    r"""One pass over all labels, which share their noise: U(x) = log_px − kl, and the importance weight
+@dataclasses.dataclass(frozen=True)
+class WithLabels:
+    """The functions of a model whose label is a latent variable."""
 
-    .. math:: w = \sum_y p(y)\, \frac{p(x|y,z_y)\, p(z_y)}{q(z_y|x,y)}, \qquad z_y \sim q(z|x,y)
+    conditional: Model  # of p(x|y, z) and q(z|x, y)
+    classifier: Callable[..., Array]  # params, x → logits of q(y|x), BxY
 
-    E[w] = p(x), since each term's expectation is p(x, y) (Burda et al. 2016, arXiv:1509.00519, eq. 8). q(y|x) is not in
-    it: a classifier that is sure and wrong costs U, not this bound. z is that of the most probable label.
-    """
-    labels = layout.constrain(jnp.arange(classes), classes)
-    d = jax.vmap(lambda y: draw(params, x, keys_B, y))(labels)
-    log_px_YxB, kl_YxB, log_w_YxB = layout.constrain((d.log_px, d.kl.sum(-1), d.log_w), classes)
-    log_px, kl = over_labels(jax.nn.log_softmax(logits_BxY), log_px_YxB, kl_YxB)
-    log_w = jax.nn.logsumexp(log_w_YxB, axis=0) - math.log(classes)
-    z = d.z[jnp.argmax(logits_BxY, -1), jnp.arange(len(x))]
-    return Draw(log_px, kl[:, None], log_w, z)
+    @property
+    def classes(self) -> int:
+        return self.conditional.spec.classes
+
+    def draw(self, params: Params, x: Array, keys: Array, y: Array | None = None) -> Draw:
+        if y is not None:
+            return self.conditional.draw(params, x, keys, y)
+        logits_BxY = self.classifier(params, x)
+        return over_samples(functools.partial(self.sum_over_labels, params, x, logits_BxY), keys)
+
+    def sum_over_labels(self, params: Params, x: Array, logits_BxY: Array, keys_B: Array) -> Draw:
+        r"""One pass over all labels, which share their noise: U(x) = log_px − kl, and the weight
+
+        .. math:: w = \sum_y p(y)\, \frac{p(x|y,z_y)\, p(z_y)}{q(z_y|x,y)},
+                  \qquad z_y \sim q(z|x,y)
+
+        E[w] = p(x), since each term's expectation is p(x, y) (Burda et al. 2016, arXiv:1509.00519,
+        eq. 8). q(y|x) is not in it: a classifier that is sure and wrong costs U, not this bound. z
+        is that of the most probable label.
+        """
+        classes = self.classes
+        labels = layout.constrain(jnp.arange(classes), classes)
+        d = jax.vmap(functools.partial(self.conditional.draw, params, x, keys_B))(labels)
+        terms = (d.log_px, d.kl.sum(-1), d.log_w)
+        log_px_YxB, kl_YxB, log_w_YxB = layout.constrain(terms, classes)
+        log_px, kl = over_labels(jax.nn.log_softmax(logits_BxY), log_px_YxB, kl_YxB)
+        log_w = jax.nn.logsumexp(log_w_YxB, axis=0) - math.log(classes)
+        z = d.z[jnp.argmax(logits_BxY, -1), jnp.arange(len(x))]
+        return Draw(log_px, kl[:, None], log_w, z)
+
+    def log_joint(self, params: Params, x: Array, z: Array, y: Array | None = None) -> Array:
+        of_label = functools.partial(self.conditional.log_joint, params, x, z)
+        if y is not None:
+            return of_label(y)
+        log_p_YxB = jax.vmap(of_label)(jnp.arange(self.classes))
+        return jax.nn.logsumexp(log_p_YxB, axis=0) - math.log(self.classes)
+
+    def log_posterior(self, params: Params, x: Array, z: Array, y: Array | None = None) -> Array:
+        of_label = functools.partial(self.conditional.log_posterior, params, x, z)
+        if y is not None:
+            return of_label(y)
+        log_q_YxB = jax.vmap(of_label)(jnp.arange(self.classes))
+        log_q_BxY = jax.nn.log_softmax(self.classifier(params, x))
+        return jax.nn.logsumexp(log_q_YxB + jnp.expand_dims(log_q_BxY.T, range(1, z.ndim - 1)), 0)
+
+    def classify(self, params: Params, x: Array, keys: Array | None = None) -> Array:
+        return self.classifier(params, x)
 
 
 def with_labels(model: Model, classify: Callable[..., Array]) -> Model:
@@ -55,39 +89,13 @@ def with_labels(model: Model, classify: Callable[..., Array]) -> Model:
 
     ``draw`` without labels sums over y exactly. Kingma et al. 2014 (arXiv:1406.5298), eqs. 6 and 7.
     """
-    classes = model.spec.classes
-
-    def draw(params: Params, x: Array, keys: Array, y: Array | None = None) -> Draw:
-        if y is not None:
-            return model.draw(params, x, keys, y)
-        logits_BxY = classify(params, x)
-        if keys.ndim == 1:
-            return enumerate_labels(model.draw, classes, params, x, keys, logits_BxY)
-
-        def one(keys_B: Array) -> Draw:
-            return enumerate_labels(model.draw, classes, params, x, keys_B, logits_BxY)
-
-        return jax.vmap(one)(keys)
-
-    def log_joint(params: Params, x: Array, z: Array, y: Array | None = None) -> Array:
-        if y is not None:
-            return model.log_joint(params, x, z, y)
-        log_p_YxB = jax.vmap(lambda y: model.log_joint(params, x, z, y))(jnp.arange(classes))
-        return jax.nn.logsumexp(log_p_YxB, axis=0) - math.log(classes)
-
-    def log_posterior(params: Params, x: Array, z: Array, y: Array | None = None) -> Array:
-        if y is not None:
-            return model.log_posterior(params, x, z, y)
-        log_q_YxB = jax.vmap(lambda y: model.log_posterior(params, x, z, y))(jnp.arange(classes))
-        log_q_BxY = jax.nn.log_softmax(classify(params, x))
-        return jax.nn.logsumexp(log_q_YxB + jnp.expand_dims(log_q_BxY.T, range(1, z.ndim - 1)), 0)
-
+    functions = WithLabels(model, classify)
     return model._replace(
         spec=model.spec._replace(labelled=True),
-        draw=draw,
-        log_joint=log_joint,
-        log_posterior=log_posterior,
-        classify=lambda params, x, keys=None: classify(params, x),
+        draw=functions.draw,
+        log_joint=functions.log_joint,
+        log_posterior=functions.log_posterior,
+        classify=functions.classify,
         head=None,
     )
 

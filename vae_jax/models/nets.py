@@ -1,6 +1,7 @@
 """The linen modules of a config as plain functions of their parameters."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -68,22 +69,20 @@ class Nets:
     code: int | None = None
     labelled: bool = False
 
-    def apply(self, part: str, params: Params, *inputs: Any) -> Any:
-        """What a part's module makes of its inputs; rematerialised as ``config.remat`` says."""
+    def net(self, part: str, params: Params) -> Callable[..., Any]:
+        """A part's module as a function of its inputs; rematerialised as ``config.remat`` says."""
         module = self.modules[part]
-
-        def run(params: Params, *inputs: Any) -> Any:
-            return module.apply({"params": params}, *inputs)
-
-        # Posterior and prior make distributions, not arrays; a net with the field ``remat`` does it block by block.
+        apply = module.apply
+        # Posterior and prior make distributions, not arrays; a net with the field ``remat`` does it
+        # block by block.
         own = part in ("posterior", "prior") or hasattr(module, "remat")
         if self.given.config.remat != "none" and not own:
             # What goes into a net is kept, or also its products; the rest is computed again.
             policy = None
             if self.given.config.remat == "dots":
                 policy = jax.checkpoint_policies.dots_saveable
-            run = jax.checkpoint(run, policy=policy)
-        return run(params[part], *inputs)
+            apply = jax.checkpoint(apply, policy=policy)
+        return functools.partial(apply, {"params": params[part]})
 
     def one_hot(self, y: Array | None) -> tuple[Array, ...]:
         """The label as an argument of a net: none where the nets take none."""
@@ -95,23 +94,23 @@ class Nets:
         return (jax.nn.one_hot(y, self.given.classes, dtype=self.given.dtype),)
 
     def encode(self, params: Params, x: Array, y: Array | None = None) -> Any:
-        h = self.apply("encoder", params, x.astype(self.given.dtype), *self.one_hot(y))
-        return self.apply("posterior", params, h)
+        h = self.net("encoder", params)(x.astype(self.given.dtype), *self.one_hot(y))
+        return self.net("posterior", params)(h)
 
     def prior(self, params: Params) -> Any:
-        p = self.apply("prior", params)
+        p = self.net("prior", params)()
         if isinstance(p, jax.Array):  # pseudo-inputs of a VampPrior
             q = self.encode(params, p)
             return distributions.MixtureOfNormals(jnp.zeros(len(p)), q.mu, q.logvar)
         return p
 
     def decode(self, params: Params, z: Array, y: Array | None = None) -> Array:
-        out = self.apply("decoder", params, z.astype(self.given.dtype), *self.one_hot(y))
+        out = self.net("decoder", params)(z.astype(self.given.dtype), *self.one_hot(y))
         return out.astype(jnp.float32)
 
     def head(self, params: Params, z: Array) -> Array:
         """Logits of a label from the first ``code`` dimensions of z."""
-        logits = self.apply("classifier", params, z.astype(self.given.dtype)[..., : self.code])
+        logits = self.net("classifier", params)(z.astype(self.given.dtype)[..., : self.code])
         return logits.astype(jnp.float32)
 
     def bayes_head(self, params: Params, z: Array) -> Array:
@@ -123,12 +122,12 @@ class Nets:
 
     def classify_image(self, params: Params, x: Array) -> Array:
         """Logits of q(y|x), by nets of its own: ``trunk``, and on its features the classifier."""
-        features = self.apply("trunk", params, x.astype(self.given.dtype))
-        return self.apply("classifier", params, top_features(features)).astype(jnp.float32)
+        features = self.net("trunk", params)(x.astype(self.given.dtype))
+        return self.net("classifier", params)(top_features(features)).astype(jnp.float32)
 
     def features(self, params: Params, x: Array) -> Any:
         """What the bottom-up net of a hierarchy makes of x; it takes no label."""
-        return self.apply("encoder", params, x.astype(self.given.dtype))
+        return self.net("encoder", params)(x.astype(self.given.dtype))
 
     def top_down(
         self,
@@ -218,11 +217,12 @@ class AuxiliaryNets:
     size: int
     modules: dict[str, Any]
 
-    def apply(self, part: str, params: Params, *inputs: Any) -> Any:
+    def net(self, part: str, params: Params) -> Callable[..., Any]:
+        """A part's module as a function of its inputs."""
         own = params[part]
         if self.kind == "m1m2" and part in ("encoder", "posterior", "decoder"):
             own = jax.lax.stop_gradient(own)
-        return self.modules[part].apply({"params": own}, *inputs)
+        return functools.partial(self.modules[part].apply, {"params": own})
 
     def inputs(self, sees: str, variables: dict[str, Array | None]) -> tuple[Array, ...]:
         """What a net is given: the variables that it sees as one row, and the label as one-hot."""
@@ -238,24 +238,24 @@ class AuxiliaryNets:
         return row, jax.nn.one_hot(variables["y"], self.given.classes, dtype=dtype)
 
     def first(self, params: Params, x: Array) -> Any:
-        h = self.apply("encoder", params, x.astype(self.given.dtype))
-        return self.apply("posterior", params, h)
+        h = self.net("encoder", params)(x.astype(self.given.dtype))
+        return self.net("posterior", params)(h)
 
     def label(self, params: Params, **variables: Array) -> Array:
-        h = self.apply("label_trunk", params, *self.inputs(SEES[self.kind].label, variables))
-        return self.apply("label", params, h).astype(jnp.float32)
+        h = self.net("label_trunk", params)(*self.inputs(SEES[self.kind].label, variables))
+        return self.net("label", params)(h).astype(jnp.float32)
 
     def latent(self, params: Params, **variables: Array) -> Any:
-        h = self.apply("latent_trunk", params, *self.inputs(SEES[self.kind].latent, variables))
-        return self.apply("latent", params, h)
+        h = self.net("latent_trunk", params)(*self.inputs(SEES[self.kind].latent, variables))
+        return self.net("latent", params)(h)
 
     def auxiliary(self, params: Params, **variables: Array | None) -> Any:
-        h = self.apply("first_trunk", params, *self.inputs(SEES[self.kind].auxiliary, variables))
-        return self.apply("first", params, h)
+        h = self.net("first_trunk", params)(*self.inputs(SEES[self.kind].auxiliary, variables))
+        return self.net("first", params)(h)
 
     def image(self, params: Params, **variables: Array | None) -> Array:
         row = self.inputs(SEES[self.kind].image, variables)
-        return self.apply("decoder", params, *row).astype(jnp.float32)
+        return self.net("decoder", params)(*row).astype(jnp.float32)
 
     def init(self, key: Array, mean_HxWxC: Array | None = None) -> Params:
         given = self.given
@@ -280,12 +280,12 @@ class AuxiliaryNets:
         keys = jax.random.split(key, len(self.modules))
         for (part, module), part_key in zip(self.modules.items(), keys, strict=True):
             if part == "posterior":
-                inputs[part] = (self.apply("encoder", params, x.astype(given.dtype)),)
+                inputs[part] = (self.net("encoder", params)(x.astype(given.dtype)),)
             params[part] = module.init(part_key, *inputs[part]).get("params", {})
         return with_bias(params, mean_HxWxC)
 
     def prior(self, params: Params) -> Any:
-        return self.apply("prior", params)
+        return self.net("prior", params)()
 
     def parts(self) -> AuxiliaryParts:
         return AuxiliaryParts(

@@ -111,16 +111,23 @@ def train(
         for line in opening(parts):
             say(line)
         start = _restore_or_begin(parts, folders, workdir, say)
-        watch = clock.Watch(start.clock, start.step, start.since or began)
-        return _train(parts, folders, start, watch, Output(workdir, say, profile))
-
-
-class Output(NamedTuple):
-    """Where a run writes, whom it tells, and which steps it traces."""
-
-    workdir: str
-    say: Tell
-    profile: tuple[int, int] | None
+        stop = Stop()
+        profiler = clock.Profile(workdir, profile, c.steps_per_call, say)
+        run = Run(
+            parts,
+            _open(folders, start),
+            clock.Watch(start.clock, start.step, start.since or began),
+            Progress(start.step, c.steps),
+            profiler,
+        )
+        with _closing(run, stop):
+            step = _loop(run, start, stop)
+        hosts.agree(lambda: None)  # process 0 has written the last manifest
+        if step > start.step:
+            say(f"wall time: {clock.shares(run.watch.clock)}")
+        if step < c.steps:
+            say(f"stopped at step {step} and saved; the same command goes on from there")
+        return step >= c.steps
 
 
 class Start(NamedTuple):
@@ -186,37 +193,13 @@ def _restore(
     return None
 
 
-def _train(
-    parts: Setup,
-    folders: Sequence[tuple[ConfigDict, str]],
-    start: Start,
-    watch: clock.Watch,
-    output: Output,
-) -> bool:
-    """Open the files of a run, loop, close them whatever happens; True: all steps are done."""
-    c = parts.c
-    stop = Stop()
+def _open(folders: Sequence[tuple[ConfigDict, str]], start: Start) -> list[Member]:
+    """The run, or its replicas, each with its checkpoints and its rows."""
     runs = []
-    for (one, folder), saved in zip(folders, start.saved, strict=True):
+    for (c, folder), saved in zip(folders, start.saved, strict=True):
         rows = log.MetricsLog(folder, start.step) if hosts.first() else None
-        runs.append(Member(one, saved, rows))
-    progress = Progress(start.step, c.steps)
-    profile = clock.Profile(output.workdir, output.profile, c.steps_per_call, output.say)
-    run = Run(parts, runs, watch, progress, profile)
-    failure = None
-    try:
-        step = _loop(run, start, stop)
-    except BaseException as error:
-        failure = error
-        raise
-    finally:
-        _close(run, stop, failure)
-    hosts.agree(lambda: None)  # process 0 has written the last manifest
-    if step > start.step:
-        output.say(f"wall time: {clock.shares(watch.clock)}")
-    if step < c.steps:
-        output.say(f"stopped at step {step} and saved; the same command goes on from there")
-    return step >= c.steps
+        runs.append(Member(c, saved, rows))
+    return runs
 
 
 def _loop(run: Run, start: Start, stop: Stop) -> int:
@@ -224,7 +207,13 @@ def _loop(run: Run, start: Start, stop: Stop) -> int:
     c, state, step = run.c, start.state, start.step
     if step >= c.steps:
         return step
-    program = _compile(run, start)
+    if step % c.steps_per_call:
+        want = f"want a divisor of {step}, the step where the run stopped"
+        raise UserError(f"steps_per_call={c.steps_per_call}: {want}")
+    with run.watch.part("compile"):
+        program = program_lib.training(
+            c, run.setup.model, run.setup.mesh, run.setup.dataset, state, start.places
+        )
     source = _sources(run, program, step)
     pending = Pending(Guard(c, program.names, run.saved))
     actions = (Log(run, program.names), Validate(run))
@@ -246,39 +235,6 @@ def _loop(run: Run, start: Start, stop: Stop) -> int:
         Save(run)(step, state)
     run.watch.tick()
     return step
-
-
-def _compile(run: Run, start: Start) -> program_lib.Training:
-    c = run.c
-    if start.step % c.steps_per_call:
-        want = f"want a divisor of {start.step}, the step where the run stopped"
-        raise UserError(f"steps_per_call={c.steps_per_call}: {want}")
-    parts = run.setup
-    arguments = (c, parts.model, parts.mesh, parts.dataset, start.state, start.places)
-    if jax.config.jax_disable_jit:
-        return _not_compiled(*arguments)
-    with run.watch.part("compile"):
-        return program_lib.training(*arguments)
-
-
-def _not_compiled(
-    c: ConfigDict,
-    model: Any,
-    mesh: jax.sharding.Mesh,
-    dataset: data.Dataset,
-    state: Any,
-    places: Any,
-) -> program_lib.Training:
-    """The program as Python calls it, line by line: for a debugger, with ``JAX_DISABLE_JIT=1``."""
-    if mesh.size > 1:
-        why = f"steps through one device, and the mesh has {mesh.size}"
-        raise UserError(f"JAX_DISABLE_JIT=1: {why}; want --config.mesh.data=1")
-    source = program_lib.resident(c, dataset, mesh)
-    program = program_lib.program(c, model, mesh, dataset, state, places, source)
-    state, given, _ = program.arguments
-    key = program_lib.root(c, "train")
-    jax.eval_shape(program.jitted, state, given, key)  # which fills in the names of the metrics
-    return program_lib.Training(program.jitted, key, tuple(program.names), source and given, 0.0)
 
 
 def _sources(run: Run, program: program_lib.Training, start: int) -> Iterator[Any]:
@@ -307,6 +263,19 @@ def _sources(run: Run, program: program_lib.Training, start: int) -> Iterator[An
 def _stack(batches: Sequence[Any]) -> Any:
     """Batches of S steps as one tree of arrays with a leading axis S."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+
+@contextlib.contextmanager
+def _closing(run: Run, stop: Stop) -> Iterator[None]:
+    """Close the files of a run and give back the signals, whatever happens within."""
+    failure = None
+    try:
+        yield
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        _close(run, stop, failure)
 
 
 def _close(run: Run, stop: Stop, failure: BaseException | None) -> None:

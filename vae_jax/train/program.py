@@ -2,14 +2,14 @@
 
 A training program is a composition, from the inside out::
 
-    update = one_update(...)                       # a batch → the next state
-    update = drawn_from(source, update, rows)      # its batch from the data on the device
-    update = over_replicas(c, update)              # every replica at once
-    run_steps = repeated(steps, update, unroll)    # S updates
+    update = OneUpdate(...).update            # a batch, or its indices → the next state
+    over_replicas(c, update)                  # every replica at once
+    run_steps = Steps(c, update, ...).run_steps    # S updates
     jitted(run_steps, ...) or pmapped(run_steps, ...)
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 import time
@@ -83,9 +83,9 @@ def over_replicas(c: ConfigDict, function: Callable[..., Any]) -> Callable[..., 
     if not fields:
         return functools.partial(function, c)
 
-    def of_one(values: tuple, *args: Any) -> Any:
+    def of_one(values: tuple, *args: Any, **kwargs: Any) -> Any:
         numbers = dict(zip(fields, values, strict=True))
-        return function(config_lib.override(c, numbers), *args)
+        return function(config_lib.override(c, numbers), *args, **kwargs)
 
     values = tuple(jnp.asarray(v) for v in fields.values())
     return functools.partial(jax.vmap(of_one), values)
@@ -174,7 +174,7 @@ def resident(c: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> Arrays | None:
     return source
 
 
-def indices(c: ConfigDict, source: Arrays, first: jax.Array) -> Arrays:
+def indices(c: ConfigDict, first: jax.Array, source: Arrays) -> Arrays:
     """The indices of the examples of S updates from step ``first`` on, each S x B.
 
     Of all updates at once: the rounds of the shuffle then cost once a call.
@@ -192,6 +192,16 @@ def indices(c: ConfigDict, source: Arrays, first: jax.Array) -> Arrays:
 def rows(source: Arrays, ids: jax.Array) -> Arrays:
     """The examples with these indices as a raw batch."""
     return {"image": source["image"][ids], "label": source["label"][ids], "id": ids}
+
+
+def examples(
+    source: Arrays, indices: Arrays, take: Callable[[Arrays, jax.Array], Arrays]
+) -> Arrays:
+    """The batch with these indices, and its labelled part where it has one."""
+    batch = take(source, indices["ids"])
+    if "labelled" in indices:
+        batch["labelled"] = take(source, indices["labelled"])
+    return batch
 
 
 def split_rows(place: NamedSharding) -> Callable[[Arrays, jax.Array], Arrays]:
@@ -257,116 +267,79 @@ def check_source(c: ConfigDict, source: Arrays | None) -> None:
         raise UserError(f"data.on_device_mb={c.data.on_device_mb}: {what}")
 
 
-# --- One update and its compositions ---
+# --- Updates ---
 
 
-def one_update(model: Model, dataset: data.Dataset, mesh: Mesh, **shards: Any) -> UpdateFn:
-    """(config, state, batch, key) → (state, metrics by name); ``shards``: of ``step.make_update``.
+@dataclasses.dataclass(frozen=True)
+class OneUpdate:
+    """The update of a config's state, and the names of its metrics, which tracing writes."""
 
-    Importance samples lie over the mesh axis ``samples``.
-    """
+    model: Model
+    dataset: data.Dataset
+    mesh: Mesh
+    mode: "Mode"
+    names: list[str]
 
     def update(
-        c: ConfigDict, state: step.TrainState, batch: Arrays, key: jax.Array
-    ) -> tuple[step.TrainState, step.Metrics]:
-        how = step.make_update(c, model, dataset, **shards)
+        self,
+        c: ConfigDict,
+        state: step.TrainState,
+        batch: Arrays,
+        key: jax.Array,
+        source: Arrays | None = None,
+    ) -> tuple[step.TrainState, jax.Array]:
+        """(state, metrics of length M); ``batch`` has indices where the data are on the device.
+
+        Importance samples lie over the mesh axis ``samples``.
+        """
+        if source is not None:
+            batch = examples(source, batch, self.mode.take)
+        update = step.make_update(c, self.model, self.dataset, **self.mode.shards)
         samples = contextlib.nullcontext()
-        if mesh.shape["samples"] > 1:
-            samples = layout.over(mesh)
+        if self.mesh.shape["samples"] > 1:
+            samples = layout.over(self.mesh)
         with samples:
-            return step.train_step(state, batch, key, how)
-
-    return update
-
-
-def with_names(update: Callable[..., Any], names: list[str]) -> UpdateFn:
-    """``update`` with its metrics as an array of length M; tracing writes their ``names``."""
-
-    def named(*args: Any) -> tuple[step.TrainState, jax.Array]:
-        state, metrics = update(*args)
-        names[:] = metrics
+            state, metrics = step.train_step(state, batch, key, update)
+        self.names[:] = metrics
         return state, jnp.stack(list(metrics.values()))
 
-    return named
 
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """S = ``steps_per_call`` updates, such as :class:`OneUpdate`'s, as one function."""
 
-def drawn_from(
-    source: Arrays, update: UpdateFn, take: Callable[[Arrays, jax.Array], Arrays]
-) -> UpdateFn:
-    """``update`` with indices for its batch: ``take(source, ids)`` are the examples."""
+    c: ConfigDict
+    update: UpdateFn
+    on_device: bool
 
-    def drawn(
-        c: ConfigDict, state: step.TrainState, ids: Arrays, key: jax.Array
+    def run_steps(
+        self, state: step.TrainState, source: Arrays, key: jax.Array
     ) -> tuple[step.TrainState, jax.Array]:
-        batch = take(source, ids["ids"])
-        if "labelled" in ids:
-            batch["labelled"] = take(source, ids["labelled"])
-        return update(c, state, batch, key)
+        """(state, source, key) → (state, metrics_SxM), or S x R x M where there are R replicas.
 
-    return drawn
+        ``source``: S batches of the host, or the data on the device, from which batches are drawn
+        by the step number alone.
 
-
-def repeated(steps: int, update: UpdateFn, unroll: bool) -> UpdateFn:
-    """(state, S batches, key) → (state, metrics_SxM): S updates, each with its batch.
-
-    ``unroll`` writes them one after the other: even a scan of one unrolled step leaves a loop
-    around the convolutions, and XLA on CPU then runs them about ten times slower.
-    """
-
-    def scanned(
-        state: step.TrainState, batches: Arrays, key: jax.Array
-    ) -> tuple[step.TrainState, jax.Array]:
-        def one(state: step.TrainState, batch: Arrays) -> tuple[step.TrainState, jax.Array]:
-            return update(state, batch, key)
-
-        return jax.lax.scan(one, state, batches, length=steps)
-
-    def unrolled(
-        state: step.TrainState, batches: Arrays, key: jax.Array
-    ) -> tuple[step.TrainState, jax.Array]:
+        ``config.unroll`` writes the updates one after the other: even a scan of one unrolled step
+        leaves a loop around the convolutions, and XLA on CPU then runs them about ten times slower.
+        """
+        c = self.c
+        batches = source
+        update = functools.partial(self.update, c)
+        if self.on_device:
+            update = over_replicas(c, functools.partial(self.update, source=source))
+            batches = over_replicas(c, functools.partial(indices, source=source))(state.step)
+            if config_lib.replica_count(c):
+                batches = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), batches)  # S first
+        if not c.unroll:
+            one = functools.partial(update, key=key)
+            return jax.lax.scan(one, state, batches, length=c.steps_per_call)
         metrics = []
-        for i in range(steps):
+        for i in range(c.steps_per_call):
             batch = jax.tree.map(lambda a, i=i: a[i], batches)
-            state, metrics_M = update(state, batch, key)
+            state, metrics_M = update(state, batch, key=key)
             metrics.append(metrics_M)
         return state, jnp.stack(metrics)
-
-    return unrolled if unroll else scanned
-
-
-def fed_by_host(c: ConfigDict, update: UpdateFn) -> UpdateFn:
-    """(state, batches, key) → (state, metrics_SxM), from S batches of the host."""
-    run = repeated(c.steps_per_call, functools.partial(update, c), c.unroll)
-
-    def run_steps(
-        state: step.TrainState, batches: Arrays, key: jax.Array
-    ) -> tuple[step.TrainState, jax.Array]:
-        return run(state, batches, key)
-
-    return run_steps
-
-
-def fed_by_device(
-    c: ConfigDict, update: UpdateFn, take: Callable[[Arrays, jax.Array], Arrays]
-) -> UpdateFn:
-    """(state, source, key) → (state, metrics_SxM), from batches of the data on the device.
-
-    They are drawn from the step number alone. With R replicas the metrics are S x R x M.
-    """
-
-    def run_steps(
-        state: step.TrainState, source: Arrays, key: jax.Array
-    ) -> tuple[step.TrainState, jax.Array]:
-        def ids_of(c: ConfigDict, first: jax.Array) -> Arrays:
-            return indices(c, source, first)
-
-        run = over_replicas(c, drawn_from(source, update, take))
-        ids = over_replicas(c, ids_of)(state.step)
-        if config_lib.replica_count(c):
-            ids = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), ids)  # S first
-        return repeated(c.steps_per_call, run, c.unroll)(state, ids, key)
-
-    return run_steps
 
 
 # --- Gradients shard by shard ---
@@ -494,19 +467,17 @@ def program(
     check_source(c, source)
     names = []
     mode = mode_of(c, mesh, places)
-    update = with_names(one_update(model, dataset, mesh, **mode.shards), names)
+    update = OneUpdate(model, dataset, mesh, mode, names).update
+    run_steps = Steps(c, update, source is not None).run_steps
     key = jax.eval_shape(functools.partial(root, c, "train"))
     key_place = sharding.replicated(mesh)
     source_place = sharding.replicated(mesh)
     if config_lib.replica_count(c):
         key_place = sharding.over_batch(mesh)
     if source is None:
-        run_steps = fed_by_host(c, update)
         sizes = (c.steps_per_call, c.batch)
         source = step.raw_batch(dataset.shape, *sizes, labelled=c.data.labelled_batch)
         source_place = sharding.over_batch(mesh, leading=1)
-    else:
-        run_steps = fed_by_device(c, update, mode.take)
     if c.compile == "pmap":
         source = source | shard_numbers(mesh)
         return Program(pmapped(run_steps, mesh, source), (state, source, key), key_place, names)
@@ -550,16 +521,30 @@ def training(
     state: step.TrainState,
     places: step.TrainState,
 ) -> Training:
-    """Compile the :func:`program` of a config, its data on the device where they fit."""
+    """Compile the :func:`program` of a config, its data on the device where they fit.
+
+    With ``JAX_DISABLE_JIT=1`` it is not compiled: Python calls it line by line, for a debugger.
+
+    Raises:
+      UserError: it is not to be compiled, and the mesh has several devices.
+    """
+    if jax.config.jax_disable_jit and mesh.size > 1:
+        why = f"steps through one device, and the mesh has {mesh.size}"
+        raise UserError(f"JAX_DISABLE_JIT=1: {why}; want --config.mesh.data=1")
     source = resident(c, dataset, mesh)
     parts = program(c, model, mesh, dataset, state, places, source)
     make_key = _jit(functools.partial(root, c, "train"), mesh, out_shardings=parts.key_place)
     key = make_key()
+    arguments = (*parts.arguments[:2], key)
+    compiled = parts.jitted
     start = time.perf_counter()
-    compiled = parts.jitted.lower(*parts.arguments[:2], key).compile()
+    if jax.config.jax_disable_jit:
+        jax.eval_shape(compiled, *arguments)  # which fills in the names of the metrics
+    else:
+        compiled = compiled.lower(*arguments).compile()
     seconds = time.perf_counter() - start
     if source is not None:
-        source = parts.arguments[1]
+        source = arguments[1]
     return Training(compiled, key, tuple(parts.names), source, seconds)
 
 

@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
 class Update:
     """One update of a state, but for the state, the batch and the key; see :func:`train_step`."""
 
-    terms: Callable[..., Terms]  # of make_terms
+    terms: Callable[..., Terms]  # an Objective
     tx: optax.GradientTransformation
     decay: float = 0.0  # of the parameters' moving average; 0: there is none
     micros: int = 1  # microbatches
@@ -61,7 +61,7 @@ def make_update(
 ) -> Update:
     """The update of a config."""
     return Update(
-        terms=make_terms(c, model, dataset),
+        terms=Objective(c, model, dataset),
         tx=optim.optimizer(c.optim, c.steps),
         decay=c.optim.ema,
         micros=c.accumulate,
@@ -125,54 +125,75 @@ def _streams(key: jax.Array, training: bool) -> _Streams:
     return _Streams(None, None, *jax.random.split(key))
 
 
-def make_terms(c: ConfigDict, model: Model, dataset: data.Dataset) -> Callable[..., Terms]:
-    """terms(params, batch, key, step=None) → Terms for a batch of raw uint8 images.
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The objective of a config: (params, batch of raw uint8 images, key, step=None) → Terms.
 
     step=None is evaluation: no augmentation, binarisation and noise by example id, weights at their
     final values. In training the noise of an example depends on its place in the global batch,
     ``batch["place"]``, alone: one device, eight, ``shard_map``, ``pmap`` and microbatches make the
     same update.
     """
-    objective = config_lib.resolve("objective", c.objective.name)
-    numbers = {k: v for k, v in c.objective.items() if k != "name"}
-    n = len(dataset.train.image)
-    budget = bool(c.data.labels or c.data.labelled_batch)
-    augment = {
-        "levels": dataset.levels,
-        "binarize": c.data.binarize,
-        "shift": c.data.shift,
-        "flip": c.data.flip,
-    }
 
-    def to_input(batch: dict, key: jax.Array | None) -> dict:
-        image = data.to_input(batch["image"], batch["id"], key, batch.get("place"), **augment)
-        return {**batch, "image": image}
+    c: ConfigDict
+    model: Model
+    dataset: data.Dataset
 
-    def terms(
-        params: Any, batch: dict, key: jax.Array, step: int | jax.Array | None = None
+    def __call__(
+        self, params: Any, batch: dict, key: jax.Array, step: int | jax.Array | None = None
     ) -> Terms:
-        training = step is not None
-        kwargs = dict(numbers)
-        if training and c.warmup.steps:
-            kwargs[c.warmup.of] = numbers[c.warmup.of] * weight_at(c.warmup, step)
+        function = config_lib.resolve("objective", self.c.objective.name)
+        weights = self.weights(step)
         if "place" not in batch:  # a batch that was not split is the global batch
             batch = with_places(batch)
-        streams = _streams(key, training)
-        number_B = batch["place" if training else "id"]
+        streams = _streams(key, step is not None)
+        number_B = batch["id" if step is None else "place"]
         keys_B = example_keys(streams.draw, number_B)
-        inputs = {**to_input(batch, streams.input), "n": n, "step": step}
-        if budget and not training:  # eval_step counts those that have a label
+        inputs = self.inputs(batch, streams, step)
+        return function(self.model, params, inputs, keys_B, **weights)
+
+    def weights(self, step: int | jax.Array | None) -> dict[str, Any]:
+        """The keyword arguments of the objective at a step."""
+        c = self.c
+        weights = {name: value for name, value in c.objective.items() if name != "name"}
+        if step is not None and c.warmup.steps:
+            weights[c.warmup.of] *= weight_at(c.warmup, step)
+        return weights
+
+    def inputs(self, batch: dict, streams: _Streams, step: int | jax.Array | None) -> dict:
+        """The batch that an objective sees, its labelled part with keys of its own."""
+        c = self.c
+        n = len(self.dataset.train.image)
+        inputs = {**self.to_input(batch, streams.input), "n": n, "step": step}
+        if step is None and (c.data.labels or c.data.labelled_batch):
+            # eval_step counts those that have a label
             labelled_keys = example_keys(streams.labelled_draw, batch["id"])
             inputs["labelled"] = inputs | {"keys": labelled_keys}
         elif "labelled" in batch:
             labelled = batch["labelled"]
-            inputs["labelled"] = to_input(labelled, streams.labelled_input)
+            inputs["labelled"] = self.to_input(labelled, streams.labelled_input)
             inputs["labelled"]["keys"] = example_keys(streams.labelled_draw, labelled["place"])
         elif c.data.labels:
             inputs["labelled"] = None
-        return objective(model, params, inputs, keys_B, **kwargs)
+        return inputs
 
-    return terms
+    def to_input(self, batch: dict, key: jax.Array | None) -> dict:
+        """The batch with its images in [0, 1], binarised and augmented."""
+        c = self.c.data
+        image = data.to_input(
+            batch["image"],
+            batch["id"],
+            key,
+            batch.get("place"),
+            levels=self.dataset.levels,
+            binarize=c.binarize,
+            shift=c.shift,
+            flip=c.flip,
+        )
+        return {**batch, "image": image}
+
+
+make_terms = Objective
 
 
 def raw_batch(shape: tuple[int, ...], *lead: int, labelled: int = 0) -> dict[str, Any]:
@@ -214,7 +235,7 @@ def _shapes_of_metrics(
 ) -> list[Metrics]:
     """:func:`metrics_of` as shapes, for (params, batch, step); raises as :func:`check` does."""
     params, batch, at = arguments
-    terms = make_terms(c, model, dataset)
+    terms = Objective(c, model, dataset)
 
     def run(params: Any, batch: dict) -> list[Metrics]:
         result = terms(params, batch, jax.random.key(0), at)
@@ -301,37 +322,46 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
 
 
-def gradients(
-    params: Any, batch: dict, key: jax.Array, step: jax.Array, *, update: Update
-) -> tuple[Any, Metrics]:
-    """(gradients, metrics) of a batch: means over it, or over the shard of this device.
+def gradients(update: Update) -> Callable[..., tuple[Any, Metrics]]:
+    """(params, batch, key, step) → (gradients, metrics): means over the batch, or over its shard.
 
     With A = ``update.micros`` > 1 a scan goes through A microbatches of equal size and adds up, so
     that the means are those of the whole batch. An objective with a statistic over the batch in its
     equation takes it over what it sees.
     """
-
-    def objective(params: Any, batch: dict) -> tuple[jax.Array, Metrics]:
-        parts = metrics_of(update.terms(params, batch, key, step))
-        masks = [jnp.ones(values["loss"].shape, bool) for values in parts]
-        means = []
-        for values, mask in zip(parts, masks, strict=True):
-            means.append({name: masked_mean(v, mask) for name, v in values.items()})
-        metrics = merged(*means)
-        return all_mean(metrics["loss"], update.axis), metrics
-
-    gradient = jax.grad(objective, has_aux=True)
+    gradient = jax.grad(functools.partial(mean_loss, update=update), has_aux=True)
     if update.micros == 1:
-        return gradient(params, batch)
-    batches = layout.microbatches(batch, update.micros)
+        return gradient
+    return functools.partial(_accumulated, gradient, update.micros)
+
+
+def mean_loss(
+    params: Any, batch: dict, key: jax.Array, step: jax.Array, *, update: Update
+) -> tuple[jax.Array, Metrics]:
+    """(loss, metrics), means over the batch, or over the shard of this device."""
+    parts = metrics_of(update.terms(params, batch, key, step))
+    masks = [jnp.ones(values["loss"].shape, bool) for values in parts]
+    means = []
+    for values, mask in zip(parts, masks, strict=True):
+        means.append({name: masked_mean(v, mask) for name, v in values.items()})
+    metrics = merged(*means)
+    return all_mean(metrics["loss"], update.axis), metrics
+
+
+def _accumulated(
+    gradient: Callable, micros: int, params: Any, batch: dict, key: jax.Array, step: jax.Array
+) -> tuple[Any, Metrics]:
+    """The mean of what ``gradient`` gives for each of the microbatches."""
+    batches = layout.microbatches(batch, micros)
 
     def add(total: Any, microbatch: dict) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, microbatch)), None
+        return jax.tree.map(jnp.add, total, gradient(params, microbatch, key, step)), None
 
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda a: a[0], batches))
+    first = jax.tree.map(lambda a: a[0], batches)
+    shapes = jax.eval_shape(gradient, params, first, key, step)
     zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     total, _ = jax.lax.scan(add, zero, batches)
-    return jax.tree.map(lambda a: a / update.micros, total)
+    return jax.tree.map(lambda a: a / micros, total)
 
 
 def train_step(
@@ -348,7 +378,7 @@ def train_step(
     metric ``skipped`` is 1.
     """
     key = jax.random.fold_in(key, state.step)
-    compute = functools.partial(gradients, update=update)
+    compute = gradients(update)
     if update.over_shards is None:
         batch = with_places(batch, update.axis)
         values = compute(state.params, batch, key, state.step)
