@@ -111,7 +111,7 @@ def trace(
     """The loss of every step of ``calls`` calls, and the last state."""
     state, run, dataset = build(c, devices)
     sizes = {"batch": c.batch, "labelled": c.data.labelled_batch}
-    feed = data.host_batches(dataset.train, start=0, steps=calls, seed=c.seed, **sizes)
+    feed = data.host_batches(dataset.train, range(calls), seed=c.seed, **sizes)
     at = run.names.index("loss")
     losses = []
     for _ in range(calls):

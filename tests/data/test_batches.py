@@ -1,5 +1,7 @@
 """Order of batches, and what the device does to images before the model."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from scipy import stats
 from tests.data.common import config
 from vae_jax import data
 from vae_jax.data import batches
+from vae_jax.data.batches import Inputs
 
 
 def order(n, epoch, seed=0):
@@ -110,8 +113,8 @@ def test_host_batches_are_exact_from_any_start(stream):
             image=data.Stream(lambda i: list(image[i]), np.arange(len(image)), (8, 8, 1))
         )
     run = dict(batch=50, seed=3)
-    straight = list(data.host_batches(split, start=0, steps=60, **run))
-    resumed = list(data.host_batches(split, start=41, steps=19, **run))
+    straight = list(data.host_batches(split, range(60), **run))
+    resumed = list(data.host_batches(split, range(41, 60), **run))
     assert len(straight) == 60 and len(resumed) == 19
     for step, b in enumerate(resumed, 41):
         ids = data.batch_indices(step, n=len(split.image), **run)
@@ -120,19 +123,17 @@ def test_host_batches_are_exact_from_any_start(stream):
         np.testing.assert_array_equal(b["image"], split.image[ids])
         jax.tree.map(np.testing.assert_array_equal, b, straight[step])
     assert b["image"].dtype == np.uint8 and b["label"].dtype == b["id"].dtype == np.int32
-    unlabelled = next(data.host_batches(split._replace(label=None), start=0, steps=1, **run))
+    unlabelled = next(data.host_batches(split._replace(label=None), range(1), **run))
     np.testing.assert_array_equal(unlabelled["label"], np.zeros(50, np.int32))
 
 
 IMAGE = np.arange(6 * 5 * 4 * 2).reshape(6, 5, 4, 2).astype(np.uint8)
 IDS = np.array([4, 0, 9, 2, 7, 1], np.int32)
-OFF = dict(levels=256, binarize="none", shift=0, flip=False)
 
 
-def to_input(image, ids, key, **changes):
-    return np.asarray(
-        jax.jit(lambda i, n, k: data.to_input(i, n, k, **{**OFF, **changes}))(image, ids, key)
-    )
+def to_input(image, ids, key, levels=256, **changes):
+    how = Inputs(levels, **changes)
+    return np.asarray(jax.jit(functools.partial(data.to_input, how=how))(image, ids, key))
 
 
 def test_scaling_and_threshold():
@@ -207,8 +208,8 @@ def test_shift_and_flip_give_translates_and_mirror_images():
 
 def test_draws_do_not_depend_on_the_number_of_devices():
     image = np.random.default_rng(0).integers(0, 256, (16, 6, 6, 1), np.uint8)
-    how = dict(levels=256, binarize="dynamic", shift=2, flip=True)
-    f = jax.jit(lambda i, n, k: data.to_input(i, n, k, **how))
+    how = Inputs(256, binarize="dynamic", shift=2, flip=True)
+    f = jax.jit(functools.partial(data.to_input, how=how))
     seen = []
     for devices in (1, 8):
         auto = (jax.sharding.AxisType.Auto,)

@@ -164,7 +164,7 @@ def test_a_process_reads_only_its_rows_and_all_together_the_batch():
 
     def first_batch(share=None):
         options = {} if share is None else {"share": share}
-        feed = data.host_batches(train_split, start=3, steps=1, batch=c.batch, seed=0, **options)
+        feed = data.host_batches(train_split, range(3, 4), batch=c.batch, seed=0, **options)
         return next(feed)
 
     whole = first_batch()

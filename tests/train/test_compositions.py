@@ -41,7 +41,7 @@ def mesh_of(devices, **sizes):
 
 
 def count_up(c, state, batch, key, source=None):
-    """An update that adds 1 to the step; its metrics are the step and the sum of the batch's ids."""
+    """An update that adds 1 to the step; its metrics: the step and the sum of the batch's ids."""
     if source is not None:
         batch = program.examples(source, batch, program.rows)
     return next_state(state), jnp.stack([state.step, batch["id"].sum()])

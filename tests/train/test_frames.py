@@ -1,4 +1,4 @@
-"""How many functions of ours lie between ``train.py`` and a layer, in a traceback of a user's net."""
+"""How many functions of ours lie between ``train.py`` and a layer of a user's net."""
 
 import json
 import pathlib

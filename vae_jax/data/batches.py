@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,16 +98,15 @@ def eval_batches(n: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def host_batches(
     split: "Split",
+    steps: range,
     *,
-    start: int,
-    steps: int,
     batch: int,
     seed: int,
     labelled: int = 0,
     prefetch: int = 4,
     share: Callable[[int], np.ndarray] = np.arange,
 ) -> Iterator[dict]:
-    """Training batches start .. start + steps - 1, prepared in threads ahead of their use.
+    """Training batches of these steps, prepared in threads ahead of their use.
 
     Each is {'image': uint8 [B, H, W, C], 'label': int32 [B] (zeros where there are none),
     'id': int32 [B]}, and if ``labelled`` is not 0, a batch of that many labelled examples is in
@@ -134,8 +133,17 @@ def host_batches(
 
     threads = 2 if prefetch else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    steps = grain.MapDataset.range(start, start + steps)
-    return iter(steps.map(gather).to_iter_dataset(options))
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(gather)
+    return iter(dataset.to_iter_dataset(options))
+
+
+class Inputs(NamedTuple):
+    """How raw images become a model's inputs: see :func:`to_input`."""
+
+    levels: int  # grey levels of the data
+    binarize: str = "none"
+    shift: int = 0
+    flip: bool = False
 
 
 def to_input(
@@ -144,23 +152,21 @@ def to_input(
     key: jax.Array | None,
     place_B: jax.Array | None = None,
     *,
-    levels: int,
-    binarize: str,
-    shift: int = 0,
-    flip: bool = False,
+    how: Inputs,
 ) -> jax.Array:
     """uint8 [B, H, W, C] -> float32 in [0, 1], binarised and augmented; runs inside jit.
 
-    ``binarize``: 'none'; 'threshold', x > 1/2; 'static', x ~ Bernoulli(value), the same whenever
+    ``how.binarize``: 'none'; 'threshold', x > 1/2; 'static', x ~ Bernoulli(value), the same whenever
     an example (its id) is met; 'dynamic', drawn anew from the step's ``key`` (Burda et al. 2015,
     arXiv:1509.00519). The probability is the value to 2^-16, and exact at 0 and 1. Training images
-    are then moved by up to ``shift`` pixels each way, where the image's own border is repeated, and
-    mirrored with probability 1/2 if ``flip``. ``key=None`` is evaluation: no augmentation, and
+    are then moved by up to ``how.shift`` pixels each way, where the image's own border is repeated,
+    and mirrored with probability 1/2 if ``how.flip``. ``key=None`` is evaluation: no augmentation, and
     'dynamic' draws as 'static', so that no pass resamples the data. Every example has its own
     stream, so the values do not depend on the number of devices.
     """
     if place_B is None and key is not None:
         place_B = jnp.arange(len(image))
+    levels, binarize, shift, flip = how
     x = image.astype(jnp.float32) / (levels - 1)
     if binarize == "threshold":
         x = (x > 0.5).astype(jnp.float32)

@@ -1,17 +1,17 @@
 """What evaluation shows a model: every example of a split exactly once, in batches of equal shapes."""
 
+import functools
+
 import numpy as np
 
 from vae_jax import data
+from vae_jax.data.batches import Inputs
 from vae_jax.mesh import rules as sharding
 
 
 def inputs(c, levels):
     """to_x(batch) → x_BxHxWxC in [0, 1] as bounds are asked of it: binary where the model is one of binary images."""
-    d = c.data
-    return lambda batch: data.to_input(
-        batch["image"], batch["id"], None, levels=levels, binarize=d.binarize
-    )
+    return functools.partial(_to_input, Inputs(levels, c.data.binarize))
 
 
 def seen(c, levels):
@@ -22,9 +22,11 @@ def seen(c, levels):
     """
     if c.data.binarize != "dynamic":
         return inputs(c, levels)
-    return lambda batch: data.to_input(
-        batch["image"], batch["id"], None, levels=levels, binarize="none"
-    )
+    return functools.partial(_to_input, Inputs(levels))
+
+
+def _to_input(how, batch):
+    return data.to_input(batch["image"], batch["id"], None, how=how)
 
 
 def batches(split, size, mesh, every=1):

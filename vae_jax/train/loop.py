@@ -245,8 +245,7 @@ def _sources(run: Run, program: program_lib.Training, start: int) -> Iterator[An
             yield program.source
     batches = data.host_batches(
         run.setup.dataset.train,
-        start=start,
-        steps=c.steps - start,
+        range(start, c.steps),
         seed=c.seed,
         share=functools.partial(hosts.rows, rules.over_batch(mesh)),
         batch=c.batch,

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
+from vae_jax.data.batches import Inputs
 from vae_jax.distributions import example_keys
 from vae_jax.mesh import layout
 from vae_jax.models import Model
@@ -180,17 +181,9 @@ class Objective:
     def to_input(self, batch: dict, key: jax.Array | None) -> dict:
         """The batch with its images in [0, 1], binarised and augmented."""
         c = self.c.data
-        image = data.to_input(
-            batch["image"],
-            batch["id"],
-            key,
-            batch.get("place"),
-            levels=self.dataset.levels,
-            binarize=c.binarize,
-            shift=c.shift,
-            flip=c.flip,
-        )
-        return {**batch, "image": image}
+        how = Inputs(self.dataset.levels, c.binarize, c.shift, c.flip)
+        place_B = batch.get("place")
+        return {**batch, "image": data.to_input(batch["image"], batch["id"], key, place_B, how=how)}
 
 
 make_terms = Objective

@@ -1,4 +1,6 @@
-"""ADGM, SDGM and M1+M2: models with two latent variables, against quadrature and against sums written out."""
+"""ADGM, SDGM and M1+M2: models with two latent variables, against quadrature and against sums
+written out.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,9 @@ def small(kind, **fields):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bound_is_below_the_exact_evidence_which_importance_weights_reach(kind):
-    """log p(x) by quadrature over a and z and the sum over y: every density and every dependency is in it."""
+    """log p(x) by quadrature over a and z and the sum over y: every density and every dependency is
+    in it.
+    """
     model, params = small(kind)
     at = np.linspace(-7, 7, 141)
     a, z = (jnp.asarray(g.reshape(-1, 1), jnp.float32) for g in np.meshgrid(at, at, indexing="ij"))
@@ -134,7 +138,9 @@ def test_what_a_net_is_not_given_it_does_not_see():
 
 @pytest.mark.slow
 def test_m1m2_begins_with_m1_and_leaves_it(tmp_path):
-    """A run of M1, then M2 on its codes: M1's encoder and decoder are there to the last bit, all else moves."""
+    """A run of M1, then M2 on its codes: M1's encoder and decoder are there to the last bit, all
+    else moves.
+    """
     changes = dict(
         mesh__data=1, steps=20, eval__every=20, log_every=20, steps_per_call=20, unroll=False
     )
@@ -168,7 +174,9 @@ def test_m1m2_begins_with_m1_and_leaves_it(tmp_path):
 
 
 def test_models_side_by_side_are_one_of_each_label():
-    """The parameters of label 0 do not touch what is said of label 1; a label for each image, one for all: the same."""
+    """The parameters of label 0 do not touch what is said of label 1; a label for each image, one
+    for all: the same.
+    """
     model, params = tiny("per_class")
     other = {
         **params,
@@ -197,8 +205,9 @@ def test_models_side_by_side_are_one_of_each_label():
     "label", [(0, 1, 2, 3, 2, 0, 1, 2), (1, 1, 3, 1, 1, 1, 0, 1)], ids=["even", "uneven"]
 )
 def test_of_an_uneven_batch_no_row_is_lost(label):
-    """Each row goes through the nets of its label, also where more rows have a label than it has places: values and
-    gradients are those of all labels' nets picked from."""
+    """Each row goes through the nets of its label, also where more rows have a label than it has
+    places: values and gradients are those of all labels' nets picked from.
+    """
     model, params = tiny("per_class", labels=4)
     y, x = jnp.asarray(label), jax.random.bernoulli(KEY, 0.5, (8, *SHAPE)).astype(jnp.float32)
 
