@@ -24,7 +24,12 @@ def sample_keys(keys_B: jax.Array, number_K: jax.Array) -> jax.Array:
 
 
 def split_keys(keys: jax.Array, n: int) -> jax.Array:
-    """n independent keys in the place of each key; a new axis n comes first."""
+    """n independent keys in the place of each key, which is used up; a new axis n comes first.
+
+    One key in its place is the key itself: a hash of every key is felt in a small model's step.
+    """
+    if n == 1:
+        return keys[None]
     flat = jax.vmap(lambda key: jax.random.split(key, n), out_axes=1)(keys.reshape(-1))
     return flat.reshape(n, *keys.shape)
 

@@ -33,11 +33,9 @@ def sample_k(
 ) -> Draw:
     """K independent draws of each example, each leaf with a leading axis K.
 
-    The keys are used up: other noise needs keys that were split off before. One draw takes them as
-    they are, since a split is a hash of every key and a small model's step would feel it.
+    The keys are used up: other noise needs keys that were split off before.
     """
-    keys_KxB = keys_B[None] if samples == 1 else split_keys(keys_B, samples)
-    return model.draw(params, x_BxHxWxC, keys_KxB, y)
+    return model.draw(params, x_BxHxWxC, split_keys(keys_B, samples), y)
 
 
 def bound(draws: Draw) -> tuple[jax.Array, jax.Array, jax.Array]:
