@@ -141,15 +141,6 @@ def test_the_aggregate_kl_has_little_noise_and_says_how_much():
     assert all(0.7 * noise < run["aggregate_kl_se"] < 1 for run in runs)
 
 
-def test_mutual_information_gap():
-    rng = np.random.default_rng(0)
-    v = rng.integers(0, 4, (5000, 2))
-    apart = np.concatenate([v, rng.normal(size=(5000, 1))], 1)  # one dimension for each factor
-    assert latent.mutual_information_gap(apart, v) > 0.97
-    twice = np.concatenate([v, v], 1)  # two dimensions know each factor equally well
-    assert latent.mutual_information_gap(twice, v) == pytest.approx(0, abs=1e-9)
-
-
 # Importance weights
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -10,7 +11,7 @@ from vae_jax import config as config_lib
 from vae_jax import distributions, nets
 from vae_jax.config import UserError
 from vae_jax.models.auxiliary import auxiliary
-from vae_jax.models.core import Model, Spec
+from vae_jax.models.core import Array, Model, Params, Spec
 from vae_jax.models.hierarchy import hierarchy
 from vae_jax.models.labels import per_class, with_labels
 from vae_jax.models.nets import AuxiliaryNets, Given, Nets
@@ -108,9 +109,7 @@ def build_per_class(given: Given) -> Model:
     }
     label_nets = Nets(given, own, one.latent, labelled=True)
 
-    def init(key: Any, mean_HxWxC: Any = None) -> dict:
-        import jax
-
+    def init(key: Array, mean_HxWxC: Array | None = None) -> Params:
         nets_key, trunk_key, head_key = jax.random.split(key, 3)
         image = jnp.zeros((1, *given.shape), given.dtype)
         features, trunk = own["trunk"].init_with_output(trunk_key, image)

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from vae_jax import distributions as densities
 from vae_jax import nets
 from vae_jax.config import UserError
+from vae_jax.distributions import split_keys
 from vae_jax.models.core import Model, Params
-from vae_jax.objectives.terms import Terms, bound, sample_k
+from vae_jax.objectives.terms import Terms, bound
 
 
 def beta_tcvae(
@@ -43,7 +44,7 @@ def beta_tcvae(
     Chen et al. 2018 (arXiv:1802.04942), eq. 2, 4 and appendix C.1.
     """
     q, p = _diagonal(model, params, batch)
-    d = sample_k(model, params, batch["image"], keys, 1)
+    d = model.draw(params, batch["image"], split_keys(keys, 1))
     value, log_px, kl = bound(d)
     z_BxD = d.z[0]
     real_B = _real(batch, kl)
@@ -100,7 +101,7 @@ def factor_vae(
     Kim & Mnih 2018 (arXiv:1802.05983), eq. 3 and algorithm 1, 2.
     """
     draw_keys, permute_keys = densities.split_keys(keys, 2)
-    d = sample_k(model, params, batch["image"], draw_keys, 1)
+    d = model.draw(params, batch["image"], split_keys(draw_keys, 1))
     value, log_px, kl = bound(d)
     z_BxD = d.z[0]
     real_B = _real(batch, kl)
@@ -155,7 +156,7 @@ def dip_vae(
     if kind not in (1, 2):
         raise UserError(f"objective.kind={kind}: want 1 or 2")
     q, _ = _diagonal(model, params, batch)
-    value, log_px, kl = bound(sample_k(model, params, batch["image"], keys, 1))
+    value, log_px, kl = bound(model.draw(params, batch["image"], split_keys(keys, 1)))
     share_B = _real(batch, kl) / _real(batch, kl).sum()
     centred = q.mu - share_B @ q.mu
     covariance_DxD = (share_B[:, None] * centred).T @ centred
@@ -186,7 +187,7 @@ def info_vae(
     alpha = 1 leaves out the KL. Zhao et al. 2019 (arXiv:1706.02262), eq. 6 and section 3.2.
     """
     draw_keys, prior_keys = densities.split_keys(keys, 2)
-    d = sample_k(model, params, batch["image"], draw_keys, 1)
+    d = model.draw(params, batch["image"], split_keys(draw_keys, 1))
     value, log_px, kl = bound(d)
     discrepancy = mmd(d.z[0], model.prior(params).sample(prior_keys), _real(batch, kl))
     loss = (1 - alpha) * kl - log_px + (alpha + weight - 1) * discrepancy

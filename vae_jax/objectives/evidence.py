@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from vae_jax import distributions as densities
 from vae_jax.config import UserError
+from vae_jax.distributions import split_keys
 from vae_jax.models.core import Model, Params
-from vae_jax.objectives.terms import Terms, bound, sample_k, with_gradient_of
+from vae_jax.objectives.terms import Terms, bound, with_gradient_of
 
 
 def elbo(
@@ -32,7 +33,7 @@ def elbo(
     Kingma & Welling 2014 (arXiv:1312.6114), eq. 3 and 10; beta: Higgins et al. 2017, eq. 4.
     """
     x = batch["image"]
-    d = sample_k(model, params, x, keys, samples)
+    d = model.draw(params, x, split_keys(keys, samples))
     value, log_px, kl = bound(d)
     if stl:
         path = path_log_w(model, params, x, d.z).mean(0)
@@ -71,7 +72,7 @@ def free_bits(
 
     Kingma et al. 2016 (arXiv:1606.04934), eq. 15. λ = 0 is the ELBO.
     """
-    d = sample_k(model, params, batch["image"], keys, samples)
+    d = model.draw(params, batch["image"], split_keys(keys, samples))
     value, log_px, kl = bound(d)
     if per == "dimension":
         kl_BxJ = kl_per_dimension(model.encode(params, batch["image"]), model.prior(params))
@@ -112,7 +113,7 @@ def capacity(
 
     Burgess et al. 2018 (arXiv:1804.03599), eq. 8; |·| is taken for each example.
     """
-    value, log_px, kl = bound(sample_k(model, params, batch["image"], keys, samples))
+    value, log_px, kl = bound(model.draw(params, batch["image"], split_keys(keys, samples)))
     return Terms(gamma * jnp.abs(kl - capacity) - log_px, value, log_px, kl)
 
 
@@ -136,7 +137,7 @@ def geco(
 
     Rezende & Viola 2018 (arXiv:1810.00597), section 2.1 and algorithm 1.
     """
-    value, log_px, kl = bound(sample_k(model, params, batch["image"], keys, samples))
+    value, log_px, kl = bound(model.draw(params, batch["image"], split_keys(keys, samples)))
     log_multiplier = params["objective"]["log_multiplier"]
     constraint = -log_px - target
     multiplier = jnp.exp(log_multiplier)

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.config import UserError
+from vae_jax.distributions import split_keys
 from vae_jax.models.core import Model, Params
-from vae_jax.objectives.terms import Terms, bound, sample_k
+from vae_jax.objectives.terms import Terms, bound
 
 
 def joint(
@@ -29,12 +30,12 @@ def joint(
     With a label budget the loss is the mean of beta · KL − log p(x|z) over the batch, whose labels
     are not used, + gamma times the mean cross-entropy over the labelled examples.
     """
-    d = sample_k(model, params, batch["image"], keys, samples)
+    d = model.draw(params, batch["image"], split_keys(keys, samples))
     value, log_px, kl = bound(d)
     rows, row_keys = examples(batch, keys)
     z_KxBxD = d.z
     if rows is not batch:
-        z_KxBxD = sample_k(model, params, rows["image"], row_keys, samples).z
+        z_KxBxD = model.draw(params, rows["image"], split_keys(row_keys, samples)).z
     _check_classifier(model)
 
     def of_draw(z_BxD: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,7 +16,7 @@ from vae_jax.config import UserError
 from vae_jax.distributions import split_keys
 from vae_jax.models.core import Draw, Model, Params, scale_gradient
 from vae_jax.objectives.evidence import path_log_w
-from vae_jax.objectives.terms import Terms, bound, sample_k, with_gradient_of
+from vae_jax.objectives.terms import Terms, bound, with_gradient_of
 
 INFERENCE = ("encoder", "posterior")  # the parts of params that are q(z|x)
 
@@ -37,11 +37,11 @@ def iw_bound(
     Σ w̃² ∂log w/∂z · ∂z/∂φ and the generative net Σ w̃ ∂log p(x, z)/∂θ.
     """
     if estimator == "pathwise":
-        d = sample_k(model, params, x, keys, samples)
+        d = model.draw(params, x, split_keys(keys, samples))
         return log_mean_exp(d.log_w), d, d.log_w
     if estimator not in ("stl", "dreg"):
         raise UserError(f"objective.estimator={estimator}: want pathwise, stl or dreg")
-    d = sample_k(model, params, x, keys, samples)
+    d = model.draw(params, x, split_keys(keys, samples))
     weight_KxB = jax.lax.stop_gradient(jax.nn.softmax(d.log_w, axis=0))
     log_w = path_log_w(model, params, x, d.z)  # the same nets again: XLA computes them once
     scored = log_w
@@ -139,8 +139,8 @@ def piwae(
     for part, values in params.items():
         constant = generative if part in INFERENCE else inference
         constant[part] = jax.lax.stop_gradient(values)
-    theta = sample_k(model, generative, batch["image"], keys, groups * samples)
-    phi = sample_k(model, inference, batch["image"], keys, groups * samples)
+    theta = model.draw(generative, batch["image"], split_keys(keys, groups * samples))
+    phi = model.draw(inference, batch["image"], split_keys(keys, groups * samples))
     iw = log_mean_exp(theta.log_w)
     grouped = log_mean_exp(phi.log_w.reshape(groups, samples, -1), axis=1).mean(0)
     return Terms(-with_gradient_of(iw, iw + grouped), *bound(theta), {"iw": iw})
@@ -162,7 +162,7 @@ def renyi(
     alpha = 0 is IWAE; alpha → 1 the ELBO, which is used within 1e-3 of it, where the quotient would
     lose its digits. Li & Turner 2016 (arXiv:1602.02311), eq. 6 and 13.
     """
-    d = sample_k(model, params, batch["image"], keys, samples)
+    d = model.draw(params, batch["image"], split_keys(keys, samples))
     value, log_px, kl = bound(d)
     order = 1 - jnp.asarray(alpha, jnp.float32)
     near = jnp.abs(order) < 1e-3
@@ -183,7 +183,7 @@ def vr_max(
 
     Li & Turner 2016 (arXiv:1602.02311), section 4.2. Not a lower bound on log p(x).
     """
-    d = sample_k(model, params, batch["image"], keys, samples)
+    d = model.draw(params, batch["image"], split_keys(keys, samples))
     return Terms(-d.log_w.max(0), *bound(d), {"iw": log_mean_exp(d.log_w)})
 
 
@@ -213,7 +213,7 @@ def tvo(
         wanted = "want at least 2, the gradient is a covariance over samples"
         raise UserError(f"objective.samples={samples}: {wanted}")
     x = batch["image"]
-    d = sample_k(model, params, x, keys, samples)
+    d = model.draw(params, x, split_keys(keys, samples))
     z = jax.lax.stop_gradient(d.z)
     log_q = model.log_posterior(params, x, z)
     log_w = model.log_joint(params, x, z) - log_q

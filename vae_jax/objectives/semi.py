@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from vae_jax.distributions import split_keys
 from vae_jax.models.core import Model, Params
 from vae_jax.objectives.labels import cross_entropy, examples
-from vae_jax.objectives.terms import Terms, bound, sample_k
+from vae_jax.objectives.terms import Terms, bound
 
 
 def m2(
@@ -57,7 +57,7 @@ def m2(
     terms = Terms(alpha * ce - labelled * value, value, log_px, kl, extra)
     if rows is batch:
         return terms
-    value, log_px, kl = bound(sample_k(model, params, batch["image"], keys, samples))
+    value, log_px, kl = bound(model.draw(params, batch["image"], split_keys(keys, samples)))
     return Terms(-value, value, log_px, kl, labelled=terms)
 
 
