@@ -10,15 +10,20 @@ from vae_jax.train import run as workdir
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, workdir.Setup, dict]:
     """A joint VAE on the digits 0 to 7, and what is restored of it."""
     folder = str(tmp_path_factory.mktemp("runs") / "open")
     c = config.load("configs/digits.py")
-    c.encoder, c.decoder = (
-        config.call(part, "mlp", widths=(64,)) for part in ("encoder", "decoder")
-    )
-    c.latent, c.data.hold_out, c.data.shift = 8, (8, 9), 0
-    c.steps, c.eval.every, c.log_every, c.optim.warmup, c.eval.iw_k = 400, 400, 200, 20, 2
+    for part in ("encoder", "decoder"):
+        c[part] = config.call(part, "mlp", widths=(64,))
+    c.latent = 8
+    c.data.hold_out = (8, 9)
+    c.data.shift = 0
+    c.steps = 400
+    c.eval.every = 400
+    c.log_every = 200
+    c.optim.warmup = 20
+    c.eval.iw_k = 2
     c.mesh.data = 1
     loop.train(c, folder)
     s, state, _ = workdir.restore(folder, say=lambda _: None)

@@ -226,8 +226,10 @@ def cosine_slope(d: int, w: jax.Array, kappa: jax.Array) -> jax.Array:
     step = np.float32(weight / 2)[:, None] * 2 * np.sqrt(share)
     lowest = jnp.maximum(-1.0, w - TAIL / kappa)
     end = jnp.where(above, 1.0, lowest)
-    flat_w, flat_end = w.reshape(-1), end.reshape(-1)
-    flat_kappa, flat_mean = kappa.reshape(-1), mean.reshape(-1)
+    flat_w = w.reshape(-1)
+    flat_end = end.reshape(-1)
+    flat_kappa = kappa.reshape(-1)
+    flat_mean = mean.reshape(-1)
     t = flat_end + (flat_w - flat_end) * share
     power = 0.5 * (d - 3)
     log_ratio = flat_kappa * (t - flat_w)

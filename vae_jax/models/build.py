@@ -174,7 +174,9 @@ MODELS: dict[str, Callable[[Given], Model]] = {
 
 def check(c: ConfigDict, classes: int) -> None:
     """Raise :class:`UserError` for the first pair of fields that do not fit each other."""
-    model, classifier, prior = c.model.name, c.classifier.name, c.prior.name
+    model = c.model.name
+    classifier = c.classifier.name
+    prior = c.prior.name
     labelled = model in LABELLED
     with_a = model in WITH_AUXILIARY
     needs = getattr(config_lib.resolve("objective", c.objective.name), "needs", "")

@@ -51,34 +51,12 @@ class OneLayer:
         z, log_ratio, kl = over_samples(latent, keys)
         if keys.ndim == 2:
             z, log_ratio = layout.constrain((z, log_ratio), len(keys))
-        log_px = self.log_px(params, x, z, y)
+        log_px = log_likelihood(self.spec, self.parts.decode, params, x, z, y)
         return Draw(log_px, kl[..., None], log_px + log_ratio, z)
 
-    def log_px(self, params: Params, x_BxHxWxC: Array, z: Array, y: Array | None) -> Array:
-        """log p(x|z), or log p(x|y, z), of z_BxD or z_KxBxD; shape B or KxB."""
-        decode = self.parts.decode
-        log_prob = self.spec.likelihood.log_prob
-        if decode is None:
-            raise UserError(
-                "decoder.name=none: this objective needs one; want decoder.name=mlp or conv"
-            )
-        if z.ndim == 2:
-            return log_prob(decode(params, z, y), x_BxHxWxC)
-        # One batch of B·K rows, those of an example side by side, as the devices hold them; the
-        # outermost axis is the devices' that share the samples, W of them (1 without a mesh axis
-        # for samples).
-        k, b, d = z.shape
-        w = layout.num_shards(k)
-        if y is not None and jnp.ndim(y):
-            y = jnp.tile(jnp.repeat(y, k // w), w)
-        rows = jnp.swapaxes(z.reshape(w, k // w, b, d), 1, 2).reshape(w * b * (k // w), d)
-        out = decode(params, layout.constrain(rows, k, batch=True), y)
-        out = out.reshape(w, b, k // w, *out.shape[1:])
-        log_px_WxBxK = log_prob(out, x_BxHxWxC[:, None])
-        return jnp.swapaxes(log_px_WxBxK, 1, 2).reshape(k, b)
-
     def log_joint(self, params: Params, x: Array, z: Array, y: Array | None = None) -> Array:
-        return self.log_px(params, x, z, y) + self.parts.prior(params).log_prob(z)
+        log_px = log_likelihood(self.spec, self.parts.decode, params, x, z, y)
+        return log_px + self.parts.prior(params).log_prob(z)
 
     def log_posterior(self, params: Params, x: Array, z: Array, y: Array | None = None) -> Array:
         q = self.parts.encode(params, x, y)
@@ -109,3 +87,32 @@ def vae(spec: Spec, parts: Parts) -> Model:
         classify=classifier_of_code(parts.encode, parts.head),
         head=parts.head,
     )
+
+
+def log_likelihood(
+    spec: Spec,
+    decode: Callable[..., Array] | None,
+    params: Params,
+    x_BxHxWxC: Array,
+    z: Array,
+    y: Array | None = None,
+) -> Array:
+    """log p(x|z), or log p(x|y, z), of z_BxD or z_KxBxD; shape B or KxB."""
+    if decode is None:
+        raise UserError(
+            "decoder.name=none: this objective needs one; want decoder.name=mlp or conv"
+        )
+    if z.ndim == 2:
+        return spec.likelihood.log_prob(decode(params, z, y), x_BxHxWxC)
+    # One batch of B·K rows, those of an example side by side, as the devices hold them; the
+    # outermost axis is the devices' that share the samples, W of them (1 without a mesh axis for
+    # samples).
+    k, b, d = z.shape
+    w = layout.num_shards(k)
+    if y is not None and jnp.ndim(y):
+        y = jnp.tile(jnp.repeat(y, k // w), w)
+    rows = jnp.swapaxes(z.reshape(w, k // w, b, d), 1, 2).reshape(w * b * (k // w), d)
+    out = decode(params, layout.constrain(rows, k, batch=True), y)
+    out = out.reshape(w, b, k // w, *out.shape[1:])
+    log_px_WxBxK = spec.likelihood.log_prob(out, x_BxHxWxC[:, None])
+    return jnp.swapaxes(log_px_WxBxK, 1, 2).reshape(k, b)

@@ -92,7 +92,8 @@ class ConvEncoder(nn.Module):
     def __call__(self, x: jax.Array, y: jax.Array | None = None) -> jax.Array:
         nonlinear = act(self.activation)
         if len(self.widths) != len(self.strides):
-            strides, widths = tuple(self.strides), tuple(self.widths)
+            strides = tuple(self.strides)
+            widths = tuple(self.widths)
             raise UserError(f"encoder.strides={strides}: want as many as widths={widths}")
         for width, stride in zip(self.widths, self.strides, strict=True):
             x = nonlinear(Conv(width, self.kernel, stride, dtype=self.dtype)(x))

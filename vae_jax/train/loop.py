@@ -204,7 +204,9 @@ def _open(folders: Sequence[tuple[ConfigDict, str]], start: Start) -> list[Membe
 
 def _loop(run: Run, start: Start, stop: Stop) -> int:
     """Train until the steps are done or a signal comes; the step that was reached."""
-    c, state, step = run.c, start.state, start.step
+    c = run.c
+    state = start.state
+    step = start.step
     if step >= c.steps:
         return step
     if step % c.steps_per_call:
@@ -239,7 +241,8 @@ def _loop(run: Run, start: Start, stop: Stop) -> int:
 
 def _sources(run: Run, program: program_lib.Training, start: int) -> Iterator[Any]:
     """The input of each call: the data on the device, or the batches of its S steps."""
-    c, mesh = run.c, run.setup.mesh
+    c = run.c
+    mesh = run.setup.mesh
     if program.source is not None:
         while True:
             yield program.source
