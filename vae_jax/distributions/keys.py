@@ -1,8 +1,9 @@
 """Random keys of examples: noise has the shape of the keys that it is drawn with.
 
-Every example has a key of its own, ``keys_B``; K samples of each have ``keys_KxB``. A function that draws noise takes
-keys and draws as many times as it is given keys. Which device or microbatch holds an example then changes no number,
-and two examples never share their noise: ``jax.random.normal(keys_B)`` is JAX's own error, which asks for ``jax.vmap``.
+Every example has a key of its own, ``keys_B``; K samples of each have ``keys_KxB``. A function that
+draws noise takes keys and draws as many times as it is given keys. Which device or microbatch holds
+an example then changes no number, and two examples never share their noise:
+``jax.random.normal(keys_B)`` is JAX's own error, which asks for ``jax.vmap``.
 """
 
 import jax

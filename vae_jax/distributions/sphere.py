@@ -1,8 +1,8 @@
 r"""The unit sphere S^{D-1} in R^D: von Mises-Fisher densities and the uniform one.
 
-Davidson et al. 2018, Hyperspherical Variational Auto-Encoders (arXiv:1804.00891). Modified Bessel functions I_v enter
-through the ratios r_v = I_{v+1} / I_v, which obey r_v = 1 / (2 (v + 1) / κ + r_{v+1}): evaluated downwards this is
-stable for every order v >= 0 and every κ > 0.
+Davidson et al. 2018, Hyperspherical Variational Auto-Encoders (arXiv:1804.00891). Modified Bessel
+functions I_v enter through the ratios r_v = I_{v+1} / I_v, which obey r_v = 1 / (2 (v + 1) / κ +
+r_{v+1}): evaluated downwards this is stable for every order v >= 0 and every κ > 0.
 """
 
 import math
@@ -22,7 +22,10 @@ TAIL = 30.0  # exp(-30) is nothing in float32
 
 
 def _uniform_series(v: float, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(Σ U_k(t) / v^k, Σ V_k(t) / v^k) over k = 1, 2, 3, of I_v and of its derivative (DLMF 10.41.10 and 10.41.11)."""
+    """(Σ U_k(t) / v^k, Σ V_k(t) / v^k), k = 1 to 3, of I_v and its derivative.
+
+    DLMF 10.41.10 and 10.41.11.
+    """
     u1 = (3 * t - 5 * t**3) / 24
     u2 = (81 * t**2 - 462 * t**4 + 385 * t**6) / 1152
     u3 = (30375 * t**3 - 369603 * t**5 + 765765 * t**7 - 425425 * t**9) / 414720
@@ -33,7 +36,7 @@ def _uniform_series(v: float, t: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _ratio_uniform(v: float, kappa: jax.Array) -> jax.Array:
-    """I_{v+1} / I_v = I_v' / I_v − v / κ for large v; loses digits where κ is much smaller than v."""
+    """I_{v+1} / I_v = I_v' / I_v − v / κ for large v; loses digits where κ is far below v."""
     root = jnp.sqrt(v**2 + kappa**2)
     of_value, of_derivative = _uniform_series(v, v / root)
     return (root * (1.0 + of_derivative) / (1.0 + of_value) - v) / kappa
@@ -42,8 +45,8 @@ def _ratio_uniform(v: float, kappa: jax.Array) -> jax.Array:
 def bessel_ratios(v: float, kappa: jax.Array, n: int) -> list[jax.Array]:
     """[I_{v+1} / I_v, …, I_{v+n} / I_{v+n-1}] at κ, each of κ's shape.
 
-    The recurrence begins :data:`GUESS_AFTER` orders above and forgets its start where κ is small; where κ is large the
-    start itself is exact to float32.
+    The recurrence begins :data:`GUESS_AFTER` orders above and forgets its start where κ is small;
+    where κ is large the start itself is exact to float32.
     """
     last = max(v + n, UNIFORM_FROM) + GUESS_AFTER
     last = v + math.ceil(last - v)
@@ -97,7 +100,10 @@ def log_area(d: int) -> float:
 
 
 def log_normaliser(d: int, kappa: jax.Array) -> jax.Array:
-    r"""log C_D(κ) + κ with C_D(κ) = κ^{D/2-1} / ((2π)^{D/2} I_{D/2-1}(κ)) (Davidson et al. 2018, eq. 4)."""
+    r"""log C_D(κ) + κ with C_D(κ) = κ^{D/2-1} / ((2π)^{D/2} I_{D/2-1}(κ)).
+
+    Davidson et al. 2018, eq. 4.
+    """
     v = 0.5 * d - 1.0
     return v * jnp.log(kappa) - 0.5 * d * math.log(2 * math.pi) - log_scaled_bessel(v, kappa)
 
@@ -142,10 +148,12 @@ class VonMisesFisher(NamedTuple):
         return log_normaliser(self.mu.shape[-1], kappa) + kappa * (cosine - 1.0)
 
     def sample(self, keys: jax.Array) -> jax.Array:
-        r"""z = the reflection of (w, √(1 − w²) v) that takes the first axis to μ (Davidson et al. 2018, algorithm 1).
+        r"""z = the reflection of (w, √(1 − w²) v) that takes the first axis to μ.
 
-        w is the cosine to μ, v is uniform on S^{D-2}. Gradients with respect to μ and κ are those of the exact
-        distribution: dw/dκ is implicit, −(∂F/∂κ) / p(w).
+        Davidson et al. 2018, algorithm 1.
+
+        w is the cosine to μ, v is uniform on S^{D-2}. Gradients with respect to μ and κ are those
+        of the exact distribution: dw/dκ is implicit, −(∂F/∂κ) / p(w).
         """
         d = self.mu.shape[-1]
         cosine_keys, side_keys = split_keys(keys, 2)
@@ -163,7 +171,7 @@ class VonMisesFisher(NamedTuple):
 
 
 def reflect(z_BxD: jax.Array, mu_BxD: jax.Array) -> jax.Array:
-    """z by the Householder reflection that exchanges the first axis and μ: z − 2 u (uᵀz), u ∝ e₁ − μ."""
+    """z − 2 u (uᵀz), u ∝ e₁ − μ: the Householder reflection that exchanges the first axis and μ."""
     first = jnp.zeros(mu_BxD.shape[-1]).at[0].set(1.0)
     difference = first - mu_BxD
     square = jnp.sum(difference**2, axis=-1, keepdims=True)
@@ -200,7 +208,7 @@ def _draw_cosine(d: int, key: jax.Array, kappa: jax.Array) -> jax.Array:
 
 
 def sample_cosine(d: int, keys: jax.Array, kappa: jax.Array) -> jax.Array:
-    """The cosine between z and μ for each key and κ, with its implicit derivative with respect to κ."""
+    """The cosine between z and μ for each key and κ, with its implicit derivative in κ."""
     constant = jax.lax.stop_gradient(kappa)
     draw = jax.vmap(lambda key, k: _draw_cosine(d, key, k))
     w = draw(keys.reshape(-1), constant.reshape(-1)).reshape(keys.shape)
@@ -216,8 +224,8 @@ def cosine_slope(d: int, w: jax.Array, kappa: jax.Array) -> jax.Array:
               = \frac{1}{p(w)} \int_w^1 (t - A)\, p(t)\, dt
               = -\frac{1}{p(w)} \int_{-1}^w (t - A)\, p(t)\, dt, \qquad A = E[w]
 
-    by Gauss-Legendre quadrature on the side of w away from the mean, where the integrand falls off (Figurnov et al.
-    2018, arXiv:1805.08498, eq. 5).
+    by Gauss-Legendre quadrature on the side of w away from the mean, where the integrand falls off
+    (Figurnov et al. 2018, arXiv:1805.08498, eq. 5).
     """
     mean = bessel_ratios(0.5 * d - 1.0, kappa, 1)[0]
     above = w >= mean
@@ -241,7 +249,7 @@ def cosine_slope(d: int, w: jax.Array, kappa: jax.Array) -> jax.Array:
 
 @register_kl(VonMisesFisher, UniformSphere)
 def kl_von_mises_fisher(q: VonMisesFisher, p: UniformSphere) -> jax.Array:
-    r"""KL(vMF(μ, κ) ‖ U(S^{D-1})) = κ I_{D/2}(κ) / I_{D/2-1}(κ) + log C_D(κ) + log area; nats, shape B.
+    r"""κ I_{D/2}(κ) / I_{D/2-1}(κ) + log C_D(κ) + log area, from the uniform prior; nats, shape B.
 
     Davidson et al. 2018, eq. 14.
     """

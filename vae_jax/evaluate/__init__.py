@@ -1,4 +1,4 @@
-"""Evaluation of a trained model: each figure one pass, sums over sums, every example exactly once."""
+"""Evaluation of a trained model: a figure is one pass, sums over sums, every example once."""
 
 from vae_jax.evaluate.run import evaluate
 

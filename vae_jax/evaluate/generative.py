@@ -52,12 +52,12 @@ def class_evidence(subject: Subject, split: Split, key: jax.Array, *, k: int) ->
 
 
 def kept_accuracy(log_pxy_NxY: np.ndarray, label_N: np.ndarray, share: float = 0.9) -> float:
-    """Accuracy of Bayes' rule on the ``share`` of images with the highest log p(x); uniform p(y)."""
+    """Accuracy of Bayes' rule on the ``share`` of images of highest log p(x); uniform p(y)."""
     _, accuracy_N = rejection(log_pxy_NxY, label_N)
     return float(accuracy_N[max(1, round(share * len(label_N))) - 1])
 
 
 def rejection(log_pxy_NxY: np.ndarray, label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``recognition.rejection`` of Bayes' rule, the lowest log p(x) rejected first; uniform p(y)."""
+    """``recognition.rejection`` of Bayes' rule, lowest log p(x) rejected first; uniform p(y)."""
     log_px_N = np.logaddexp.reduce(log_pxy_NxY, axis=1)
     return recognition.rejection(log_px_N, log_pxy_NxY.argmax(1) == label_N)

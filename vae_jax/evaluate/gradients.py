@@ -1,6 +1,7 @@
 """How noisy each gradient estimator is, on a trained run.
 
-    python -m vae_jax.evaluate.gradients --workdir=runs/mnist_dynamic --samples=1,10,100 --repeats=200
+    python -m vae_jax.evaluate.gradients --workdir=runs/mnist_dynamic --samples=1,10,100 \\
+        --repeats=200
 
 Writes gradients.json and gradients.png into the run's folder, and prints the table. For each
 estimator and number of samples K the gradient of the IWAE loss on one fixed batch of test images is

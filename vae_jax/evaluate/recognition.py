@@ -26,7 +26,7 @@ def _distances(gallery_NxD: np.ndarray, query_MxD: np.ndarray, chunk: int) -> It
 
 
 def neighbours(gallery_NxD: np.ndarray, query_MxD: np.ndarray, k: int) -> np.ndarray:
-    """index_MxK of the ``k`` nearest of the gallery (Euclidean), nearest first; fewer of a smaller."""
+    """index_MxK of the ``k`` nearest of the gallery (Euclidean), nearest first, or all of it."""
     k = min(k, len(gallery_NxD))
     parts = [jax.lax.top_k(near, k)[1] for near in _distances(gallery_NxD, query_MxD, 256)]
     return np.concatenate(parts)
@@ -47,7 +47,7 @@ def knn_accuracy(
 
 
 def voted(label_MxK: np.ndarray, test_label_M: np.ndarray) -> float:
-    """Share of queries whose neighbours' most frequent label, the smallest of several, is theirs."""
+    """Share of queries whose neighbours' most frequent label (of several the smallest) is right."""
     votes = (label_MxK[:, :, None] == np.arange(label_MxK.max() + 1)).sum(1)
     return float((votes.argmax(1) == test_label_M).mean())
 

@@ -1,7 +1,8 @@
 """How arrays lie on the mesh that a program is compiled for, for pure functions that care about it.
 
-Importance samples, or the labels that M2 enumerates, can be laid over the mesh axis ``samples``. A function asks JAX's
-own abstract mesh for it, so one program text serves one device and many, and no number depends on it.
+Importance samples, or the labels that M2 enumerates, can be laid over the mesh axis ``samples``. A
+function asks JAX's own abstract mesh for it, so one program text serves one device and many, and no
+number depends on it.
 """
 
 import contextlib
@@ -38,13 +39,13 @@ def over(mesh: Mesh) -> contextlib.AbstractContextManager:
 
 
 def num_shards(n: int) -> int:
-    """Over how many devices n samples (or labels) are laid: the size of the mesh axis ``samples``, or 1."""
+    """How many devices share n samples (or labels): the mesh axis ``samples``, or 1."""
     size = dict(jax.sharding.get_abstract_mesh().shape).get("samples", 1)
     return 1 if n % size else size
 
 
 def constrain(tree: Any, n: int, batch: bool = False) -> Any:
-    """Leaves n x …, or (with ``batch``) n·B x … sample by sample, over ``samples`` and what splits the batch."""
+    """Leaves n x …, or (with ``batch``) n·B x …, over ``samples`` and what splits the batch."""
     if num_shards(n) == 1:
         return tree
     mesh = jax.sharding.get_abstract_mesh()

@@ -1,4 +1,4 @@
-"""Models are values: tuples of pure functions of their parameters, built from nets and wrapped by each other."""
+"""Models are values: tuples of pure functions of parameters, built from nets or from models."""
 
 from vae_jax.models.auxiliary import auxiliary
 from vae_jax.models.build import MODELS, build, build_for

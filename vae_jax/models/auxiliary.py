@@ -127,7 +127,8 @@ def auxiliary(spec: Spec, parts: AuxiliaryParts, kind: str) -> Model:
 
     .. math:: U(x) = E_{q(a|x)} \sum_y q(y|x,a) \big(L(x, y; a) - \log q(y|x,a)\big)
 
-    Maaløe et al. 2016 (arXiv:1602.05473), eqs. 6 to 11. ``encode`` and ``decode`` go through the means of a.
+    Maaløe et al. 2016 (arXiv:1602.05473), eqs. 6 to 11. ``encode`` and ``decode`` go through the
+    means of a.
     """
     passes = Passes(spec, parts, SEES[kind])
     return Model(

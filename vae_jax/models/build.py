@@ -50,7 +50,7 @@ def build_for(c: ConfigDict, dataset: Any) -> Model:
     )
 
 
-# --- kinds -----------------------------------------------------------------------------------------
+# --- Kinds ---
 
 
 def _nets(given: Given, labelled: bool) -> tuple[Spec, Nets]:
@@ -93,7 +93,7 @@ def build_vae(given: Given) -> Model:
 
 
 def build_m2(given: Given) -> Model:
-    """p(x|y, z) p(y) p(z) with q(y|x) and q(z|x, y); q(y|x) has an encoder of its own, ``trunk``."""
+    """p(x|y, z) p(y) p(z) with q(y|x) and q(z|x, y); ``trunk`` is the encoder of q(y|x)."""
     spec, functions = _nets(given, labelled=True)
     return with_labels(_of_nets(spec, functions), functions.classify_image)
 
@@ -155,7 +155,8 @@ def build_sdgm(given: Given) -> Model:
 def build_m1m2(given: Given) -> Model:
     """M2 on the latent variable of a trained M1 (Kingma et al. 2014, section 3.1.3).
 
-    M1's encoder and decoder, from ``config.init_from``, are constants; the bounds are on log p(x) of the images.
+    M1's encoder and decoder, from ``config.init_from``, are constants; the bounds are on log p(x)
+    of the images.
     """
     return _build_auxiliary(given, "m1m2")
 
@@ -169,7 +170,7 @@ MODELS: dict[str, Callable[[Given], Model]] = {
     "m1m2": build_m1m2,
 }
 
-# --- checks ----------------------------------------------------------------------------------------
+# --- Checks ---
 
 
 def check(c: ConfigDict, classes: int) -> None:
@@ -206,7 +207,8 @@ def check(c: ConfigDict, classes: int) -> None:
         ),
         (
             prior == "vamp" and c.posterior.name != "gaussian",
-            f"posterior.name={c.posterior.name}: a VampPrior mixes diagonal posteriors; want gaussian",
+            f"posterior.name={c.posterior.name}: a VampPrior mixes diagonal posteriors; "
+            "want gaussian",
         ),
         (
             classifier == "bayes" and (labelled or prior != "labelled"),
@@ -218,7 +220,8 @@ def check(c: ConfigDict, classes: int) -> None:
         ),
         (
             c.auxiliary and not with_a,
-            f"auxiliary={c.auxiliary}: model {model} has no a, as {', '.join(WITH_AUXILIARY)} have; want 0",
+            f"auxiliary={c.auxiliary}: model {model} has no a, "
+            f"as {', '.join(WITH_AUXILIARY)} have; want 0",
         ),
         (with_a and no_hidden, f"classifier.name={classifier}: model {model}: {wants}"),
         (

@@ -1,7 +1,7 @@
 """A model is a value: a tuple of pure functions of its parameters. Wrappers take one and give one.
 
-Every density is float32, in nats, one number per example. ``keys`` are a key for each example, keys_B, or keys_KxB for
-K draws of each; every leaf of a result then has an axis K in front.
+Every density is float32, in nats, one number per example. ``keys`` are a key for each example,
+keys_B, or keys_KxB for K draws of each; every leaf of a result then has an axis K in front.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Params = dict[str, Any]
 
 
 class Draw(NamedTuple):
-    """One stochastic pass x → z → p(x|z). L is the number of stochastic levels: 1 for a one-layer VAE."""
+    """One stochastic pass x → z → p(x|z). L is the number of stochastic levels, often 1."""
 
     log_px: Array  # B      log p(x|z)
     kl: Array  # BxL    level by level, analytic where it is known, else log q − log p of the draw
@@ -47,9 +47,10 @@ class Spec(NamedTuple):
 class Model(NamedTuple):
     """Functions of the parameters; ``y`` is None, a label for each example, or one for all.
 
-    ``draw`` without labels is always a bound on log p(x): of a model with labels it sums over y. With labels it is one
-    on log p(x|y). ``classify`` is always of x; ``head`` is the classifier of z where there is one, so that an objective
-    that has drawn z need not run the encoder and its gradient again.
+    ``draw`` without labels is always a bound on log p(x): of a model with labels it sums over y.
+    With labels it is one on log p(x|y). ``classify`` is always of x; ``head`` is the classifier of
+    z where there is one, so that an objective that has drawn z need not run the encoder and its
+    gradient again.
     """
 
     spec: Spec
@@ -63,7 +64,8 @@ class Model(NamedTuple):
     sample: Callable[..., Array]  # params, keys_N, y=None → z_NxD of the prior
     classify: Callable[..., Array] | None  # params, x_B, keys=None → logits_BxY
     head: Callable[..., Array] | None = None  # params, z_BxD → logits_BxY
-    # Of a hierarchy: params, x_B or None, keys, y=None, first=0, temperature=1 → z whose first levels are q's means.
+    # Of a hierarchy: params, x_B or None, keys, y=None, first=0, temperature=1 → z whose first
+    # levels are q's means.
     complete: Callable[..., Array] | None = None
     nets: Any = None  # the nets that the functions were made of, for tests and tools
 
@@ -88,7 +90,7 @@ class Model(NamedTuple):
         return self.spec.levels
 
     def map_label(self, params: Params, x_BxHxWxC: Array) -> Array | None:
-        """The most probable label of each image where the model has labels, else None: the y of encode and decode."""
+        """The y of encode and decode: an image's most probable label, or None without labels."""
         if not self.spec.labelled:
             return None
         return jnp.argmax(self.classify(params, x_BxHxWxC), -1)
@@ -107,7 +109,7 @@ def scale_gradient(z: Array, scale: Array) -> Array:
 def classifier_of_code(
     encode: Callable[..., Any], head: Callable[..., Array] | None
 ) -> Callable[..., Array] | None:
-    """``classify`` of a model whose classifier reads z: at the mean of q(z|x), or at a draw for each key."""
+    """``classify`` by a classifier of z: at the mean of q(z|x), or at a draw for each key."""
     if head is None:
         return None
 

@@ -1,9 +1,12 @@
-"""Models of L levels: p(z) = Π p(z_l | z_<l), q(z|x) = Π q(z_l | z_<l, x); nets of ``nets.topdown``.
+"""Models of L levels: p(z) = Π p(z_l | z_<l), q(z|x) = Π q(z_l | z_<l, x).
 
-z_BxD is all levels flat, the top one first, so that ``encode``, ``prior`` and ``decode`` mean what they mean for one
-layer. ``encode(params, x).mu`` has each level at its mean given those above. Recognition and classifiers look at the
-levels of the coarsest grid, the first ``spec.code`` dimensions. q's own layers lie in ``params["decoder"]``: where
-inference and generative nets are told apart (PIWAE, gradients' noise) they count as the latter.
+The nets are those of ``nets.topdown``.
+
+z_BxD is all levels flat, the top one first, so that ``encode``, ``prior`` and ``decode`` mean what
+they mean for one layer. ``encode(params, x).mu`` has each level at its mean given those above.
+Recognition and classifiers look at the levels of the coarsest grid, the first ``spec.code``
+dimensions. q's own layers lie in ``params["decoder"]``: where inference and generative nets are
+told apart (PIWAE, gradients' noise) they count as the latter.
 """
 
 import dataclasses
@@ -49,7 +52,8 @@ class Joint(NamedTuple):
         return self.sample_and_log_prob(keys)[0]
 
 
-# What a level does, as ``choose`` of the top-down net: (q or None, p, what it is given) → z, (z, log p, log q, KL).
+# What a level does, as ``choose`` of the top-down net: (q or None, p, what it is given) → z and
+# (z, log p, log q, KL).
 
 
 def draw_level(q: Any, p: Any, keys_B: Array) -> tuple[Array, tuple]:
@@ -174,7 +178,8 @@ class Levels:
     ) -> Array:
         """z_BxD whose ``first`` levels are q's means and whose others are from the prior.
 
-        A level's deviation from the prior's mean is multiplied by ``temperature``: a number, or L of them.
+        A level's deviation from the prior's mean is multiplied by ``temperature``: a number, or L
+        of them.
         """
         features = None if x is None else self.parts.features(params, x)
         heat_L = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), self.spec.levels)

@@ -20,7 +20,8 @@ def over_labels(log_q_BxY: Array, log_px_YxB: Array, kl_YxB: Array) -> tuple[Arr
     .. math:: \sum_y q(y|x) \log p(x|y,z_y), \qquad
               \sum_y q(y|x) \big(KL(q(z|x,y) \| p(z)) + \log q(y|x) - \log p(y)\big)
 
-    The entropy of q(y|x) is in the second, as KL(q(y|x) ‖ p(y)). A q(y|x) that underflows to 0 adds 0.
+    The entropy of q(y|x) is in the second, as KL(q(y|x) ‖ p(y)). A q(y|x) that underflows to 0 adds
+    0.
     """
     log_q_YxB = log_q_BxY.T
     q_YxB = jnp.exp(log_q_YxB)
@@ -101,10 +102,10 @@ def with_labels(model: Model, classify: Callable[..., Array]) -> Model:
 
 
 def per_class(model: Model) -> Model:
-    """A model of p(x|y, z) made of Y models side by side: parameters ``per_class`` with a leading axis Y.
+    """A model of p(x|y, z) made of Y models: parameters ``per_class`` with a leading axis Y.
 
-    Of labels of shape B each net computes its own rows, in a place for twice as many as an even batch has of a label; a
-    batch that is more uneven is computed for all Y and picked from.
+    Of labels of shape B each net computes its own rows, in a place for twice as many as an even
+    batch has of a label; a batch that is more uneven is computed for all Y and picked from.
     """
     classes = model.spec.classes
 

@@ -187,29 +187,30 @@ class Nets:
 
 
 def top_features(features: Any) -> Array:
-    """What a classifier of images is given: of a hierarchy's features those of the coarsest grid."""
+    """The input of a classifier of images: of a hierarchy the features of the coarsest grid."""
     if isinstance(features, tuple):
         return features[-1].reshape(len(features[-1]), -1)
     return features
 
 
 def with_bias(params: Params, mean_HxWxC: Array | None) -> Params:
-    """The parameters with the decoder's output bias at the logit of the mean image, where one is given."""
+    """The parameters, the decoder's output bias at the logit of the mean image if there is one."""
     if mean_HxWxC is not None:
         bias = params["decoder"]["out"]["bias"]
         params["decoder"]["out"]["bias"] = logit_bias(mean_HxWxC, bias.shape)
     return params
 
 
-# --- nets of a model with an auxiliary variable ----------------------------------------------------
+# --- Nets of a model with an auxiliary variable ---
 
 
 @dataclasses.dataclass(frozen=True)
 class AuxiliaryNets:
     """z has ``latent`` dimensions, a has ``size``.
 
-    q(a|x) is ``encoder`` and ``posterior``, p(x|·) is ``decoder``, as in a VAE of a alone; the other nets have the
-    hidden layers of ``classifier``. In m1m2 the former are constants, M1's as they were trained.
+    q(a|x) is ``encoder`` and ``posterior``, p(x|·) is ``decoder``, as in a VAE of a alone; the
+    other nets have the hidden layers of ``classifier``. In m1m2 the former are constants, M1's as
+    they were trained.
     """
 
     given: Given

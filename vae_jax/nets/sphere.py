@@ -1,4 +1,4 @@
-"""Heads on the unit sphere: a von Mises-Fisher posterior and the uniform prior (Davidson et al. 2018)."""
+"""Heads on the unit sphere: a von Mises-Fisher posterior and the uniform prior."""
 
 from typing import Any
 

@@ -38,7 +38,8 @@ def new_clock() -> Clock:
     """Seconds of the training loop and of each of :data:`PARTS`, which a checkpoint keeps.
 
     Those of :data:`LOOP` are within the loop; compile and restart are outside it. ``restarts`` is
-    how often the run went on from a checkpoint; without one, "restart" is the time to the first step.
+    how often the run went on from a checkpoint; without one, "restart" is the time to the first
+    step.
     """
     return {"seconds": 0.0, "restarts": 0} | {f"{part}_seconds": 0.0 for part in PARTS}
 
