@@ -207,8 +207,7 @@ def check(c: ConfigDict, classes: int) -> None:
         ),
         (
             prior == "vamp" and c.posterior.name != "gaussian",
-            f"posterior.name={c.posterior.name}: a VampPrior mixes diagonal posteriors; "
-            "want gaussian",
+            f"posterior.name={c.posterior.name}: VampPrior mixes diagonal posteriors; want gaussian",
         ),
         (
             classifier == "bayes" and (labelled or prior != "labelled"),
@@ -220,8 +219,7 @@ def check(c: ConfigDict, classes: int) -> None:
         ),
         (
             c.auxiliary and not with_a,
-            f"auxiliary={c.auxiliary}: model {model} has no a, "
-            f"as {', '.join(WITH_AUXILIARY)} have; want 0",
+            f"auxiliary={c.auxiliary}: model {model} has no a, as adgm, sdgm, m1m2 have; want 0",
         ),
         (with_a and no_hidden, f"classifier.name={classifier}: model {model}: {wants}"),
         (
