@@ -91,7 +91,6 @@ def ccvae(labels: int, steps: int = STEPS) -> ConfigDict:
 def apart(labels: int, steps: int = STEPS) -> ConfigDict:
     c = m2(labels, steps)
     c.model = config.call("model", "per_class")
-    c.model = config.call("model", "m2")
     c.objective = config.call("objective", "m2")
     return c
 

@@ -78,7 +78,6 @@ def apart(labels: int) -> ConfigDict:
     c.encoder = config.call("encoder", "mlp", widths=(200, 200))
     c.decoder = config.call("decoder", "mlp", widths=(200, 200))
     c.model = config.call("model", "per_class")
-    c.model = config.call("model", "m2")
     c.objective = config.call("objective", "m2")
     c.optim.lr = 2e-3
     c.batch = 200

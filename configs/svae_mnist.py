@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     c = config.default()
     c.data.name = "mnist"
     c.data.binarize = "dynamic"
-    c.steps = 60_000
+    c.steps = 240_000
     c.batch = 64
     c.steps_per_call = 50
     c.unroll = False
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     c.objective = config.call("objective", "elbo")
     c.warmup.steps = 10_000
     c.optim.ema = 0.999
-    c.eval.every = 5000
-    c.log_every = 1000
+    c.eval.every = 20_000
+    c.log_every = 2000
     c.eval.iw_k = 500
     return c

@@ -102,6 +102,19 @@ def test_the_cells_of_every_study_are_valid(path):
         config.validate(cell.config)
 
 
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("configs/study_*.py")), ids=lambda path: path.stem
+)
+def test_no_two_runs_of_a_study_train_the_same(path):
+    whole = config.load(str(path), "get_study")
+    for labels in whole.budgets:
+        trained = [
+            (repr(config.to_json(run.config(labels))), run.steps, run.begin)
+            for run in whole.runs.values()
+        ]
+        assert len(set(trained)) == len(trained)
+
+
 def test_a_study_goes_on_where_it_was(done):
     root, _ = done
     older = read(root, "net-20-0")
