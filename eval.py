@@ -38,7 +38,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "results", "", "also write the figures to this file, results/NAME.json", flag_values=values
     )
-    flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
+    flags_lib.define_files(values)
     hosts.define(values)
 
 
@@ -50,6 +50,7 @@ def run(argv: list[str]) -> int:
     from vae_jax.tools import assess
     from vae_jax.train import log
     from vae_jax.train import program as compile
+    from vae_jax.train.run import Files
 
     for field, _ in pairs:
         if not field.startswith("mesh."):
@@ -81,7 +82,7 @@ def run(argv: list[str]) -> int:
         tasks=values.tasks,
         metrics=values.metrics,
         ood=values.ood,
-        data_dir=values.data_dir,
+        files=Files.from_flags(values),
         mesh=machine,
         publish=values.results,
     )

@@ -144,6 +144,19 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> Parsed
     return values, pairs
 
 
+def define_files(values: flags.FlagValues) -> None:
+    """Declare the flags that say where a run's files are now, and whether they may have changed."""
+    places = {
+        "data_dir": "where TFDS data is (same as --config.data.dir)",
+        "data_path": "where the images of folder:, npz: or an own function are, if they moved",
+        "code_path": "folder of the run's own losses and nets, if they moved",
+    }
+    for name, described in places.items():
+        flags.DEFINE_string(name, "", described, flag_values=values)
+    described = "go on though the run's data, or the text of its own loss or net, changed"
+    flags.DEFINE_bool("accept_changed_data", False, described, flag_values=values)
+
+
 def huge_pages() -> str:
     """Whether this process's large temporaries get huge pages, in words.
 

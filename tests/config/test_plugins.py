@@ -198,15 +198,17 @@ def test_a_run_goes_on_with_the_loss_that_it_was_trained_with(tmp_path):
             lambda: loop.train(c, workdir, silent),
             lambda: run_lib.restore(workdir, say=silent),
         ):
-            with pytest.raises(UserError, match=r"objective\.name: .*my_loss\.py:loss changed"):
+            with pytest.raises(UserError, match=r"objective\.name=.*my_loss\.py:loss: text"):
                 use()
         path.write_text(text)
     assert run_lib.restore(workdir, say=silent).meta["step"] == 20
     (tmp_path / "my_loss.py").write_text((tmp_path / "my_loss.py").read_text() + "# edited\n")
     c.init_from = workdir
     assert loop.train(c, str(tmp_path / "fresh"), silent)
-    (tmp_path / "run" / "data.json").unlink()
-    assert run_lib.restore(workdir, say=silent).meta["step"] == 20
+    lines = []
+    files = run_lib.Files(accept_changed=True)
+    assert run_lib.restore(workdir, files=files, say=lines.append).meta["step"] == 20
+    assert len(lines) == 1 and lines[0].endswith("; accepted")
 
 
 @pytest.mark.slow

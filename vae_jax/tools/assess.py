@@ -29,7 +29,7 @@ from vae_jax.tools import results
 from vae_jax.train import checkpoint, step
 from vae_jax.train import clock as watch
 from vae_jax.train.log import check_writable, read_history
-from vae_jax.train.run import Restored, Setup, members, replica_name, restore, siblings
+from vae_jax.train.run import Files, Restored, Setup, members, replica_name, restore, siblings
 
 Tell = Callable[[str], Any]
 
@@ -44,7 +44,8 @@ class Request:
       tasks: names of ``evaluate.tasks.TASKS``, beside the metrics that are always there.
       metrics: the user's own metrics, each ``file:function``.
       ood: names of the data sets that the task ``ood`` is asked about.
-      data_dir: where TFDS data is now; '' where it was.
+      data_dir: where TFDS data is now; short for ``Files(data_dir=…)``.
+      files: what has moved or changed since the run was trained.
       mesh: [(field, value)] of ``mesh.*`` and ``eval.batch``, which change no figure; without
         them all devices are on ``data``.
       publish: also write the metrics to this file of ``results/``.
@@ -56,12 +57,13 @@ class Request:
     metrics: Sequence[str] = ()
     ood: Sequence[str] = ()
     data_dir: str = ""
+    files: Files = dataclasses.field(default_factory=Files)
     mesh: Sequence[tuple[str, str]] = ()
     publish: str = ""
 
     def restore(self, workdir: str, say: Tell) -> Restored:
         """The parts, state and meta of the checkpoint that is asked for."""
-        where = {"data_dir": self.data_dir, "mesh": self.mesh}
+        where = {"data_dir": self.data_dir, "files": self.files, "mesh": self.mesh}
         return restore(workdir, self.which, **where, say=say)
 
 

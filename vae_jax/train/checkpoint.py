@@ -24,7 +24,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from vae_jax.config import UserError
+from vae_jax.config import UserError, without_places
 from vae_jax.mesh import hosts, store
 
 PATIENCE = 20  # seconds for a save under way to end after an error
@@ -95,9 +95,12 @@ def _manifest(workdir: str, step: int) -> dict[str, Any] | None:
 
 
 def config_fields(workdir: str, step: int) -> dict[str, Any] | None:
-    """The config's fields that a step was saved with; None: its manifest has none."""
+    """The config's fields that a step was saved with; None: its manifest has none.
+
+    Of the user's own files the folder is left out: files may move, and data.json knows them.
+    """
     fields = (_manifest(workdir, step) or {}).get(CONFIG)
-    return fields if isinstance(fields, dict) else None
+    return without_places(fields) if isinstance(fields, dict) else None
 
 
 def fault(workdir: str, step: int) -> str | None:
