@@ -29,7 +29,16 @@ from vae_jax.tools import results
 from vae_jax.train import checkpoint, step
 from vae_jax.train import clock as watch
 from vae_jax.train.log import check_writable, read_history
-from vae_jax.train.run import Files, Restored, Setup, members, replica_name, restore, siblings
+from vae_jax.train.run import (
+    UNMOVED,
+    Files,
+    Restored,
+    Setup,
+    members,
+    replica_name,
+    restore,
+    siblings,
+)
 
 Tell = Callable[[str], Any]
 
@@ -57,7 +66,7 @@ class Request:
     metrics: Sequence[str] = ()
     ood: Sequence[str] = ()
     data_dir: str = ""
-    files: Files = dataclasses.field(default_factory=Files)
+    files: Files = UNMOVED
     mesh: Sequence[tuple[str, str]] = ()
     publish: str = ""
 

@@ -234,7 +234,7 @@ def write(
     *,
     which: str | int = "best",
     data_dir: str = "",
-    files: workdir.Files = workdir.Files(),
+    files: workdir.Files = workdir.UNMOVED,
     say: Callable[[str], None] = print,
 ) -> str:
     """Export from a run's folder; the path of the file. ``files``: what has moved since.

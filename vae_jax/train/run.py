@@ -405,6 +405,9 @@ class Files:
         )
 
 
+UNMOVED = Files()
+
+
 class Restored(NamedTuple):
     """What :func:`restore` reads: the parts that its config builds, the state, and its meta."""
 
@@ -418,7 +421,7 @@ def restore(
     which: str | int = "best",
     *,
     data_dir: str = "",
-    files: Files = Files(),
+    files: Files = UNMOVED,
     mesh: Sequence[tuple[str, str]] = (),
     say: Callable[[str], Any] = print,
 ) -> Restored:
