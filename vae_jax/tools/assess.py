@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
-from vae_jax.evaluate import evaluate, record, tasks
+from vae_jax.evaluate import evaluate, quality, record, tasks
 from vae_jax.evaluate.run import FIGURES
 from vae_jax.evaluate.subject import Subject, compute
 from vae_jax.mesh import hosts
@@ -53,6 +53,7 @@ class Request:
       tasks: names of ``evaluate.tasks.TASKS``, beside the metrics that are always there.
       metrics: the user's own metrics, each ``file:function``.
       ood: names of the data sets that the task ``ood`` is asked about.
+      features: what ``quality`` measures in: a run's folder, or ``file:function``.
       data_dir: where TFDS data is now; short for ``Files(data_dir=…)``.
       files: what has moved or changed since the run was trained.
       mesh: [(field, value)] of ``mesh.*`` and ``eval.batch``, which change no figure; without
@@ -65,6 +66,7 @@ class Request:
     tasks: Sequence[str] = ()
     metrics: Sequence[str] = ()
     ood: Sequence[str] = ()
+    features: str = ""
     data_dir: str = ""
     files: Files = UNMOVED
     mesh: Sequence[tuple[str, str]] = ()
@@ -137,19 +139,27 @@ def _measure(
     ensemble = None
     if "ood" in request.tasks:
         others, ensemble = _ood_sets(s, workdir, request, say)
+    features = None
+    if "quality" in request.tasks:
+        features = quality.named(request.features, s.dataset.shape, request.files.data_dir)
     which = record.mark(workdir, step_)
     earlier = record.load(workdir, which)
     iw_k = request.iw_k or subject.config.eval.iw_k
     metrics, why, pictures = evaluate(subject, iw_k=iw_k)
-    results = tasks.perform(request.tasks, subject, others=others, ensemble=ensemble, say=say)
+    needs = {"others": others, "ensemble": ensemble, "features": features}
+    results = tasks.perform(request.tasks, subject, **needs, say=say)
     if request.metrics:
         results[record.OWN] = (dict(compute(subject, request.metrics)), {}, {})
+    for task, (values, _, _) in (earlier | results).items():
+        if task == "quality":
+            quality.describe(values)
     for values, _, _ in results.values():
         for name, value in values.items():
             if value is not None and "@" not in name:
                 say(f"{name}  {lookup(name).text(value)}")
     if hosts.first():
         options = {"tasks": [*request.tasks], "metrics": [*request.metrics], "ood": [*request.ood]}
+        options["features"] = request.features
         for task, result in results.items():
             results[task] = record.save(workdir, task, which, result, options)
     for values, reasons, panels in (earlier | results).values():
