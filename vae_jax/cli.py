@@ -225,6 +225,15 @@ def _without_platform(error: Exception) -> str:
     return f"JAX_PLATFORMS={platforms}: not on this machine ({words:.160}); want cpu, or unset it"
 
 
+def _without_memory(error: Exception) -> str:
+    """One line for an array that does not fit into memory; '' for every other exception."""
+    words = str(error).partition("\n")[0]
+    if not isinstance(error, MemoryError) and not words.startswith("RESOURCE_EXHAUSTED"):
+        return ""
+    want = "a smaller batch, latent or net, more accumulate, or remat=full; eval.py takes --batch"
+    return f"not enough memory ({words:.160}); want {want}"
+
+
 def drop_output() -> None:
     """Send what is still to be printed nowhere: the reader of stdout is gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -249,7 +258,7 @@ def _exit_code(run: Callable[[list[str]], int | None]) -> int | str | None:
     except SystemExit as done:
         return done.code or 0
     except Exception as error:
-        line = _without_platform(error)
+        line = _without_platform(error) or _without_memory(error)
         if line:
             print(f"error: {line}", file=sys.stderr)
             return 2
