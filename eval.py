@@ -71,7 +71,7 @@ def run(argv: list[str]) -> int:
         raise config.UserError("workdir: want --workdir=FOLDER")
     which = values.checkpoint
     if which not in ("best", "latest"):
-        if not which.isdigit():
+        if not which.isdecimal():
             raise config.UserError(f"checkpoint={which}: want best, latest or a step")
         which = int(which)
     for task in values.tasks:

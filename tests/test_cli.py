@@ -192,3 +192,17 @@ def test_memory_that_is_not_there_is_one_line(monkeypatch, capsys):
     assert cli._exit_code(run) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "not enough memory (Unable to allocate" in err
+
+
+PRINTS = "from vae_jax import cli; cli.main(lambda argv: print('class 日本'))"
+
+
+@pytest.mark.parametrize(
+    ("redirect", "output"), [("", r"class \u65e5\u672c" + "\n"), (" >&-", ""), (" 2>&- >&-", "")]
+)
+def test_any_output_can_be_printed_to(redirect, output):
+    """A locale without the letters of a class; a stdout that is closed."""
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"}
+    command = ["bash", "-c", f'"$0" -c "{PRINTS}"{redirect}', sys.executable]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, output, "")

@@ -234,6 +234,18 @@ def _without_memory(error: Exception) -> str:
     return f"not enough memory ({words:.160}); want {want}"
 
 
+def use_any_output() -> None:
+    """Let nothing that is printed raise: a closed stdout is nowhere, and letters that it lacks are
+    escaped (of a class 日本 where the locale is C).
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the whole process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def drop_output() -> None:
     """Send what is still to be printed nowhere: the reader of stdout is gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -242,6 +254,7 @@ def drop_output() -> None:
 def _exit_code(run: Callable[[list[str]], int | None]) -> int | str | None:
     """Run a script's ``run(argv)``; what it raises becomes one line on stderr and an exit code."""
     try:
+        use_any_output()
         use_writable_caches()
         code = run(sys.argv)
         sys.stdout.flush()

@@ -21,7 +21,7 @@ from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.evaluate import evaluate, quality, record, tasks
 from vae_jax.evaluate.run import FIGURES
-from vae_jax.evaluate.subject import Subject, compute
+from vae_jax.evaluate.subject import Subject, compute, own_metrics
 from vae_jax.mesh import hosts
 from vae_jax.report import page as report
 from vae_jax.report.metrics import lookup
@@ -118,7 +118,8 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
 
 
 def _check_outputs(workdir: str, request: Request) -> None:
-    """Raise where the results could not be written, before they are computed."""
+    """Raise where results cannot be written or own metrics are not there, before the work."""
+    own_metrics(request.metrics)
     names = ["metrics.json", "report/index.html"]
     names += [f"{record.FOLDER}/{task}/result.json" for task in request.tasks]
     for name in names:

@@ -70,7 +70,11 @@ def digests(folder: str) -> dict[str, str]:
 
 def steps(workdir: str) -> list[int]:
     """The steps of a workdir in rising order, good or not."""
-    names = store.names(os.path.join(workdir, "checkpoints"))
+    folder = os.path.join(workdir, "checkpoints")
+    try:
+        names = store.names(folder)
+    except OSError as error:  # a link to itself, or without the right to it
+        raise UserError(f"{folder}: cannot be read: {error.strerror or error}") from None
     return sorted(int(name) for name in names if name.isdecimal())
 
 
@@ -87,7 +91,7 @@ def _manifest(workdir: str, step: int) -> dict[str, Any] | None:
     """The manifest of a step; None where it is damaged: no JSON, or it names no file."""
     try:
         manifest = json.loads(_manifest_path(workdir, step).read_bytes())
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         return None
     if not isinstance(manifest, dict) or not manifest.keys() - {CONFIG}:
         return None

@@ -144,14 +144,12 @@ def _saved_identity(workdir: str) -> dict[str, Any] | None:
         return None
     try:
         identity = json.loads(path.read_bytes())
-        return identity | {
-            "name": str(identity["name"]),
-            "sources": dict(identity.get("sources", {})),
-        }
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(
-            f"{path}: not the description of a run's data; delete it to go on"
-        ) from None
+        dict(identity["splits"])
+        known = {"name": str(identity["name"]), "sources": dict(identity.get("sources", {}))}
+        return identity | known
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        why = "not the description of a run's data"
+        raise UserError(f"{path}: {why}; --accept_changed_data goes on without it") from None
 
 
 def check_data(
@@ -167,7 +165,13 @@ def check_data(
     ``accept_changed``: say so in one line in the place of raising. Where the files lie does not
     count.
     """
-    identity = _saved_identity(workdir)
+    try:
+        identity = _saved_identity(workdir)
+    except UserError as error:
+        if not accept_changed:
+            raise
+        say(f"{error}; accepted")
+        return
     if identity is None:
         return
     kinds = {
@@ -233,7 +237,8 @@ def _check_config(workdir: str, c: ConfigDict, say: Callable[[str], Any]) -> Non
     if path.exists():
         try:
             before = config_lib.absolute(read_config(workdir))
-            changed = _config_changes(before, c, _saved_identity(workdir) is not None)
+            movable = epath.Path(workdir, "data.json").exists()
+            changed = _config_changes(before, c, movable)
         except UserError:
             if saved:
                 raise
@@ -363,7 +368,7 @@ def read_config(workdir: str) -> ConfigDict:
         raise UserError(f"workdir={workdir}: is a file; want a folder") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: want an object with the fields of a config, not {tree!r:.40}")
