@@ -15,6 +15,7 @@ from vae_jax.mesh import hosts
 
 def define(values: flags.FlagValues) -> None:
     """Declare the flags of this script."""
+    flags_lib.define_files(values)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
     flags.DEFINE_integer(
@@ -48,7 +49,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "results", "", "also write the figures to this file, results/NAME.json", flag_values=values
     )
-    flags_lib.define_files(values)
+    flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
     hosts.define(values)
 
 

@@ -15,6 +15,7 @@ from vae_jax.mesh import hosts
 
 def define(values: flags.FlagValues) -> None:
     """Declare the flags of this script."""
+    flags_lib.define_files(values)
     flags.DEFINE_string("config", "configs/digits.py", "a file of configs/", flag_values=values)
     flags.DEFINE_string(
         "workdir", None, "folder of the run; one that holds it goes on", flag_values=values
@@ -25,7 +26,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "results", "", "also write the figures to this file, results/NAME.json", flag_values=values
     )
-    flags_lib.define_files(values)
+    flags.DEFINE_string(
+        "data_dir", "", "where TFDS data is (same as --config.data.dir)", flag_values=values
+    )
     flags.DEFINE_string(
         "profile",
         "",

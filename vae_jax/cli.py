@@ -145,9 +145,11 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> Parsed
 
 
 def define_files(values: flags.FlagValues) -> None:
-    """Declare the flags that say where a run's files are now, and whether they may have changed."""
+    """Declare the flags that say where a run's files are now, and whether they may have changed.
+
+    ``data_dir``, where TFDS data is, is each script's own.
+    """
     places = {
-        "data_dir": "where TFDS data is (same as --config.data.dir)",
         "data_path": "where the images of folder:, npz: or an own function are, if they moved",
         "code_path": "folder of the run's own losses and nets, if they moved",
     }

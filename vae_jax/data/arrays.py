@@ -83,6 +83,11 @@ def own_function(name: str) -> Arrays:
         value = dict(zip(("images", "labels", "splits"), value, strict=False))
     if not isinstance(value, Mapping):
         raise UserError(f"data.name={name}: returned {type(value).__name__}; {_WANT}")
+    for key, array in value.items():
+        try:
+            np.asarray(array)
+        except ValueError:
+            raise UserError(f"data.name={name}: {printable(key)} is no array of numbers") from None
     return _arrays(name, value)
 
 
@@ -93,18 +98,9 @@ def is_own_function(name: str) -> bool:
 
 def _arrays(name: str, own_arrays: Mapping) -> Arrays:
     """Check a user's arrays, and name their splits and classes as we do."""
-    arrays = {}
-    for key, value in own_arrays.items():
-        try:
-            arrays[key] = np.asarray(value)
-        except ValueError:
-            raise UserError(f"data.name={name}: {printable(key)} is no array of numbers") from None
+    arrays = {key: np.asarray(value) for key, value in own_arrays.items()}
     images, labels = _by_split(name, arrays)
     class_names, labels = _classes(name, arrays.get("classes"), labels)
-    for split, label in labels.items():
-        if split in images and label.shape[:1] != images[split].shape[:1]:
-            many = f"{label.size} labels of {len(images[split])} images"
-            raise UserError(f"data.name={name}: {many} of {split}")
     splits = {}
     for split in (
         "train",
@@ -148,6 +144,10 @@ def _by_split(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
     if "train" not in images:
         there = ", ".join(map(printable, arrays)) or "nothing"
         raise UserError(f"data.name={name}: has {there}; {_WANT}")
+    for split, label in labels.items():
+        if split in images and label.shape[:1] != images[split].shape[:1]:
+            many = f"{label.size} labels of {len(images[split])} images"
+            raise UserError(f"data.name={name}: {many} of {split}")
     return images, labels
 
 

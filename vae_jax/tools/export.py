@@ -290,6 +290,8 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("what", "classifier", kinds, "what to export", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best or latest", flag_values=values)
+    moved = "where TFDS data is, if it moved"
+    flags.DEFINE_string("data_dir", "", moved, flag_values=values)
     flags_lib.define_files(values)
 
 

@@ -21,7 +21,7 @@ from vae_jax import data, models, nets
 from vae_jax.config import UserError
 from vae_jax.mesh import rules as sharding
 from vae_jax.mesh import store
-from vae_jax.train import checkpoint, log, step
+from vae_jax.train import checkpoint, contract, log, step
 from vae_jax.train import program as compile_lib
 
 # Fields that may differ when a run goes on: they change no number of it.
@@ -70,6 +70,9 @@ def setup(c: ConfigDict) -> Setup:
     sharding.check_replicas(config_lib.replica_count(c), mesh)
     alone = config_lib.override(c, {})
     params = compile_lib.shapes(alone, s.model, mesh)[0].params
+    contract.check_signature(
+        config_lib.resolve("objective", c.objective.name), f"objective.name={c.objective.name}"
+    )
     names = step.check(alone, s.model, dataset, params)
     objective = c.objective.name
     if c.eval.select not in names:
