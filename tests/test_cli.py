@@ -1,6 +1,7 @@
 """Flags of the command line, and scripts as processes of the operating system."""
 
 import hashlib
+import importlib
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from vae_jax import cli, config
 from vae_jax.tools import explain
 
 ROOT = pathlib.Path(__file__).parents[1]
+train = importlib.import_module("train")
 LOUD = """
 from vae_jax import cli
 def run(argv):
@@ -192,6 +194,18 @@ def test_memory_that_is_not_there_is_one_line(monkeypatch, capsys):
     assert cli._exit_code(run) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "not enough memory (Unable to allocate" in err
+
+
+def test_a_tilde_in_a_flag_is_the_home_folder(tmp_path, monkeypatch):
+    """A shell expands the ~ of ``cd ~/x``, and leaves that of ``--workdir=~/x``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "loss.py").write_text("def f(model, params, batch, keys): pass\n")
+    values, _ = cli.parse(["train.py", "--workdir=~/runs/a", "--results=a~b"], train.define)
+    assert values.workdir == f"{tmp_path}/runs/a" and values.results == "a~b"
+    assert config.own("objective.name", "~/loss.py:f").__name__ == "f"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # no home, no such uid
+    with pytest.raises(config.UserError, match=r"workdir=~/a: no home folder here"):
+        cli.parse(["train.py", "--workdir=~/a"], train.define)
 
 
 PRINTS = "from vae_jax import cli; cli.main(lambda argv: print('class 日本'))"

@@ -141,7 +141,19 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> Parsed
         raise SystemExit(0)
     if len(rest) > 1:
         raise UserError(f"{rest[1]}: want flags only, as in --workdir={rest[1]}")
+    _expand_home(values)
     return values, pairs
+
+
+def _expand_home(values: flags.FlagValues) -> None:
+    """``~/`` at the start of a flag is the home folder: a shell leaves it in --workdir=~/run."""
+    for name in values:
+        value = values[name].value
+        if isinstance(value, str) and (value + "/").startswith("~/"):
+            path = os.path.expanduser(value)
+            if path == value:
+                raise UserError(f"{name}={value}: no home folder here; want the path without ~")
+            values[name].value = path
 
 
 def define_files(values: flags.FlagValues) -> None:

@@ -62,7 +62,7 @@ def import_file(path: str, field: str, *, again: bool = False) -> types.ModuleTy
 
 def file_of(name: str) -> str:
     """The path of the file in ``name``, ``file:function``; a module's dots stand for folders."""
-    path = name.rpartition(":")[0]
+    path = os.path.expanduser(name.rpartition(":")[0])
     if path.endswith(".py"):
         return path
     if os.sep not in path:

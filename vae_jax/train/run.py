@@ -229,7 +229,9 @@ def _lock(workdir: str) -> int:
     except BlockingIOError:
         raise UserError(f"workdir={workdir}: another run is using it") from None
     except OSError as error:
-        raise UserError(f"workdir={workdir}: cannot write: {error.strerror}") from None
+        raise UserError(f"workdir={workdir:.200}: cannot write: {error.strerror}") from None
+    except RecursionError:  # os.makedirs goes up a folder a call
+        raise UserError(f"workdir={workdir:.200}: cannot write: too many folders") from None
     return lock
 
 
