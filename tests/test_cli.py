@@ -208,6 +208,12 @@ def test_a_tilde_in_a_flag_is_the_home_folder(tmp_path, monkeypatch):
         cli.parse(["train.py", "--workdir=~/a"], train.define)
 
 
+def test_no_script_executes_itself_again():
+    """A debugger or a profiler would lose the process; ``python -O`` its flag."""
+    for path in (*ROOT.glob("*.py"), *(ROOT / "vae_jax").rglob("*.py")):
+        assert "os.exec" not in path.read_text(), path
+
+
 PRINTS = "from vae_jax import cli; cli.main(lambda argv: print('class 日本'))"
 
 

@@ -267,6 +267,14 @@ def test_results_in_the_way_are_told_before_the_evaluation(workdir, tmp_path):
         assert message.startswith("results=") and why in message and lines == []
 
 
+def test_the_opening_lines_say_how_many_images_and_classes_were_read():
+    lines = run_lib.opening(run_lib.setup(tiny()))
+    assert lines[0] == (
+        "data: digits, 1,294 train, 144 validation, 359 test images of 8x8x1, 10 classes"
+    )
+    assert lines[-1] == "program: jit on 1 device"
+
+
 @pytest.mark.parametrize("ahead", [3600.0, 1e9])
 def test_a_clock_that_was_ahead_gives_no_negative_goodput(ahead):
     spent = clock.new_clock()
