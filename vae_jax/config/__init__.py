@@ -13,7 +13,7 @@ from vae_jax.config.checks import LIMITS, program_name, shorten_warmups, validat
 from vae_jax.config.errors import UserError, nearest
 from vae_jax.config.fields import default, flatten, set_field
 from vae_jax.config.files import differences, from_json, load, to_json
-from vae_jax.config.places import absolute, check_places, move, without_places
+from vae_jax.config.places import absolute, absolute_name, check_places, move, without_places
 from vae_jax.config.plugins import import_file, own
 from vae_jax.config.replicas import override, replica, replica_count, replicate
 from vae_jax.config.sections import CALLS, arguments, build, call, plain, rename, resolve, sources
@@ -24,6 +24,7 @@ __all__ = [
     "ConfigDict",
     "UserError",
     "absolute",
+    "absolute_name",
     "arguments",
     "build",
     "call",

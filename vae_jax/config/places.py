@@ -34,6 +34,21 @@ def _absolute(path: str) -> str:
     return os.path.abspath(expanded)
 
 
+def absolute_name(name: str) -> str:
+    """``folder:PATH``, ``npz:PATH`` or ``file:function`` with its path from the root; others as is.
+
+    NAME:CONFIG of a library has the form of file:function, so that such a file must be there.
+    """
+    parts = _split(name)
+    if parts is None:
+        return name
+    kind, path, function = parts
+    path = _absolute(path)
+    if kind or os.path.isfile(path):
+        return f"{kind}{path}{function}"
+    return name
+
+
 def absolute(c: ConfigDict) -> ConfigDict:
     """A copy in which no path depends on the working directory."""
     c = c.copy_and_resolve_references()
@@ -41,13 +56,7 @@ def absolute(c: ConfigDict) -> ConfigDict:
     for field in FOLDERS:
         set_field(c, field, _absolute(flat[field]))
     for field in NAMES:
-        parts = _split(flat[field])
-        if parts is None:
-            continue
-        kind, path, function = parts
-        path = _absolute(path)
-        if kind or os.path.isfile(path):  # NAME:CONFIG of a library has the form of file:function
-            set_field(c, field, f"{kind}{path}{function}")
+        set_field(c, field, absolute_name(flat[field]))
     return c
 
 

@@ -218,7 +218,7 @@ def _ood_sets(s: Setup, workdir: str, request: Request, say: Tell) -> tuple[dict
     """({name: images of another data set}, the stacked parameters of the run's other seeds or None)."""
     others = {}
     for name in request.ood:
-        if name == s.c.data.name:
+        if config_lib.absolute_name(name) == s.c.data.name:
             raise UserError(f"ood={name}: is what the run was trained on; want another data set")
         others[name] = data.foreign(name, s.c.data, s.dataset, tasks.IMAGES)
     seeds = [step.averaged(request.restore(folder, say)[1]) for folder in siblings(workdir)]
