@@ -55,7 +55,9 @@ def test_precision_and_recall_written_out():
 
 
 def test_psnr_and_ssim_are_scikit_images():
-    """Values of skimage.metrics (0.26) with data_range=1, gaussian_weights, sigma=1.5 and population covariances."""
+    """Values of skimage.metrics (0.26) with data_range=1, gaussian_weights, sigma=1.5 and
+    population covariances.
+    """
     rng = np.random.default_rng(7)
     a = rng.uniform(size=(2, 16, 20, 3))
     b = np.clip(a + rng.normal(size=a.shape) * [[[[0.1]]], [[[0.3]]]], 0, 1)
@@ -117,7 +119,10 @@ def found(runs):
 
 
 def test_the_command_measures_a_run_in_the_features_of_another(runs, found):
-    """The floors again, from the images and the net as they are; names have the hash of the net's checkpoint."""
+    """The floors again, from the images and the net as they are.
+
+    Names have the hash of the net's checkpoint.
+    """
     s, state, meta = workdir.restore(str(runs / "net"), say=lambda _: None)
     mark = checkpoint.digest(str(runs / "net"), meta["step"])[:8]
     assert set(found) == {"n", "psnr", "sharpness_samples", "sharpness_reconstructions"} | {
@@ -162,7 +167,7 @@ def test_the_figures_reach_the_page_and_stay_there(runs):
 
 
 def test_features_of_the_users_own_function(runs, monkeypatch):
-    """Of one number an image, its mean m: (E m − E m')² + (σ − σ')², in the grey scale that the function is given."""
+    """Of one number an image, its mean m: (E m − E m')² + (σ − σ')², in the function's grey scale."""
     monkeypatch.chdir(runs)
     (runs / "weights.py").write_text(
         "def pool(image):\n    return image.reshape(len(image), -1).mean(1)[:, None]\n"

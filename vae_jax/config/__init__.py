@@ -2,8 +2,8 @@
 
 A config is a ``ConfigDict`` from :func:`default`, changed by a file in ``configs/`` and by flags
 such as ``--config.optim.lr=3e-4``. Some sections are *calls*: they have a ``name``, and the rest
-are the keyword arguments of the function or module of that name. So a new objective or net brings its own
-fields, and ``--config.objective.name=NAME`` changes name and fields together. A name may be
+are the keyword arguments of the function or module of that name. So a new objective or net brings
+its own fields, and ``--config.objective.name=NAME`` changes name and fields together. A name may be
 ``file:function``, the user's own; an optimiser's name is optax's.
 """
 

@@ -1,4 +1,4 @@
-"""Where a user's own files lie: paths of a config, kept from the root, and what to do if they move."""
+"""Where a user's own files lie: the paths in a config, from the root, and how to move them."""
 
 import os
 

@@ -4,8 +4,8 @@
     python -m vae_jax.evaluate.quality --workdir=runs/mnist --features=runs/mnist_cnn --images=5000
 
 The first puts them on the run's page and into its metrics.json. The second evaluates nothing else,
-writes quality.json into the run's folder, and prints it. Samples are means of p(x|z) with z from the
-prior. Distances between sets of images are taken in the features of another run of ours, one that
+writes quality.json into the run's folder, and prints it. Samples are means of p(x|z) with z from
+the prior. Distances between sets of images are taken in the features of another run of ours, one that
 learnt labels: the latent means that its classifier reads. They depend on that net, so its
 checkpoint's hash is in their names, and they are not the numbers that papers report for Inception's
 features. For those, or any others, write a function around your own weights, uint8 images_NxHxWxC
@@ -236,7 +236,7 @@ def _images(subject: Subject, n: int) -> dict[str, jax.Array]:
 
 
 def in_batches(function: See, x_NxHxWxC: jax.Array) -> np.ndarray:
-    """``function`` of :data:`BATCH` images at a time; the first image again fills the last batch."""
+    """``function`` of :data:`BATCH` images at a time; the first image fills up the last batch."""
     out = []
     for index, mask in data.eval_batches(len(x_NxHxWxC), BATCH):
         out.append(np.asarray(function(x_NxHxWxC[index]))[mask])

@@ -1,6 +1,6 @@
 """What earlier calls of ``eval.py --tasks`` have measured, so that a later one adds to it.
 
-    WORKDIR/tasks/NAME/result.json   metrics, why some are missing, the checkpoint, the pictures' tree
+    WORKDIR/tasks/NAME/result.json   metrics, why some are missing, checkpoint, pictures' tree
                        arrays.npz    the arrays of the pictures (no pickle)
 
 A record counts only for the checkpoint that it names by its step and checksum.

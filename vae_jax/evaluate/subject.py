@@ -33,7 +33,7 @@ def metric(
 ) -> Callable[[Callable[[Subject], float]], Callable[[Subject], float]]:
     """Decorator: the function computes the metric ``name`` of a :class:`Subject`.
 
-    The report, the terminal and ``metrics.json`` show it under this name, with what is said of it here::
+    The report, the terminal and ``metrics.json`` show it under this name, with these words::
 
         @metric("mean_pixel", unit="%", meaning="Mean grey level of the test images.")
         def mean_pixel(subject):

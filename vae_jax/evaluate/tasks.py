@@ -85,7 +85,7 @@ def _unclassified(subject: Subject) -> str | None:
 
 
 def calibration(subject: Subject, look: Forward) -> Result:
-    """``classification``: the temperature that is fitted on validation, and what it changes on test.
+    """``classification``: the temperature fitted on validation, and what it changes on test.
 
     Of a conditional model also the classification by Bayes' rule.
     """
@@ -224,7 +224,7 @@ def _open_set(subject: Subject, look: Forward, out: dict, codes: tuple) -> Resul
 def ood_scores(
     subject: Subject, look: Forward, others: Mapping[str, data.Split], ensemble: dict | None
 ) -> Result:
-    """``ood``: the AUROC of each of ``ood.SCORES`` against each other data set, with its interval."""
+    """``ood``: the AUROC of each of ``ood.SCORES`` against each data set, with its interval."""
     key = stream(subject.config.seed, "ood")
     why = ood.without(subject, ensemble)
     gauss = ood.Gaussians(*gallery(subject.data, look)[:2])

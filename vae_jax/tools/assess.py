@@ -215,7 +215,7 @@ def _write(workdir: str, s: Setup, metrics: dict, pictures: dict, run: dict) -> 
 
 
 def _ood_sets(s: Setup, workdir: str, request: Request, say: Tell) -> tuple[dict, Any]:
-    """({name: images of another data set}, the stacked parameters of the run's other seeds or None)."""
+    """({name: images of another data set}, stacked parameters of the run's other seeds or None)."""
     others = {}
     for name in request.ood:
         if config_lib.absolute_name(name) == s.c.data.name:

@@ -61,7 +61,8 @@ def setup(c: ConfigDict) -> Setup:
     mesh = sharding.make_mesh(c.mesh)
     convolutional = {c.encoder.name, c.decoder.name} & nets.CONVOLUTIONAL
     if not c.unroll and convolutional and jax.default_backend() == "cpu":
-        # A loop around convolutions is ten times slower on CPU, and 50 steps written out compile for minutes.
+        # A loop around convolutions is ten times slower on CPU, and 50 steps written out compile
+        # for minutes.
         c = c.copy_and_resolve_references()
         c.unroll = True
         c.steps_per_call = 1
