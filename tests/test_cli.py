@@ -1,6 +1,7 @@
 """Flags of the command line, and scripts as processes of the operating system."""
 
 import hashlib
+import importlib
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from vae_jax import cli, config
 from vae_jax.tools import explain
 
 ROOT = pathlib.Path(__file__).parents[1]
+train = importlib.import_module("train")
 LOUD = """
 from vae_jax import cli
 def run(argv):
@@ -180,3 +182,47 @@ def test_huge_pages_are_told_in_one_line(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES")
     words = cli.huge_pages()
     assert words in ("always", "no") or cli.TUNABLE in words
+
+
+def test_memory_that_is_not_there_is_one_line(monkeypatch, capsys):
+    """Of this process's own memory: 2^60 bytes are more than any machine has."""
+
+    def run(argv):
+        np.ones(2**60, np.uint8)
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert cli._exit_code(run) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "not enough memory (Unable to allocate" in err
+
+
+def test_a_tilde_in_a_flag_is_the_home_folder(tmp_path, monkeypatch):
+    """A shell expands the ~ of ``cd ~/x``, and leaves that of ``--workdir=~/x``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "loss.py").write_text("def f(model, params, batch, keys): pass\n")
+    values, _ = cli.parse(["train.py", "--workdir=~/runs/a", "--results=a~b"], train.define)
+    assert values.workdir == f"{tmp_path}/runs/a" and values.results == "a~b"
+    assert config.own("objective.name", "~/loss.py:f").__name__ == "f"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # no home, no such uid
+    with pytest.raises(config.UserError, match=r"workdir=~/a: no home folder here"):
+        cli.parse(["train.py", "--workdir=~/a"], train.define)
+
+
+def test_no_script_executes_itself_again():
+    """A debugger or a profiler would lose the process; ``python -O`` its flag."""
+    for path in (*ROOT.glob("*.py"), *(ROOT / "vae_jax").rglob("*.py")):
+        assert "os.exec" not in path.read_text(), path
+
+
+PRINTS = "from vae_jax import cli; cli.main(lambda argv: print('class 日本'))"
+
+
+@pytest.mark.parametrize(
+    ("redirect", "output"), [("", r"class \u65e5\u672c" + "\n"), (" >&-", ""), (" 2>&- >&-", "")]
+)
+def test_any_output_can_be_printed_to(redirect, output):
+    """A locale without the letters of a class; a stdout that is closed."""
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"}
+    command = ["bash", "-c", f'"$0" -c "{PRINTS}"{redirect}', sys.executable]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, output, "")

@@ -35,6 +35,10 @@ BETTA = "c.objective = config.call('objective', 'elbo', betta=1.0)"
         ("x = 1\n", r"no function get_config"),
         (CONFIG_FILE.format("c.optim.lrr = 1"), r"lrr"),
         (CONFIG_FILE.format("c.batch = 'x'"), r"batch|int"),
+        ("def get_config():\n    return None\n", r"get_config\(\) gives a NoneType; want a config"),
+        ("def get_config(x):\n    return x\n", r"without arguments, but missing .*'x'"),
+        (CONFIG_FILE.format("c.unlock(); del c['optim']"), r"optim: missing, unknown, or no"),
+        (CONFIG_FILE.format("c.unlock(); c.mine = 3"), r"mine: missing, unknown, or no"),
         (CONFIG_FILE.format(BETTA), r"objective\.betta: .*nearest: beta"),
     ],
 )
@@ -52,6 +56,7 @@ def test_config_files(tmp_path, text, line):
             r"configs/digit\.py: no such file; nearest: digits\.py",
         ),
         ([DIGITS], r"workdir: want --workdir=FOLDER"),
+        ([DIGITS, f"--workdir={'x/' * 2000}"], r"workdir=x/x/.*: cannot write"),
     ],
 )
 def test_flags_that_name_no_file_or_folder(flags, line):

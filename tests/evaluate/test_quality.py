@@ -1,6 +1,7 @@
 """Figures of images against independent libraries, closed forms and written-out loops."""
 
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,8 @@ from scipy import linalg
 
 from vae_jax import config
 from vae_jax.config import UserError
-from vae_jax.evaluate import quality
+from vae_jax.evaluate import quality, record
+from vae_jax.tools import assess
 from vae_jax.train import checkpoint, loop, step
 from vae_jax.train import run as workdir
 
@@ -53,7 +55,9 @@ def test_precision_and_recall_written_out():
 
 
 def test_psnr_and_ssim_are_scikit_images():
-    """Values of skimage.metrics (0.26) with data_range=1, gaussian_weights, sigma=1.5 and population covariances."""
+    """Values of skimage.metrics (0.26) with data_range=1, gaussian_weights, sigma=1.5 and
+    population covariances.
+    """
     rng = np.random.default_rng(7)
     a = rng.uniform(size=(2, 16, 20, 3))
     b = np.clip(a + rng.normal(size=a.shape) * [[[[0.1]]], [[[0.3]]]], 0, 1)
@@ -115,7 +119,10 @@ def found(runs):
 
 
 def test_the_command_measures_a_run_in_the_features_of_another(runs, found):
-    """The floors again, from the images and the net as they are; names have the hash of the net's checkpoint."""
+    """The floors again, from the images and the net as they are.
+
+    Names have the hash of the net's checkpoint.
+    """
     s, state, meta = workdir.restore(str(runs / "net"), say=lambda _: None)
     mark = checkpoint.digest(str(runs / "net"), meta["step"])[:8]
     assert set(found) == {"n", "psnr", "sharpness_samples", "sharpness_reconstructions"} | {
@@ -142,8 +149,25 @@ def test_the_command_measures_a_run_in_the_features_of_another(runs, found):
     np.testing.assert_allclose(images["test"], test[:60] / np.float32(16))
 
 
+def test_the_figures_reach_the_page_and_stay_there(runs):
+    """And stay for a later call without the features."""
+    lines = []
+    request = assess.Request(tasks=["quality"], features=str(runs / "net"))
+    metrics, _ = assess.assess(str(runs / "vae"), request, say=lines.append)
+    (name,) = (key for key in metrics if key.startswith("fid_floor_"))
+    mark = name.removeprefix("fid_floor_")
+    for key in (name, f"kid_{mark}", f"recall_{mark}", "psnr", "quality_images"):
+        assert any(line.startswith(f"{key}  ") for line in lines), key
+    step_ = int(re.search(r"evaluating checkpoint (\d+)", lines[0])[1])
+    kept, _, _ = record.load(str(runs / "vae"), record.mark(str(runs / "vae"), step_))["quality"]
+    assert kept[name] == metrics[name]
+    page = (runs / "vae" / "report" / "index.html").read_text()
+    assert "FID of test images" in page and f"In the features {mark}." in page
+    assert json.loads((runs / "vae" / "metrics.json").read_text())[name] == metrics[name]
+
+
 def test_features_of_the_users_own_function(runs, monkeypatch):
-    """Of one number an image, its mean m: (E m − E m')² + (σ − σ')², in the grey scale that the function is given."""
+    """Of one number an image, its mean m: (E m − E m')² + (σ − σ')², in the function's grey scale."""
     monkeypatch.chdir(runs)
     (runs / "weights.py").write_text(
         "def pool(image):\n    return image.reshape(len(image), -1).mean(1)[:, None]\n"

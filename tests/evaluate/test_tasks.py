@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 import json
 import operator
 import shutil
@@ -82,16 +83,23 @@ def test_drawing_the_code_hides_no_gradient(trained):
     assert jnp.vdot(jax.grad(f)(x), way) == pytest.approx(float(slope), rel=0.05)
 
 
-def test_every_subject_through_eval(trained, monkeypatch, capsys):
+def rows_of_pixels(image):
+    """Features of an image: its mean over each row."""
+    return np.asarray(image).reshape(len(image), 8, -1).mean(2)
+
+
+def test_every_subject_through_eval(trained, tmp_path, monkeypatch, capsys):
     folder, _, _ = trained
+    features = tmp_path / "features.py"
+    features.write_text("import numpy as np\n\n\n" + inspect.getsource(rows_of_pixels))
     monkeypatch.setattr(tasks, "IMAGES", 64)
     monkeypatch.setattr(tasks, "ATTACKED", 32)
     monkeypatch.setattr(ood, "STEPS", 10)
     monkeypatch.setattr(robustness, "EPSILON", (0.05, 0.3))
     evaluate = importlib.import_module("eval")
-    evaluate.run(
-        ["eval.py", f"--workdir={folder}", f"--tasks={','.join(tasks.TASKS)}", "--ood=synthetic"]
-    )
+    flags = [f"--tasks={','.join(tasks.TASKS)}", "--ood=synthetic"]
+    flags.append(f"--features={features}:rows_of_pixels")
+    evaluate.run(["eval.py", f"--workdir={folder}", *flags])
     said = capsys.readouterr().out
     assert (
         "without ood_waic_auroc: there is no ensemble; want a replica" in said
@@ -205,7 +213,8 @@ def test_every_kind_of_model_goes_through_every_subject(kind, monkeypatch):
     params = compile_lib.init(s.c, s.model, s.mesh, s.dataset)[0].params
     strange = {"inverted": data.Split(16 - np.asarray(s.dataset.test.image[:16]), None)}
     subject = Subject(s.c, s.model, params, s.dataset, s.mesh)
-    results = tasks.perform(list(tasks.TASKS), subject, others=strange, say=lambda _: None)
+    needs = {"others": strange, "features": ("rows", rows_of_pixels)}
+    results = tasks.perform(list(tasks.TASKS), subject, **needs, say=lambda _: None)
     m = functools.reduce(operator.or_, [metrics for metrics, _, _ in results.values()])
     why = functools.reduce(operator.or_, [why for _, why, _ in results.values()])
     assert all(m[k] is None for k in why) and all(

@@ -1,5 +1,6 @@
 """Configs in files: Python files with ``get_config()``, and the JSON that a run saves."""
 
+import inspect
 import json
 import os
 import traceback
@@ -72,7 +73,13 @@ def load(path: str, function: str = "get_config") -> object:
     if not hasattr(module, function):
         raise UserError(f"config={path}: no function {function}() in it")
     try:
-        return getattr(module, function)()
+        inspect.signature(getattr(module, function)).bind()
+    except TypeError as error:
+        raise UserError(
+            f"config={path}: {function} is called without arguments, but {error}"
+        ) from None
+    try:
+        value = getattr(module, function)()
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         if os.path.dirname(frames[-1].filename) != os.path.dirname(config_dict.__file__):
@@ -81,6 +88,24 @@ def load(path: str, function: str = "get_config") -> object:
         lines = [f"line {frame.lineno}: " for frame in frames if frame.filename == real]
         line = lines[-1] if lines else ""
         raise UserError(f"config={path}: {line}{str(error).splitlines()[0]}") from None
+    if function == "get_config":
+        _check_sections(path, value)
+    return value
+
+
+def _check_sections(path: str, c: object) -> None:
+    """Raise where a config file gives no config, or one with other fields than :func:`default`."""
+    if not isinstance(c, ConfigDict):
+        kind = type(c).__name__
+        raise UserError(f"config={path}: get_config() gives a {kind}; want a config.default()")
+    known = default()
+    wrong = sorted(set(known) ^ set(c))
+    for section, value in known.items():
+        if isinstance(value, ConfigDict) and not isinstance(c.get(section), ConfigDict):
+            wrong.append(section)
+    if wrong:
+        why = "missing, unknown, or no section"
+        raise UserError(f"config={path}: {', '.join(wrong)}: {why}; want those of config.default()")
 
 
 def differences(old: ConfigDict, new: ConfigDict, free: tuple[str, ...] = ()) -> list[str]:

@@ -1,6 +1,6 @@
 """What earlier calls of ``eval.py --tasks`` have measured, so that a later one adds to it.
 
-    WORKDIR/tasks/NAME/result.json   metrics, why some are missing, the checkpoint, the pictures' tree
+    WORKDIR/tasks/NAME/result.json   metrics, why some are missing, checkpoint, pictures' tree
                        arrays.npz    the arrays of the pictures (no pickle)
 
 A record counts only for the checkpoint that it names by its step and checksum.
@@ -20,6 +20,7 @@ from vae_jax.evaluate.run import Result
 from vae_jax.train import checkpoint, log
 
 FOLDER = "tasks"
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError)
 OWN = "metrics"  # the record of the user's own metrics
 
 
@@ -91,7 +92,7 @@ def _load(folder: epath.Path, which: dict[str, Any]) -> Result | None:
         with np.load(io.BytesIO(blob), allow_pickle=False) as file:
             arrays = [file[f"arr_{i}"] for i in range(len(file.files))]
         return record["metrics"], record["why"], _unpacked(record["pictures"], arrays)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile):
+    except (*_DAMAGE, zipfile.BadZipFile):
         raise UserError(f"{folder}: damaged; remove it, and evaluate this task again") from None
 
 
