@@ -129,8 +129,8 @@ def test_folder_needs_a_size(tmp_path):
         data.load(config(name=f"folder:{tmp_path}"))
 
 
-def load(root, **changes):
-    return data.load(config(name=f"folder:{root}", size=8, **changes))
+def load(root, size=8, **changes):
+    return data.load(config(name=f"folder:{root}", size=size, **changes))
 
 
 def pixels(dataset):
@@ -322,10 +322,40 @@ def test_channels_are_found_by_looking(tmp_path, kind):
 def test_rectangles_are_not_cropped_without_a_word(tmp_path):
     root = tmp_path / "images"
     noise(root, "ab", 6)
-    assert not any("squares" in note for note in load(root).notes)
+    assert not any("proportions" in note for note in load(root).notes)
     PIL.Image.new("L", (640, 480)).save(root / "a" / "wide.png")
-    (note,) = [note for note in load(root).notes if "squares" in note]
+    (note,) = [note for note in load(root).notes if "proportions" in note]
     assert note == (
-        "1 of 13 images looked at are no squares (such as 640x480): "
+        "1 of 13 images looked at have other proportions (such as 480x640, height x width): "
         "of each the middle is used, at 8x8"
     )
+
+
+def test_a_size_of_height_and_width_keeps_rectangles_whole(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = {}
+    for split in ("train", "validation", "test"):
+        for name in "ab":
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(3):
+                image = rng.integers(0, 256, (12, 9, 3), np.uint8)
+                PIL.Image.fromarray(image).save(folder / f"{i}.png")
+                rows.setdefault(split, []).append(image)
+    d = load(tmp_path, size=(12, 9))
+    assert d.shape == (12, 9, 3) and not any("proportions" in note for note in d.notes)
+    for split, images in rows.items():
+        np.testing.assert_array_equal(getattr(d, split).image[:], np.stack(images))
+    assert load(tmp_path, size=(4, 3)).shape == (4, 3, 3)
+    assert "12x9" in " ".join(load(tmp_path, size=6).notes)
+    for size in ((12,), (12, 0), (12, 9, 3), "12x9", 1.5):
+        with pytest.raises(UserError, match=r"^data\.size=.*: want the side of the images"):
+            load(tmp_path, size=size)
+
+
+def test_a_data_set_of_rectangles_is_ood_for_another(tmp_path):
+    folder_of_images(tmp_path / "a", {"x": 8, "y": 8})
+    c = config(name=f"folder:{tmp_path / 'a'}", size=(12, 9), channels=3)
+    d = data.load(c)
+    assert data.foreign("synthetic", c, d, 5).image.shape == (5, 12, 9, 3)
+    assert data.foreign("digits", c, d, 5).image.shape == (5, 12, 9, 3)

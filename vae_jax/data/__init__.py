@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vae_jax import config
 from vae_jax.config import UserError
-from vae_jax.data import arrays, cache, folders, predict, sources
+from vae_jax.data import arrays, cache, folders, hub, predict, sources
 from vae_jax.data.batches import (
     batch_indices,
     eval_batches,
@@ -91,15 +91,15 @@ def check(c: ConfigDict) -> None:
             good = False
         if not good:
             raise UserError(f"{field}={c[name]}: want {right}")
-    if (c.name.startswith("folder:") or c.name == "synthetic") and c.size < 1:
-        raise UserError(f"data.size={c.size}: want the side of the images, in pixels")
+    if (c.name.startswith("folder:") or c.name == "synthetic") and not c.size:
+        raise UserError(f"data.size={c.size}: want {config.LIMITS['data.size'].words}")
 
 
 def load(c: ConfigDict) -> Dataset:
     """The :class:`Dataset` that ``config.data`` names; images beyond ``memory_mb`` are streamed.
 
-    ``c.name`` is ``digits``, ``synthetic``, ``folder:PATH``, ``npz:PATH``, ``file:function`` or a
-    data set of TFDS. A missing test split (20 %) or validation split (``c.validation``) is carved
+    ``c.name`` is ``digits``, ``synthetic``, ``folder:PATH``, ``npz:PATH``, ``file:function``,
+    ``hf:NAME`` or a data set of TFDS. A missing test split (20 %) or validation split (``c.validation``) is carved
     from the training images, stratified by label: by constant seeds, or for folders and arrays of a
     user's own by each image's name or pixels, so that images that are added move no others. Raises
     :class:`UserError`.
@@ -174,6 +174,8 @@ def _read(c: ConfigDict) -> tuple[_Data, dict[str, Split]]:
         return _of_arrays(arrays.npz(c.name))
     if c.name.startswith("folder:"):
         return _of_sources(c, folders.folder(c.name, c.size, c.channels))
+    if c.name.startswith("hf:"):
+        return _of_sources(c, hub.huggingface(c.name, c.size, c.channels))
     if arrays.is_own_function(c.name):
         return _of_arrays(arrays.own_function(c.name))
     data, splits = _of_sources(c, sources.tfds(c.name, c.dir))
@@ -283,7 +285,8 @@ def foreign(name: str, c: ConfigDict, dataset: Dataset, n: int) -> Split:
     """
     c = c.copy_and_resolve_references()
     c.update(name=name, labels=0, labelled_batch=0, hold_out=(), shift=0)
-    c.size = max(dataset.shape[:2])
+    with c.ignore_type():
+        c.size = dataset.shape[:2]
     c.channels = 1 if dataset.shape[2] == 1 else 3
     ood = load(c)
     part = some(ood.test, n)

@@ -33,7 +33,7 @@ from vae_jax.evaluate import latent, likelihood
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import rules, store
 from vae_jax.models import Model
-from vae_jax.tools import assess, console
+from vae_jax.tools import assess
 from vae_jax.train import checkpoint, log, loop, step
 from vae_jax.train import program as program_lib
 from vae_jax.train import run as run_lib
@@ -411,8 +411,7 @@ def fit(
         raise UserError(f"workdir={folder}: fit keeps its images there; want a folder of this disk")
     c = config
     if not isinstance(config, ConfigDict):
-        console.find_configs()
-        c = config_lib.load(console.config_file(config))
+        c = config_lib.load(config)
     pairs = []
     if objective is not None:
         name = objective if isinstance(objective, str) else objective_name(objective, folder)
