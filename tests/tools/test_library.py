@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+import train
 import vae_jax
 from tests import tiny
-from vae_jax import data
+from vae_jax import config, data
 from vae_jax.config import UserError, plugins
 from vae_jax.evaluate.run import forward
 from vae_jax.evaluate.subject import Subject
@@ -173,7 +174,9 @@ def test_a_damaged_run_is_one_line(folder, tmp_path):
     shutil.copytree(folder, copy)
     text = (copy / "config.json").read_text()
     (copy / "config.json").write_text(text.replace('"gamma": 10.0', '"gamma": 11.0'))
-    with pytest.raises(UserError, match=r"saved with objective.gamma=10.0, config.json has 11.0"):
+    with pytest.raises(
+        UserError, match=r"saved with another config \(objective.gamma: 10.0 -> 11.0\)"
+    ):
         vae_jax.load(copy)
     (copy / "config.json").write_text(text)
     (copy / "data.json").write_text("[]")
@@ -277,6 +280,28 @@ def test_a_config_goes_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mnist").write_text("")  # a file of the user's comes first
     assert console.config_file("mnist") == "mnist"
+
+
+def test_train_finds_a_packaged_config_by_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert config.load("mnist_cnn").objective.name == "supervised"  # it imports another of configs/
+    assert config.load("study_digits", "get_study").methods
+    (tmp_path / "digits").mkdir()  # a folder is no config file
+    assert train.run(["train.py", "--config=digits", "--explain"]) == 0
+    assert "objective.name = joint" in capsys.readouterr().out
+    for name, message in (("digit", "nearest: digits"), ("my/digits.py", "nearest: digits.py")):
+        with pytest.raises(UserError, match=f"^config={name}: no such file; {message}"):
+            train.run(["train.py", f"--config={name}", "--explain"])
+
+
+def test_a_config_file_imports_helpers_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "sizes.py").write_text("LATENT = 5\n")
+    page = "from . import sizes\nfrom vae_jax import config\n\n\ndef get_config():\n"
+    page += "    c = config.default()\n    c.latent = sizes.LATENT\n    return c\n"
+    (tmp_path / "own" / "page.py").write_text(page)
+    monkeypatch.chdir(tmp_path)
+    assert config.load("own/page.py").latent == 5
 
 
 def test_the_command_runs_the_scripts(folder, tmp_path):
