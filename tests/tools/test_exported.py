@@ -31,7 +31,7 @@ def images() -> np.ndarray:
     return data.load(tiny.short(1).data).test.image[:100]
 
 
-def test_an_export_has_the_codes_and_classes_of_its_run(folder, images):
+def test_an_export_has_the_codes_and_classes_of_its_run(folder: pathlib.Path, images: np.ndarray):
     run = vae_jax.load(folder)
     loaded = vae_jax.load(folder / "export")
     assert isinstance(loaded, Exported) and sorted(loaded.programs) == [
@@ -50,7 +50,7 @@ def test_an_export_has_the_codes_and_classes_of_its_run(folder, images):
     assert share.shape == (100,) and share.min() >= 0 and share.max() <= 1
 
 
-def test_samples_of_an_export_are_a_function_of_seed_and_place(folder):
+def test_samples_of_an_export_are_a_function_of_seed_and_place(folder: pathlib.Path):
     one = vae_jax.load(folder / "export" / "sampler.jaxexport")
     samples = one.sample(70, seed=3)
     assert samples.shape == (70, 8, 8, 1) and 0 <= samples.min() <= samples.max() <= 1
@@ -58,7 +58,7 @@ def test_samples_of_an_export_are_a_function_of_seed_and_place(folder):
     assert np.abs(one.sample(5, seed=4) - samples[:5]).max() > 1e-3
 
 
-def test_what_an_export_has_not_is_one_line(folder, images):
+def test_what_an_export_has_not_is_one_line(folder: pathlib.Path, images: np.ndarray):
     one = vae_jax.load(folder / "export" / "encoder.jaxexport")
     calls = (
         (lambda: one.classify(images), r"classify: .* has encoder; want --what=classifier"),
@@ -76,7 +76,7 @@ def test_what_an_export_has_not_is_one_line(folder, images):
         assert "\n" not in str(error.value)
 
 
-def test_a_damaged_or_missing_export_is_one_line(folder, tmp_path):
+def test_a_damaged_or_missing_export_is_one_line(folder: pathlib.Path, tmp_path: pathlib.Path):
     shutil.copytree(folder / "export", tmp_path / "export")
     file = tmp_path / "export" / "encoder.jaxexport"
     file.write_bytes(file.read_bytes()[:-9])

@@ -4,7 +4,7 @@ NAME is a folder that ``save_to_disk`` wrote, a folder of parquet files, or the 
 in the library's own cache. ``hf:NAME:CONFIG`` takes one configuration of it, and ``hf:NAME#COLUMN``
 the labels of another column::
 
-    hf:ylecun/mnist    hf:~/sets/birds    hf:uoft-cs/cifar100#coarse_label    hf:flwrlabs/celeba#Smiling
+    hf:ylecun/mnist    hf:~/sets/birds    hf:flwrlabs/celeba#Smiling
 
 Nothing is downloaded: where HF_HUB_OFFLINE is not set, the library is imported offline.
 """
@@ -171,7 +171,9 @@ def _without_hidden(tables: Tables, column: str, notes: list[str]) -> Tables:
     """The splits that have labels: those of a competition's test set are all −1."""
     kept = {}
     for split, table in tables.items():
-        if split != "train" and (_column(table, column) == -1).all():
+        label_N = _column(table, column)
+        hidden = label_N.dtype.kind == "i" and (label_N == -1).all()
+        if split != "train" and hidden:
             notes.append(f"the split {split} has no labels and is left out")
         else:
             kept[split] = table

@@ -38,7 +38,7 @@ class Exported:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the first of the programs says of itself: ``image``, ``classes``, ``checkpoint``, …"""
+        """What the first program says of itself: ``image``, ``classes``, ``checkpoint``, …"""
         return next(iter(self.programs.values()))[1]
 
     @property

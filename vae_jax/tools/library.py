@@ -152,7 +152,7 @@ class Run:
         largest KL(q(z_d|x) ‖ p(z_d)) of this image, largest first.
 
         Raises:
-          UserError: it is not one image, or q(z|x) and p(z) are not diagonal Gaussians of one level.
+          UserError: not one image, or q(z|x) and p(z) are no diagonal Gaussians of one level.
         """
         self._check_decoder("traverse")
         read = self._read(image)
@@ -299,7 +299,7 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str | int = "best") ->
 
 
 def _without_lost_loss(c: ConfigDict) -> ConfigDict:
-    """``c``, or with the ELBO where a loss of the user's own is not where it was: none is computed."""
+    """``c``, with the ELBO where a loss of the user's own is gone: none is computed."""
     try:
         config_lib.resolve("objective", c.objective.name)
     except UserError:
