@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vae_jax import config
 from vae_jax.config import UserError
-from vae_jax.data import arrays, cache, folders, hub, predict, sources
+from vae_jax.data import arrays, cache, folders, predict, sources
 from vae_jax.data.batches import (
     batch_indices,
     eval_batches,
@@ -21,6 +21,7 @@ from vae_jax.data.batches import (
     shuffle,
     to_input,
 )
+from vae_jax.data.hub import huggingface
 from vae_jax.data.splits import (
     LABELS_SEED,
     TEST_SEED,
@@ -98,8 +99,8 @@ def check(c: ConfigDict) -> None:
 def load(c: ConfigDict) -> Dataset:
     """The :class:`Dataset` that ``config.data`` names; images beyond ``memory_mb`` are streamed.
 
-    ``c.name`` is ``digits``, ``synthetic``, ``folder:PATH``, ``npz:PATH``, ``file:function``,
-    ``hf:NAME`` or a data set of TFDS. A missing test split (20 %) or validation split (``c.validation``) is carved
+    ``c.name`` is ``digits``, ``synthetic``, ``folder:PATH``, ``npz:PATH``, ``file:function`` or a
+    data set of TFDS. A missing test split (20 %) or validation split (``c.validation``) is carved
     from the training images, stratified by label: by constant seeds, or for folders and arrays of a
     user's own by each image's name or pixels, so that images that are added move no others. Raises
     :class:`UserError`.
@@ -175,7 +176,7 @@ def _read(c: ConfigDict) -> tuple[_Data, dict[str, Split]]:
     if c.name.startswith("folder:"):
         return _of_sources(c, folders.folder(c.name, c.size, c.channels))
     if c.name.startswith("hf:"):
-        return _of_sources(c, hub.huggingface(c.name, c.size, c.channels))
+        return _of_sources(c, huggingface(c.name, c.size, c.channels))
     if arrays.is_own_function(c.name):
         return _of_arrays(arrays.own_function(c.name))
     data, splits = _of_sources(c, sources.tfds(c.name, c.dir))
