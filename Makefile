@@ -77,6 +77,6 @@ lock:
 
 # Leaves runs/ alone.
 clean:
-	rm -rf .pytest_cache .ruff_cache .hypothesis build docs/generated docs/jupyter_execute *.egg-info
+	rm -rf .pytest_cache .ruff_cache .hypothesis build docs/generated *.egg-info
 	find $(FOLDERS) -name __pycache__ -type d -prune -exec rm -rf {} +
 	if test -e "$(VENV)/.vae_jax"; then rm -rf "$(VENV)"; fi

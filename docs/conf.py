@@ -15,7 +15,7 @@ from sphinx.application import Sphinx  # noqa: E402
 project = "vae_jax"
 author = "the authors of vae_jax"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
-exclude_patterns = ["generated", "jupyter_execute"]
+exclude_patterns = ["generated"]
 html_theme = "furo"
 html_title = "vae_jax"
 myst_heading_anchors = 3
