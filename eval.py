@@ -2,6 +2,7 @@
 
 python eval.py --workdir=runs/digits [--iw_k=1000] [--checkpoint=best]
 python eval.py --workdir=runs/digits --tasks=classification,recognition,ood,robustness --ood=mnist
+python eval.py --workdir=runs/digits --tasks=quality --features=runs/digits_cnn
 python eval.py --workdir=runs/digits --metrics=my_metrics.py:mean_pixel
 python eval.py --workdir=runs/digits --iw_k=5000 --config.mesh.model=4   (samples over devices)
 """
@@ -14,6 +15,7 @@ from vae_jax.mesh import hosts
 
 def define(values: flags.FlagValues) -> None:
     """Declare the flags of this script."""
+    flags_lib.define_files(values)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step", flag_values=values)
     flags.DEFINE_integer(
@@ -27,13 +29,22 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_list(
-        "tasks", [], "more: classification, recognition, ood, robustness", flag_values=values
+        "tasks",
+        [],
+        "more: classification, recognition, ood, robustness, quality",
+        flag_values=values,
     )
     flags.DEFINE_list(
         "metrics", [], "your own, each file:function (see evaluate.subject)", flag_values=values
     )
     flags.DEFINE_list(
         "ood", [], "data sets that are not of training's kind, for tasks=ood", flag_values=values
+    )
+    flags.DEFINE_string(
+        "features",
+        "",
+        "folder of a run that learnt labels, or file:function, for tasks=quality",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "results", "", "also write the figures to this file, results/NAME.json", flag_values=values
@@ -50,6 +61,7 @@ def run(argv: list[str]) -> int:
     from vae_jax.tools import assess
     from vae_jax.train import log
     from vae_jax.train import program as compile
+    from vae_jax.train.run import Files
 
     for field, _ in pairs:
         if not field.startswith("mesh."):
@@ -60,7 +72,7 @@ def run(argv: list[str]) -> int:
         raise config.UserError("workdir: want --workdir=FOLDER")
     which = values.checkpoint
     if which not in ("best", "latest"):
-        if not which.isdigit():
+        if not which.isdecimal():
             raise config.UserError(f"checkpoint={which}: want best, latest or a step")
         which = int(which)
     for task in values.tasks:
@@ -69,6 +81,11 @@ def run(argv: list[str]) -> int:
     if bool(values.ood) != ("ood" in values.tasks):
         raise config.UserError(
             "tasks=ood: wants another data set, and --ood=NAME wants --tasks=ood"
+        )
+    if bool(values.features) != ("quality" in values.tasks):
+        raise config.UserError(
+            "tasks=quality: wants --features=FOLDER or FILE:FUNCTION, and --features wants "
+            "--tasks=quality"
         )
     machine = list(pairs)
     if values.batch:
@@ -81,7 +98,8 @@ def run(argv: list[str]) -> int:
         tasks=values.tasks,
         metrics=values.metrics,
         ood=values.ood,
-        data_dir=values.data_dir,
+        features=values.features,
+        files=Files.from_flags(values),
         mesh=machine,
         publish=values.results,
     )

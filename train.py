@@ -15,6 +15,7 @@ from vae_jax.mesh import hosts
 
 def define(values: flags.FlagValues) -> None:
     """Declare the flags of this script."""
+    flags_lib.define_files(values)
     flags.DEFINE_string("config", "configs/digits.py", "a file of configs/", flag_values=values)
     flags.DEFINE_string(
         "workdir", None, "folder of the run; one that holds it goes on", flag_values=values
@@ -52,8 +53,8 @@ def run(argv: list[str]) -> int:
 
         print(explain.card(c))
         return 0
-    if values.data_dir:
-        c.data.dir = values.data_dir
+    c.data.dir = values.data_dir or c.data.dir
+    config.move(c, values.data_path, values.code_path)
     span = re.fullmatch(r"(\d+)-(\d+)", values.profile)
     if values.profile and not (span and int(span[1]) <= int(span[2])):
         raise config.UserError(
@@ -68,7 +69,8 @@ def run(argv: list[str]) -> int:
     compile.use_cache()
     steps = span and (int(span[1]), int(span[2]))
     with log.output_may_close():
-        if not loop.train(c, values.workdir, profile=steps):
+        accepted = {"accept_changed": values.accept_changed_data}
+        if not loop.train(c, values.workdir, profile=steps, **accepted):
             return loop.STOPPED
         from vae_jax.tools import assess
 

@@ -180,3 +180,29 @@ def test_huge_pages_are_told_in_one_line(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES")
     words = cli.huge_pages()
     assert words in ("always", "no") or cli.TUNABLE in words
+
+
+def test_memory_that_is_not_there_is_one_line(monkeypatch, capsys):
+    """Of this process's own memory: 2^60 bytes are more than any machine has."""
+
+    def run(argv):
+        np.ones(2**60, np.uint8)
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert cli._exit_code(run) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "not enough memory (Unable to allocate" in err
+
+
+PRINTS = "from vae_jax import cli; cli.main(lambda argv: print('class 日本'))"
+
+
+@pytest.mark.parametrize(
+    ("redirect", "output"), [("", r"class \u65e5\u672c" + "\n"), (" >&-", ""), (" 2>&- >&-", "")]
+)
+def test_any_output_can_be_printed_to(redirect, output):
+    """A locale without the letters of a class; a stdout that is closed."""
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"}
+    command = ["bash", "-c", f'"$0" -c "{PRINTS}"{redirect}', sys.executable]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, output, "")

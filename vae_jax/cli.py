@@ -147,6 +147,21 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> Parsed
     return values, pairs
 
 
+def define_files(values: flags.FlagValues) -> None:
+    """Declare the flags that say where a run's files are now, and whether they may have changed.
+
+    ``data_dir``, where TFDS data is, is each script's own.
+    """
+    places = {
+        "data_path": "where the images of folder:, npz: or an own function are, if they moved",
+        "code_path": "folder of the run's own losses and nets, if they moved",
+    }
+    for name, described in places.items():
+        flags.DEFINE_string(name, "", described, flag_values=values)
+    described = "go on though the run's data, or the text of its own loss or net, changed"
+    flags.DEFINE_bool("accept_changed_data", False, described, flag_values=values)
+
+
 def huge_pages() -> str:
     """Whether this process's large temporaries get huge pages, in words.
 
@@ -215,6 +230,27 @@ def _without_platform(error: Exception) -> str:
     return f"JAX_PLATFORMS={platforms}: not on this machine ({words:.160}); want cpu, or unset it"
 
 
+def _without_memory(error: Exception) -> str:
+    """One line for an array that does not fit into memory; '' for every other exception."""
+    words = str(error).partition("\n")[0]
+    if not isinstance(error, MemoryError) and not words.startswith("RESOURCE_EXHAUSTED"):
+        return ""
+    want = "a smaller batch, latent or net, more accumulate, or remat=full; eval.py takes --batch"
+    return f"not enough memory ({words:.160}); want {want}"
+
+
+def use_any_output() -> None:
+    """Let nothing that is printed raise: a closed stdout is nowhere, and letters that it lacks are
+    escaped (of a class 日本 where the locale is C).
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the whole process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def drop_output() -> None:
     """Send what is still to be printed nowhere: the reader of stdout is gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -223,6 +259,7 @@ def drop_output() -> None:
 def _exit_code(run: Callable[[list[str]], int | None]) -> int | str | None:
     """Run a script's ``run(argv)``; what it raises becomes one line on stderr and an exit code."""
     try:
+        use_any_output()
         use_writable_caches()
         code = run(sys.argv)
         sys.stdout.flush()
@@ -239,7 +276,7 @@ def _exit_code(run: Callable[[list[str]], int | None]) -> int | str | None:
     except SystemExit as done:
         return done.code or 0
     except Exception as error:
-        line = _without_platform(error)
+        line = _without_platform(error) or _without_memory(error)
         if line:
             print(f"error: {line}", file=sys.stderr)
             return 2

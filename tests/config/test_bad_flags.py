@@ -130,6 +130,8 @@ FLAGS = [
         ["--config.data.hold_out=(0,1,2,3,4,5,6,7,8)"],
         r"data\.hold_out=.*two classes to stay",
     ),
+    ("more than an int32", [f"--config.latent={2**31}"], r"latent=2147483648: .*below 2\*\*31"),
+    ("no folder", ["--config.data.name=folder:"], r"data\.name=folder:: want a path"),
     ("shift beyond the image", ["--config.data.shift=9"], r"data\.shift=9: .*8"),
     (
         "Bernoulli on grey",

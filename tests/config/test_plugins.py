@@ -161,6 +161,13 @@ def test_a_loss_with_a_tuple_trains_and_is_evaluated_in_one_import(tmp_path):
         ("Terms(loss=None, elbo=z)", r"returned Terms without a loss"),
         ("Terms(loss=z, extra=[z])", r"Terms\.extra is a list; want a dict of arrays"),
         ("Terms(loss=z, extra={'parts': [z]})", r"Terms\.parts is a list; want an array"),
+        (
+            "Terms(loss=z, extra={'loss': z})",
+            r"Terms\.extra has 'loss'; want a word that is none of",
+        ),
+        ("Terms(loss=z, extra={'step': z})", r"Terms\.extra has 'step'; want a word"),
+        ("Terms(loss=z, extra={3: z, 'a': z})", r"Terms\.extra has 3; want a word"),
+        ("Terms(loss=z.astype('int32'))", r"Terms\.loss is int32; want floating point"),
         ("Terms(loss=z.mean())", r"loss has shape \(\); want one number per example"),
         ("Terms(loss=z, labelled=z)", r"labelled: returned an array"),
     ],
@@ -177,6 +184,24 @@ def test_a_loss_that_returns_no_terms_is_one_line_at_the_start(tmp_path, result,
     with pytest.raises(UserError, match=message) as error:
         run_lib.setup(c)
     assert str(error.value).startswith("objective") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("definition", "message"),
+    [
+        ("def loss(model, params, batch):", "but too many positional arguments; want def loss"),
+        ("def loss(model, params, batch, keys, extra):", "a required argument: 'extra'"),
+        ("class loss:", "but too many positional arguments"),
+    ],
+)
+def test_a_loss_of_other_arguments_is_one_line_at_the_start(tmp_path, definition, message):
+    path = tmp_path / "my_loss.py"
+    path.write_text(f"{definition}\n    pass\n")
+    c = config.default()
+    c.objective = objective(f"{path}:loss")
+    with pytest.raises(UserError, match=message) as error:
+        run_lib.setup(c)
+    assert str(error.value).startswith("objective.name=") and "\n" not in str(error.value)
 
 
 def test_a_run_goes_on_with_the_loss_that_it_was_trained_with(tmp_path):
@@ -198,15 +223,17 @@ def test_a_run_goes_on_with_the_loss_that_it_was_trained_with(tmp_path):
             lambda: loop.train(c, workdir, silent),
             lambda: run_lib.restore(workdir, say=silent),
         ):
-            with pytest.raises(UserError, match=r"objective\.name: .*my_loss\.py:loss changed"):
+            with pytest.raises(UserError, match=r"objective\.name=.*my_loss\.py:loss: text"):
                 use()
         path.write_text(text)
     assert run_lib.restore(workdir, say=silent).meta["step"] == 20
     (tmp_path / "my_loss.py").write_text((tmp_path / "my_loss.py").read_text() + "# edited\n")
     c.init_from = workdir
     assert loop.train(c, str(tmp_path / "fresh"), silent)
-    (tmp_path / "run" / "data.json").unlink()
-    assert run_lib.restore(workdir, say=silent).meta["step"] == 20
+    lines = []
+    files = run_lib.Files(accept_changed=True)
+    assert run_lib.restore(workdir, files=files, say=lines.append).meta["step"] == 20
+    assert len(lines) == 1 and lines[0].endswith("; accepted")
 
 
 @pytest.mark.slow

@@ -106,6 +106,12 @@ def with_splits():
 def nothing():
     return None
 
+def ragged():
+    return {"images": [[1, 2], [3]]}
+
+def with_an_argument(path):
+    return as_dict()
+
 def floats():
     return as_dict()["images"] / 255, as_dict()["labels"]
 """
@@ -121,6 +127,8 @@ def test_a_function_of_ones_own_is_a_data_set(tmp_path: pathlib.Path):
         ("nothing", "returned NoneType; want images"),
         ("floats", r"images are float64 \[60, 5, 4, 3\]; want uint8"),
         ("other", "no function other"),
+        ("ragged", "images is no array of numbers"),
+        ("with_an_argument", "called without arguments, but missing a required argument: 'path'"),
     ):
         with pytest.raises(UserError, match=rf"^data\.name=.*:{name}: .*{message}"):
             data.load(config(name=f"{tmp_path}/own.py:{name}"))
@@ -134,6 +142,11 @@ def test_a_function_of_ones_own_is_a_data_set(tmp_path: pathlib.Path):
         ({"images": IMAGE, "labels": LABEL, "classes": WORDS[:2]}, "2 classes, but a label 2"),
         ({"images": IMAGE, "labels": LABEL - 1}, "labels are int64; want 0"),
         ({"images": IMAGE, "labels": LABEL / 2}, "labels are float64; want 0"),
+        ({"images": IMAGE, "labels": np.eye(60, dtype=int)}, r"labels have shape \(60, 60\)"),
+        ({"images": IMAGE, "labels": LABEL * 10**9}, "has a label 2000000000; want 0 .. Y - 1"),
+        ({"images": IMAGE, "labels": LABEL, "classes": WORDS[[0, 0, 0]]}, "two classes have one"),
+        ({"train_images": IMAGE, "train_labels": LABEL[1:]}, "59 labels of 60 images"),
+        ({"images": np.uint8(3)}, "images are one number; want images"),
         ({"images": IMAGE[0]}, "train images are uint8"),
         ({"images": IMAGE, "splits": np.array(["trian"] * 60)}, "splits has trian; want train"),
         ({"train_images": IMAGE, "test_images": IMAGE[:, 1:]}, "images of shapes"),

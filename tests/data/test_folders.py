@@ -183,6 +183,13 @@ def test_links_to_folders_and_files_are_followed(tmp_path: pathlib.Path):
     assert pixels(load(files)) == pixels(load(tmp_path / "real"))
 
 
+def test_a_link_to_the_folder_of_classes_brings_no_other_class(tmp_path: pathlib.Path):
+    noise(tmp_path / "images", "ab", 12)
+    before = pixels(load(tmp_path / "images"))
+    (tmp_path / "images" / "a" / "up").symlink_to(tmp_path / "images")
+    assert pixels(load(tmp_path / "images")) == before
+
+
 def test_an_image_of_the_same_name_and_size_behind_a_link_is_seen(tmp_path: pathlib.Path):
     noise(tmp_path / "real", "ab", 6)
     (tmp_path / "images").mkdir()

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from tests.data.common import config, rows_of, tiny
 from vae_jax import data
-from vae_jax.config import UserError
+from vae_jax.config import UserError, absolute, move
+from vae_jax.config import default as defaults
 from vae_jax.data import prepare, tfrecord
 
 Prepared = tuple[ConfigDict, pathlib.Path, dict]
@@ -178,6 +179,25 @@ def test_damaged_descriptions_are_one_line(prepared: Prepared, file: str, text: 
     with pytest.raises(UserError) as error:
         data.load(c)
     assert "\n" not in str(error.value) and "data.name=tiny: " in str(error.value)
+
+
+def test_a_folder_of_the_hub_is_kept_from_the_root(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "birds").mkdir()
+    monkeypatch.chdir(tmp_path)
+    c = defaults()
+    for name, kept in (
+        ("hf:birds:plain#kind", f"hf:{tmp_path}/birds:plain#kind"),
+        ("hf:ylecun/mnist", "hf:ylecun/mnist"),
+        ("hf:mnist", "hf:mnist"),
+        ("hf:someone/animals:plain", "hf:someone/animals:plain"),
+    ):
+        c.data.name = name
+        assert absolute(c).data.name == kept
+    c.data.name = f"hf:{tmp_path}/gone#kind"
+    move(c, data_path="birds")
+    assert c.data.name == f"hf:{tmp_path}/birds#kind"
 
 
 def test_class_names_of_a_prepared_set_are_escaped(prepared: Prepared):

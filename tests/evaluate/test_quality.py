@@ -1,6 +1,7 @@
 """Figures of images against independent libraries, closed forms and written-out loops."""
 
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,8 @@ from scipy import linalg
 
 from vae_jax import config
 from vae_jax.config import UserError
-from vae_jax.evaluate import quality
+from vae_jax.evaluate import quality, record
+from vae_jax.tools import assess
 from vae_jax.train import checkpoint, loop, step
 from vae_jax.train import run as workdir
 
@@ -140,6 +142,23 @@ def test_the_command_measures_a_run_in_the_features_of_another(runs, found):
     )  # the first so many
     assert shown["n"] == 60 and all(len(v) == 60 for v in images.values())
     np.testing.assert_allclose(images["test"], test[:60] / np.float32(16))
+
+
+def test_the_figures_reach_the_page_and_stay_there(runs):
+    """And stay for a later call without the features."""
+    lines = []
+    request = assess.Request(tasks=["quality"], features=str(runs / "net"))
+    metrics, _ = assess.assess(str(runs / "vae"), request, say=lines.append)
+    (name,) = (key for key in metrics if key.startswith("fid_floor_"))
+    mark = name.removeprefix("fid_floor_")
+    for key in (name, f"kid_{mark}", f"recall_{mark}", "psnr", "quality_images"):
+        assert any(line.startswith(f"{key}  ") for line in lines), key
+    step_ = int(re.search(r"evaluating checkpoint (\d+)", lines[0])[1])
+    kept, _, _ = record.load(str(runs / "vae"), record.mark(str(runs / "vae"), step_))["quality"]
+    assert kept[name] == metrics[name]
+    page = (runs / "vae" / "report" / "index.html").read_text()
+    assert "FID of test images" in page and f"In the features {mark}." in page
+    assert json.loads((runs / "vae" / "metrics.json").read_text())[name] == metrics[name]
 
 
 def test_features_of_the_users_own_function(runs, monkeypatch):

@@ -24,6 +24,10 @@ def latents(subject):
 
 def words(subject):
     return "many"
+
+
+def accuracy(subject):
+    return 1.0
 """
 
 
@@ -62,3 +66,13 @@ def test_own_metrics_reach_the_file_the_terminal_and_the_page(workdir):
 def test_a_metric_that_is_none_is_one_line(workdir, name, line):
     with pytest.raises(UserError, match=line):
         evaluated(workdir, name)
+
+
+@pytest.mark.parametrize("names", [("accuracy",), ("latents", "latents"), ("none",)])
+def test_a_name_that_is_taken_or_not_there_is_told_before_the_evaluation(workdir, names):
+    """An own metric never takes the place of one of ours."""
+    own = [f"{workdir}/own_metrics.py:{name}" for name in names]
+    lines = []
+    with pytest.raises(UserError, match=r"metrics=.*(another metric has the name|no function)"):
+        assess.assess(str(workdir / "run"), assess.Request(metrics=own), say=lines.append)
+    assert lines == []

@@ -81,6 +81,44 @@ def test_a_config_that_is_none_is_one_line(workdir, text):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("config.json", r"config\.json: not JSON"),
+        ("data.json", r"data\.json: not the description of a run's data; --accept_changed_data"),
+        ("metrics.jsonl", r"metrics\.jsonl: line 1 is no row"),
+    ],
+)
+def test_json_that_is_nested_too_deep_is_one_line(workdir, name, line):
+    """Python's decoder raises a RecursionError, which is no ValueError."""
+    (workdir / name).write_text("[" * 100_000 + "\n1\n")
+    with pytest.raises(UserError, match=line) as error:
+        run_lib.restore(str(workdir))
+    assert "\n" not in str(error.value)
+
+
+def test_a_manifest_that_is_nested_too_deep_is_damaged(workdir):
+    (workdir / "manifests" / "40.json").write_text("[" * 100_000)
+    step, lines = restored(workdir)
+    assert step == 20 and len(lines) == 1 and "40.json is damaged" in lines[0]
+
+
+def test_a_data_json_that_is_damaged_can_be_accepted(workdir):
+    (workdir / "data.json").write_text('{"name": "digits"}')
+    lines = []
+    files = run_lib.Files(accept_changed=True)
+    assert run_lib.restore(str(workdir), files=files, say=lines.append).meta["step"] == 40
+    assert len(lines) == 1 and "not the description" in lines[0]
+
+
+def test_checkpoints_that_are_a_link_to_itself_are_one_line(workdir):
+    shutil.rmtree(workdir / "checkpoints")
+    (workdir / "checkpoints").symlink_to("checkpoints")
+    for read in (lambda: run_lib.restore(str(workdir)), lambda: loop.train(tiny(), str(workdir))):
+        with pytest.raises(UserError, match=r"checkpoints: cannot be read: Too many levels"):
+            read()
+
+
 def test_rows_that_are_a_folder_are_one_line(workdir):
     (workdir / "metrics.jsonl").unlink()
     (workdir / "metrics.jsonl").mkdir()

@@ -13,6 +13,7 @@ from vae_jax.config.checks import LIMITS, program_name, shorten_warmups, validat
 from vae_jax.config.errors import UserError, nearest
 from vae_jax.config.fields import default, flatten, set_field
 from vae_jax.config.files import differences, from_json, load, to_json
+from vae_jax.config.places import absolute, check_places, move, without_places
 from vae_jax.config.plugins import import_file, own
 from vae_jax.config.replicas import override, replica, replica_count, replicate
 from vae_jax.config.sections import CALLS, arguments, build, call, plain, rename, resolve, sources
@@ -22,15 +23,18 @@ __all__ = [
     "LIMITS",
     "ConfigDict",
     "UserError",
+    "absolute",
     "arguments",
     "build",
     "call",
+    "check_places",
     "default",
     "differences",
     "flatten",
     "from_json",
     "import_file",
     "load",
+    "move",
     "nearest",
     "override",
     "own",
@@ -46,4 +50,5 @@ __all__ = [
     "sources",
     "to_json",
     "validate",
+    "without_places",
 ]

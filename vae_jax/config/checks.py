@@ -101,6 +101,8 @@ def validate(c: ConfigDict) -> None:
     for field, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{field}={value}: want a finite number")
+        if isinstance(value, int) and abs(value) >= 2**31 and field != "steps":
+            raise UserError(f"{field}={value}: want a number below 2**31")
     for field, limit in LIMITS.items():
         if field in flat and not limit.passes(flat[field]):
             raise UserError(f"{field}={flat[field]}: want {limit.words}")

@@ -60,13 +60,18 @@ def import_file(path: str, field: str, *, again: bool = False) -> types.ModuleTy
         return module
 
 
-def _file(field: str, name: str) -> str:
-    """The path of the file in ``name``, ``file:function``."""
+def file_of(name: str) -> str:
+    """The path of the file in ``name``, ``file:function``; a module's dots stand for folders."""
     path = name.rpartition(":")[0]
-    if not path.endswith(".py"):
-        if os.sep not in path:
-            path = path.replace(".", os.sep)
-        path = f"{path}.py"
+    if path.endswith(".py"):
+        return path
+    if os.sep not in path:
+        path = path.replace(".", os.sep)
+    return f"{path}.py"
+
+
+def _file(field: str, name: str) -> str:
+    path = file_of(name)
     if not os.path.isfile(path):
         raise UserError(f"{field}={name}: no file {path}")
     return path

@@ -82,6 +82,8 @@ class Dataset(NamedTuple):
 
 def check(c: ConfigDict) -> None:
     """Raise :class:`UserError` for a field of ``config.data`` whose value cannot be meant."""
+    if c.name in ("folder:", "npz:", "hf:"):
+        raise UserError(f"data.name={c.name}: want a path, as in {c.name}my_images")
     for field, (test, right) in config.LIMITS.items():
         section, _, name = field.rpartition(".")
         if section != "data" or name not in c:

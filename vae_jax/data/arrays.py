@@ -13,6 +13,7 @@ A function may also return ``(images, labels)`` or ``(images, labels, splits)``.
 """
 
 import hashlib
+import inspect
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from vae_jax.data import paths
 from vae_jax.data.predict import printable
 from vae_jax.data.splits import Split
 
+MOST_CLASSES = 2**16
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation"}
 _SPLITS |= {"validation": "validation", "test": "test"}
 _WANT = "want images (uint8 [N, H, W] or [N, H, W, C]), labels [N], splits [N] and classes [Y]"
@@ -82,11 +84,21 @@ def npz(name: str) -> Arrays:
 
 def own_function(name: str) -> Arrays:
     """``file:function``: what a user's own function returns."""
-    value = config.own("data.name", str(paths.expand(name, "data.name")))()
+    function = config.own("data.name", str(paths.expand(name, "data.name")))
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise UserError(f"data.name={name}: called without arguments, but {error}") from None
+    value = function()
     if isinstance(value, tuple | list) and 2 <= len(value) <= 3:
         value = dict(zip(("images", "labels", "splits"), value, strict=False))
     if not isinstance(value, Mapping):
         raise UserError(f"data.name={name}: returned {type(value).__name__}; {_WANT}")
+    for key, array in value.items():
+        try:
+            np.asarray(array)
+        except ValueError:
+            raise UserError(f"data.name={name}: {printable(key)} is no array of numbers") from None
     return _arrays(name, value)
 
 
@@ -140,6 +152,10 @@ def _by_split(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
     if "train" not in images:
         there = ", ".join(map(printable, arrays)) or "nothing"
         raise UserError(f"data.name={name}: has {there}; {_WANT}")
+    for split, label in labels.items():
+        if split in images and label.shape[:1] != images[split].shape[:1]:
+            many = f"{label.size} labels of {len(images[split])} images"
+            raise UserError(f"data.name={name}: {many} of {split}")
     return images, labels
 
 
@@ -158,9 +174,11 @@ def _divide(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
             )
         split_N = np.array([_SPLITS[split] for split in split_N.tolist()])
         there = {split: np.flatnonzero(split_N == split) for split in set(split_N.tolist())}
+    if not arrays["images"].ndim:
+        raise UserError(f"data.name={name}: images are one number; {_WANT}")
     n = len(arrays["images"])
-    if "labels" in arrays and len(arrays["labels"]) != n:
-        raise UserError(f"data.name={name}: {len(arrays['labels'])} labels of {n} images")
+    if "labels" in arrays and arrays["labels"].shape[:1] != (n,):
+        raise UserError(f"data.name={name}: {arrays['labels'].size} labels of {n} images")
     images = {}
     labels = {}
     for split, index in there.items():
@@ -189,6 +207,9 @@ def class_labels(
     """(names of the classes, {split: int32 [N]}); labels that are words are classes in order."""
     if not labels:
         return (), {}
+    for label in labels.values():
+        if not label.ndim or label.size != len(label):  # Keras has [N, 1]
+            raise UserError(f"data.name={name}: labels have shape {label.shape}; want one an image")
     every = np.concatenate([label.ravel() for label in labels.values()])
     if every.dtype.kind in "US":
         every = every.astype(str)
@@ -201,8 +222,13 @@ def class_labels(
     if every.dtype.kind not in "iu" or every.min() < 0:
         raise UserError(f"data.name={name}: labels are {every.dtype}; want 0 .. Y - 1 or names")
     count = int(every.max()) + 1
+    if count > MOST_CLASSES:
+        wanted = f"0 .. Y - 1 with at most {MOST_CLASSES} classes, or names"
+        raise UserError(f"data.name={name}: has a label {count - 1}; want {wanted}")
     if names is None:
         names = np.arange(count)
+    if len(set(names.tolist())) < len(names):
+        raise UserError(f"data.name={name}: two classes have one name; want different ones")
     if len(names) < count:
         raise UserError(f"data.name={name}: {len(names)} classes, but a label {count - 1}")
     ends = np.cumsum([label.size for label in labels.values()])

@@ -55,10 +55,11 @@ def _escape(character: str) -> str:
 def walk(folder: pathlib.Path, above: tuple = ()) -> Iterator[pathlib.Path]:
     """All that is below a folder and neither hidden nor a folder, in order of names.
 
-    Links are followed, but for a link to one of the folders that it lies in.
+    Links are followed, but for a link to one of the folders that it lies in, at any height: images
+    of other classes would come with it.
     """
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
+    above = above or tuple(map(_identity, folder.resolve().parents))
+    identity = _identity(folder)
     if identity in above:
         return
     for path in sorted(folder.iterdir()):
@@ -68,6 +69,12 @@ def walk(folder: pathlib.Path, above: tuple = ()) -> Iterator[pathlib.Path]:
             yield from walk(path, (*above, identity))
         else:
             yield path
+
+
+def _identity(folder: pathlib.Path) -> tuple[int, int]:
+    """(device, inode): the same for every path to a folder."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def is_image(path: pathlib.Path) -> bool:

@@ -1,8 +1,10 @@
 """How good the images of a run are, in numbers.
 
+    python eval.py --workdir=runs/mnist --tasks=quality --features=runs/mnist_cnn
     python -m vae_jax.evaluate.quality --workdir=runs/mnist --features=runs/mnist_cnn --images=5000
 
-Writes quality.json into the run's folder and prints it. Samples are means of p(x|z) with z from the
+The first puts them on the run's page and into its metrics.json. The second evaluates nothing else,
+writes quality.json into the run's folder, and prints it. Samples are means of p(x|z) with z from the
 prior. Distances between sets of images are taken in the features of another run of ours, one that
 learnt labels: the latent means that its classifier reads. They depend on that net, so its
 checkpoint's hash is in their names, and they are not the numbers that papers report for Inception's
@@ -18,7 +20,8 @@ images alone, lower than the floor where features overfit training images.
 
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -32,12 +35,30 @@ from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.data import evaluation
+from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import store
+from vae_jax.report.metrics import Metric, register
 from vae_jax.train import checkpoint, step
 from vae_jax.train import program as compile_lib
 from vae_jax.train import run as workdir
 
 BATCH = 250  # images in a call
+IMAGES = 5_000  # of each set, at most
+ROWS = {  # stem of a metric's name → title, unit, better, meaning
+    "quality_images": ("Images of quality", "", "", "How many images each set has."),
+    "fid_floor": ("FID of test images", "", "lower", "What a perfect sampler would have as FID."),
+    "fid_halves": ("FID of training images", "", "lower", "The FID that the noise of N images is."),
+    "fid": ("FID", "", "lower", "Fréchet distance of samples and training images."),
+    "kid_floor": ("KID of test images", "", "lower", "What a perfect sampler would have as KID."),
+    "kid": ("KID", "", "lower", "Kernel distance of samples and training images."),
+    "precision": ("Precision", "%", "higher", "Samples within the reach of a training image."),
+    "recall": ("Recall", "%", "higher", "Training images within the reach of a sample."),
+    "psnr": ("PSNR", "dB", "higher", "Of reconstructions: −10 log₁₀ of the mean squared error."),
+    "ssim": ("SSIM", "", "higher", "Structural similarity of test images and reconstructions."),
+    "sharpness_samples": ("Sharpness of samples", "", "", "1 is the test images'."),
+    "sharpness_reconstructions": ("Sharpness of reconstructions", "", "", "1 is the test images'."),
+}
+_NAME = re.compile(rf"(?P<stem>{'|'.join(ROWS)})(_(?P<mark>.+))?")
 See = Callable[[jax.Array], jax.Array]  # images_NxHxWxC in [0, 1] → features_NxF
 Images = dict[str, np.ndarray]
 
@@ -141,49 +162,50 @@ def sharpness(image_NxHxWxC: np.ndarray) -> float:
     return float(edges.var((1, 2)).mean())
 
 
-def figures(
-    s: workdir.Setup, params: dict, see: See, mark: str, n: int
-) -> tuple[dict[str, float], Images]:
+def figures(subject: Subject, see: See, mark: str, n: int) -> tuple[dict[str, float], Images]:
     """({name: value}, {name: images}) of n images each, at most half the training set.
 
-    ``s``: the run's set-up. ``see``: images, binarised where the run's are → features_NxF.
-    ``mark``: the features' name. The images: test, reconstructions, samples.
+    ``see``: images, binarised where the run's are → features_NxF. ``mark``: the features' name. The
+    images: test, reconstructions, samples.
     """
-    n = min(n, len(s.dataset.test.image), len(s.dataset.train.image) // 2)
-    images = _images(s, params, n)
-    seen = {}
+    n = min(n, len(subject.data.test.image), len(subject.data.train.image) // 2)
+    images = _images(subject, n)
+    features = {}
     for name, x in images.items():
         if name != "reconstructions":
-            seen[name] = in_batches(see, x)
-    precision, recall = precision_recall(seen["reference"], seen["samples"])
+            features[name] = in_batches(see, x)
+    reference = features["reference"]
+    samples = features["samples"]
+    precision, recall = precision_recall(reference, samples)
     test = images["test"]
     rebuilt = images["reconstructions"]
     own = sharpness(test)
     values = {
         "n": n,
-        f"fid_{mark}": frechet(seen["reference"], seen["samples"]),
-        f"fid_floor_{mark}": frechet(seen["reference"], seen["test"]),
-        f"fid_halves_{mark}": frechet(seen["reference"], seen["other"]),
-        f"kid_{mark}": kernel_distance(seen["reference"], seen["samples"]),
-        f"kid_floor_{mark}": kernel_distance(seen["reference"], seen["test"]),
+        f"fid_{mark}": frechet(reference, samples),
+        f"fid_floor_{mark}": frechet(reference, features["test"]),
+        f"fid_halves_{mark}": frechet(reference, features["other"]),
+        f"kid_{mark}": kernel_distance(reference, samples),
+        f"kid_floor_{mark}": kernel_distance(reference, features["test"]),
         f"precision_{mark}": precision,
         f"recall_{mark}": recall,
         "psnr": float(psnr(test, rebuilt).mean()),
         "sharpness_samples": sharpness(images["samples"]) / own,
         "sharpness_reconstructions": sharpness(rebuilt) / own,
     }
-    if min(s.dataset.shape[:2]) >= 11:
+    if min(subject.data.shape[:2]) >= 11:
         values["ssim"] = float(ssim(test, rebuilt).mean())
-    shown = ("test", "reconstructions", "samples")
-    return values, {name: np.asarray(images[name]) for name in shown}
+    kinds = ("test", "reconstructions", "samples")
+    return values, {name: np.asarray(images[name]) for name in kinds}
 
 
-def _images(s: workdir.Setup, params: dict, n: int) -> dict[str, jax.Array]:
+def _images(subject: Subject, n: int) -> dict[str, jax.Array]:
     """Two sets of n training images, n test images, their reconstructions, and n samples."""
-    model = s.model
-    key = step.stream(s.c.seed, "quality")
-    to_x = compile_lib.simple(evaluation.inputs(s.c, s.dataset.levels))
-    train = s.dataset.train.image
+    model = subject.model
+    params = subject.params
+    key = step.stream(subject.config.seed, "quality")
+    to_x = compile_lib.simple(evaluation.inputs(subject.config, subject.levels))
+    train = subject.data.train.image
     every = len(train) // n
 
     def inputs(image: np.ndarray) -> jax.Array:
@@ -203,7 +225,7 @@ def _images(s: workdir.Setup, params: dict, n: int) -> dict[str, jax.Array]:
     turns = model.label_turns(BATCH)
     calls = range(-(-n // BATCH))
     samples = [drawn(params, jax.random.fold_in(key, i), turns) for i in calls]
-    test = inputs(s.dataset.test.image[:n])
+    test = inputs(subject.data.test.image[:n])
     return {
         "reference": inputs(train[np.arange(n) * every]),
         "other": inputs(train[np.arange(n) * every + every // 2]),
@@ -263,6 +285,13 @@ def of_function(name: str) -> tuple[str, See]:
     return f"{os.path.basename(file).removesuffix('.py')}_{attribute}", see
 
 
+def named(features: str, shape: tuple[int, int, int], data_dir: str = "") -> tuple[str, See]:
+    """(mark, see) of the folder of a run on images of this shape, or of the user's function."""
+    if ":" in features and not store.remote(features):
+        return of_function(features)
+    return of_run(features, shape, data_dir)
+
+
 def measure(
     folder: str, features: str, images: int, *, data_dir: str = ""
 ) -> tuple[ConfigDict, dict[str, Any], Images]:
@@ -273,11 +302,21 @@ def measure(
     s, state, _ = workdir.restore(folder, data_dir=data_dir)
     if s.model.decode is None:
         raise UserError(f"workdir={folder}: makes no images; want a run with a decoder")
-    if ":" in features and not store.remote(features):
-        mark, see = of_function(features)
-    else:
-        mark, see = of_run(features, s.dataset.shape, data_dir)
-    return s.c, *figures(s, step.averaged(state), see, mark, images)
+    mark, see = named(features, s.dataset.shape, data_dir)
+    subject = Subject(s.c, s.model, step.averaged(state), s.dataset, s.mesh)
+    return s.c, *figures(subject, see, mark, images)
+
+
+def describe(names: Iterable[str]) -> None:
+    """Register what the report says of metrics that :func:`figures` has computed."""
+    for name in names:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            continue
+        title, unit, better, meaning = ROWS[match["stem"]]
+        if match["mark"]:
+            meaning += f" In the features {match['mark']}."
+        register(Metric(name, title, unit, better, meaning))
 
 
 def define(values: flags.FlagValues) -> None:
@@ -285,7 +324,9 @@ def define(values: flags.FlagValues) -> None:
     described = "folder of a run that learnt labels, or file:function"
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("features", None, described, flag_values=values)
-    flags.DEFINE_integer("images", 5000, "of each set, at most", lower_bound=10, flag_values=values)
+    flags.DEFINE_integer(
+        "images", IMAGES, "of each set, at most", lower_bound=10, flag_values=values
+    )
     flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
 
 

@@ -20,6 +20,7 @@ from vae_jax.evaluate.run import Result
 from vae_jax.train import checkpoint, log
 
 FOLDER = "tasks"
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError)
 OWN = "metrics"  # the record of the user's own metrics
 
 
@@ -91,7 +92,7 @@ def _load(folder: epath.Path, which: dict[str, Any]) -> Result | None:
         with np.load(io.BytesIO(blob), allow_pickle=False) as file:
             arrays = [file[f"arr_{i}"] for i in range(len(file.files))]
         return record["metrics"], record["why"], _unpacked(record["pictures"], arrays)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile):
+    except (*_DAMAGE, zipfile.BadZipFile):
         raise UserError(f"{folder}: damaged; remove it, and evaluate this task again") from None
 
 

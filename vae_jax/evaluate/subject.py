@@ -1,7 +1,7 @@
 """What an evaluation looks at, and how a metric says what it is."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from vae_jax import data
 from vae_jax.config import UserError, own
 from vae_jax.models import Model
-from vae_jax.report.metrics import Metric, register
+from vae_jax.report.metrics import Metric, lookup, register
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +51,37 @@ def metric(
     return decorate
 
 
-def compute(subject: Subject, names: list[str] | tuple[str, ...]) -> Mapping[str, float]:
-    """{key: value} of the user's own metrics, each named ``file:function``.
+def own_metrics(names: Sequence[str]) -> dict[str, Callable[[Subject], float]]:
+    """{key: function} of the user's own metrics, each named ``file:function``.
 
     A function without the decorator has its own name as its key.
 
     Raises:
-      UserError: there is no such function, or it returns no number.
+      UserError: there is no such function, or another metric has its key.
     """
-    values = {}
+    functions = {}
     for name in names:
         function = own("metrics", name)
         described = getattr(function, "metric", None)
-        key = described.name if described else function.__name__
+        key = described.name if described else name.rpartition(":")[2]
+        if key in functions or (described is None and lookup(key).meaning):
+            raise UserError(f"metrics={name}: another metric has the name {key}; want another")
+        functions[key] = function
+    return functions
+
+
+def compute(subject: Subject, names: Sequence[str]) -> Mapping[str, float]:
+    """{key: value} of :func:`own_metrics`.
+
+    Raises:
+      UserError: a function returns no number.
+    """
+    values = {}
+    for key, function in own_metrics(names).items():
         result = function(subject)
         try:
             values[key] = float(result)
         except (TypeError, ValueError):
             kind = type(result).__name__
-            raise UserError(f"metrics={name}: returned {kind}; want one number") from None
+            raise UserError(f"metrics={key}: returned {kind}; want one number") from None
     return values

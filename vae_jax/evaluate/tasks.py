@@ -12,7 +12,7 @@ import numpy as np
 
 from vae_jax import data
 from vae_jax.data import evaluation
-from vae_jax.evaluate import classification, generative, ood, recognition, robustness
+from vae_jax.evaluate import classification, generative, ood, quality, recognition, robustness
 from vae_jax.evaluate.run import Forward, Result, forward
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import hosts
@@ -34,22 +34,24 @@ def perform(
     *,
     others: Mapping[str, data.Split] | None = None,
     ensemble: dict | None = None,
+    features: tuple[str, quality.See] | None = None,
     say: Callable[[str], Any] = print,
 ) -> dict[str, Result]:
     """{task: (metrics, why, pictures)} of the named :data:`TASKS`.
 
     ``others``: {name: images} of other data sets, for ``ood``. ``ensemble``: the stacked parameters
-    of several seeds, for its WAIC. ``say`` is called with one line for each missing metric's reason.
+    of several seeds, for its WAIC. ``features``: their mark and images → features, for ``quality``.
+    ``say`` is called with one line for each missing metric's reason.
     """
     if hosts.several():  # what follows is small: each process does it alone
         params = jax.tree.map(hosts.fetch, subject.params)
         subject = dataclasses.replace(subject, params=params)
     look = forward(subject)
+    needs = {"ood": (others, ensemble), "quality": (features,)}
     results = {}
     reasons: dict[str, list[str]] = {}
     for task in tasks:
-        more = (others, ensemble) if task == "ood" else ()
-        metrics, why, pictures = TASKS[task](subject, look, *more)
+        metrics, why, pictures = TASKS[task](subject, look, *needs.get(task, ()))
         for key, value in metrics.items():
             metrics[key] = value if isinstance(value, int | None) else float(value)
         results[task] = (metrics | dict.fromkeys(why), why, pictures)
@@ -338,9 +340,21 @@ def _under_attacks(subject: Subject, end: str, log_p: robustness.LogP, judge: Ju
     return curves
 
 
+def image_quality(subject: Subject, _: Forward, features: tuple[str, quality.See]) -> Result:
+    """``quality``: FID, KID, precision and recall of samples in these features; PSNR and SSIM."""
+    mark, see = features
+    if subject.model.decode is None:
+        names = (f"fid_{mark}", f"kid_{mark}", "psnr")
+        return {}, dict.fromkeys(names, "the model has no decoder"), {}
+    metrics, _ = quality.figures(subject, see, mark, quality.IMAGES)
+    metrics["quality_images"] = metrics.pop("n")
+    return metrics, {}, {}
+
+
 TASKS = {
     "classification": calibration,
     "recognition": recognise,
     "ood": ood_scores,
     "robustness": robust,
+    "quality": image_quality,
 }

@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
-from vae_jax.evaluate import evaluate, record, tasks
+from vae_jax.evaluate import evaluate, quality, record, tasks
 from vae_jax.evaluate.run import FIGURES
-from vae_jax.evaluate.subject import Subject, compute
+from vae_jax.evaluate.subject import Subject, compute, own_metrics
 from vae_jax.mesh import hosts
 from vae_jax.report import page as report
 from vae_jax.report.metrics import lookup
@@ -29,7 +29,16 @@ from vae_jax.tools import results
 from vae_jax.train import checkpoint, step
 from vae_jax.train import clock as watch
 from vae_jax.train.log import check_writable, read_history
-from vae_jax.train.run import Restored, Setup, members, replica_name, restore, siblings
+from vae_jax.train.run import (
+    UNMOVED,
+    Files,
+    Restored,
+    Setup,
+    members,
+    replica_name,
+    restore,
+    siblings,
+)
 
 Tell = Callable[[str], Any]
 
@@ -44,7 +53,9 @@ class Request:
       tasks: names of ``evaluate.tasks.TASKS``, beside the metrics that are always there.
       metrics: the user's own metrics, each ``file:function``.
       ood: names of the data sets that the task ``ood`` is asked about.
-      data_dir: where TFDS data is now; '' where it was.
+      features: what ``quality`` measures in: a run's folder, or ``file:function``.
+      data_dir: where TFDS data is now; short for ``Files(data_dir=…)``.
+      files: what has moved or changed since the run was trained.
       mesh: [(field, value)] of ``mesh.*`` and ``eval.batch``, which change no figure; without
         them all devices are on ``data``.
       publish: also write the metrics to this file of ``results/``.
@@ -55,13 +66,15 @@ class Request:
     tasks: Sequence[str] = ()
     metrics: Sequence[str] = ()
     ood: Sequence[str] = ()
+    features: str = ""
     data_dir: str = ""
+    files: Files = UNMOVED
     mesh: Sequence[tuple[str, str]] = ()
     publish: str = ""
 
     def restore(self, workdir: str, say: Tell) -> Restored:
         """The parts, state and meta of the checkpoint that is asked for."""
-        where = {"data_dir": self.data_dir, "mesh": self.mesh}
+        where = {"data_dir": self.data_dir, "files": self.files, "mesh": self.mesh}
         return restore(workdir, self.which, **where, say=say)
 
 
@@ -105,7 +118,8 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
 
 
 def _check_outputs(workdir: str, request: Request) -> None:
-    """Raise where the results could not be written, before they are computed."""
+    """Raise where results cannot be written or own metrics are not there, before the work."""
+    own_metrics(request.metrics)
     names = ["metrics.json", "report/index.html"]
     names += [f"{record.FOLDER}/{task}/result.json" for task in request.tasks]
     for name in names:
@@ -126,19 +140,27 @@ def _measure(
     ensemble = None
     if "ood" in request.tasks:
         others, ensemble = _ood_sets(s, workdir, request, say)
+    features = None
+    if "quality" in request.tasks:
+        features = quality.named(request.features, s.dataset.shape, request.files.data_dir)
     which = record.mark(workdir, step_)
     earlier = record.load(workdir, which)
     iw_k = request.iw_k or subject.config.eval.iw_k
     metrics, why, pictures = evaluate(subject, iw_k=iw_k)
-    results = tasks.perform(request.tasks, subject, others=others, ensemble=ensemble, say=say)
+    needs = {"others": others, "ensemble": ensemble, "features": features}
+    results = tasks.perform(request.tasks, subject, **needs, say=say)
     if request.metrics:
         results[record.OWN] = (dict(compute(subject, request.metrics)), {}, {})
+    for task, (values, _, _) in (earlier | results).items():
+        if task == "quality":
+            quality.describe(values)
     for values, _, _ in results.values():
         for name, value in values.items():
             if value is not None and "@" not in name:
                 say(f"{name}  {lookup(name).text(value)}")
     if hosts.first():
         options = {"tasks": [*request.tasks], "metrics": [*request.metrics], "ood": [*request.ood]}
+        options["features"] = request.features
         for task, result in results.items():
             results[task] = record.save(workdir, task, which, result, options)
     for values, reasons, panels in (earlier | results).values():

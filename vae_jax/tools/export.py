@@ -234,14 +234,15 @@ def write(
     *,
     which: str | int = "best",
     data_dir: str = "",
+    files: workdir.Files = workdir.UNMOVED,
     say: Callable[[str], None] = print,
 ) -> str:
-    """Export from a run's folder; the path of the file.
+    """Export from a run's folder; the path of the file. ``files``: what has moved since.
 
     Raises:
       UserError: there is no such run, or its model has no such part.
     """
-    s, state, meta = workdir.restore(folder, which, data_dir=data_dir, say=say)
+    s, state, meta = workdir.restore(folder, which, data_dir=data_dir, files=files, say=say)
     params = step.averaged(state)
     about = {}
     function, arguments = program(what, s, params)
@@ -291,6 +292,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("checkpoint", "best", "best or latest", flag_values=values)
     moved = "where TFDS data is, if it moved"
     flags.DEFINE_string("data_dir", "", moved, flag_values=values)
+    flags_lib.define_files(values)
 
 
 def run(argv: list[str]) -> int:
@@ -298,8 +300,8 @@ def run(argv: list[str]) -> int:
     values, _ = flags_lib.parse(argv, define)
     if not values.workdir:
         raise UserError("workdir: want --workdir=FOLDER")
-    options = {"which": values.checkpoint, "data_dir": values.data_dir}
-    path = write(values.workdir, values.what, **options)
+    files = workdir.Files.from_flags(values)
+    path = write(values.workdir, values.what, which=values.checkpoint, files=files)
     print(f"{path}  {len(epath.Path(path).read_bytes()) / 2**20:.1f} MiB")
     return 0
 

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from vae_jax.config import UserError
+from vae_jax.config import UserError, without_places
 from vae_jax.mesh import hosts, store
 
 PATIENCE = 20  # seconds for a save under way to end after an error
@@ -70,7 +70,11 @@ def digests(folder: str) -> dict[str, str]:
 
 def steps(workdir: str) -> list[int]:
     """The steps of a workdir in rising order, good or not."""
-    names = store.names(os.path.join(workdir, "checkpoints"))
+    folder = os.path.join(workdir, "checkpoints")
+    try:
+        names = store.names(folder)
+    except OSError as error:  # a link to itself, or without the right to it
+        raise UserError(f"{folder}: cannot be read: {error.strerror or error}") from None
     return sorted(int(name) for name in names if name.isdecimal())
 
 
@@ -87,7 +91,7 @@ def _manifest(workdir: str, step: int) -> dict[str, Any] | None:
     """The manifest of a step; None where it is damaged: no JSON, or it names no file."""
     try:
         manifest = json.loads(_manifest_path(workdir, step).read_bytes())
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         return None
     if not isinstance(manifest, dict) or not manifest.keys() - {CONFIG}:
         return None
@@ -95,9 +99,12 @@ def _manifest(workdir: str, step: int) -> dict[str, Any] | None:
 
 
 def config_fields(workdir: str, step: int) -> dict[str, Any] | None:
-    """The config's fields that a step was saved with; None: its manifest has none."""
+    """The config's fields that a step was saved with; None: its manifest has none.
+
+    Of the user's own files the folder is left out: files may move, and data.json knows them.
+    """
     fields = (_manifest(workdir, step) or {}).get(CONFIG)
-    return fields if isinstance(fields, dict) else None
+    return without_places(fields) if isinstance(fields, dict) else None
 
 
 def fault(workdir: str, step: int) -> str | None:

@@ -86,7 +86,7 @@ def _history_lines(path: str) -> list[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
             row["step"], row["split"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             if number == len(lines) - 1:
                 break
             raise UserError(

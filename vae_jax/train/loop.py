@@ -78,12 +78,17 @@ class Stop:
 
 
 def train(
-    c: ConfigDict, workdir: str, say: Tell = print, profile: tuple[int, int] | None = None
+    c: ConfigDict,
+    workdir: str,
+    say: Tell = print,
+    profile: tuple[int, int] | None = None,
+    accept_changed: bool = False,
 ) -> bool:
     """Train from nothing or from the workdir's last good checkpoint to ``c.steps``.
 
-    ``say`` takes one line for the person; ``profile``: the steps (a, b) to trace. Returns True, or
-    False where a signal stopped it.
+    ``say`` takes one line for the person; ``profile``: the steps (a, b) to trace;
+    ``accept_changed``: go on though the run's data changed. Returns True, or False where a signal
+    stopped it.
 
     Raises:
       UserError: bad input; or a loss that is not finite, with its step and the term.
@@ -105,7 +110,7 @@ def train(
             configs = {workdir: c} | {folder: one for one, folder in folders}
             for folder, one in configs.items():
                 locks.callback(os.close, claim(folder, one, say))
-                keep_data(folder, one, parts.dataset)
+                keep_data(folder, one, parts.dataset, accept_changed=accept_changed, say=say)
 
         hosts.agree(claim_all)
         for line in opening(parts):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import flags as absl_flags
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -20,7 +21,7 @@ from vae_jax import data, models, nets
 from vae_jax.config import UserError
 from vae_jax.mesh import rules as sharding
 from vae_jax.mesh import store
-from vae_jax.train import checkpoint, log, step
+from vae_jax.train import checkpoint, contract, log, step
 from vae_jax.train import program as compile_lib
 
 # Fields that may differ when a run goes on: they change no number of it.
@@ -55,6 +56,7 @@ def setup(c: ConfigDict) -> Setup:
     Raises:
       UserError: they do not.
     """
+    c = config_lib.absolute(c)
     config_lib.validate(c)
     mesh = sharding.make_mesh(c.mesh)
     convolutional = {c.encoder.name, c.decoder.name} & nets.CONVOLUTIONAL
@@ -68,6 +70,9 @@ def setup(c: ConfigDict) -> Setup:
     sharding.check_replicas(config_lib.replica_count(c), mesh)
     alone = config_lib.override(c, {})
     params = compile_lib.shapes(alone, s.model, mesh)[0].params
+    contract.check_signature(
+        config_lib.resolve("objective", c.objective.name), f"objective.name={c.objective.name}"
+    )
     names = step.check(alone, s.model, dataset, params)
     objective = c.objective.name
     if c.eval.select not in names:
@@ -115,16 +120,22 @@ def opening(s: Setup) -> list[str]:
     return [line, *s.dataset.notes, f"program: {program} on {devices}" + f", {axes}" * bool(axes)]
 
 
-def keep_data(workdir: str, c: ConfigDict, dataset: data.Dataset) -> None:
+def keep_data(
+    workdir: str,
+    c: ConfigDict,
+    dataset: data.Dataset,
+    *,
+    accept_changed: bool = False,
+    say: Callable[[str], Any] = print,
+) -> None:
     """Write data.json: what a run must find again to go on with the same images and functions.
 
     Raises:
       UserError: the run in the workdir has checkpoints and was trained on other images, or with
-        another text of an own loss or net.
+        another text of an own loss or net, and ``accept_changed`` is not set.
     """
     if _has_saved(workdir):
-        check_data(workdir, dataset)
-        check_sources(workdir, c)
+        check_data(workdir, c, dataset, accept_changed=accept_changed, say=say)
     identity = data.identity(dataset) | {"sources": config_lib.sources(c)}
     checkpoint.write_json(os.path.join(workdir, "data.json"), identity)
 
@@ -136,35 +147,73 @@ def _saved_identity(workdir: str) -> dict[str, Any] | None:
         return None
     try:
         identity = json.loads(path.read_bytes())
-        return identity | {"sources": dict(identity.get("sources", {}))}
-    except (ValueError, AttributeError, TypeError):
-        raise UserError(
-            f"{path}: not the description of a run's data; delete it to go on"
-        ) from None
+        dict(identity["splits"])
+        known = {"name": str(identity["name"]), "sources": dict(identity.get("sources", {}))}
+        return identity | known
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        why = "not the description of a run's data"
+        raise UserError(f"{path}: {why}; --accept_changed_data goes on without it") from None
 
 
-def check_data(workdir: str, dataset: data.Dataset) -> None:
-    """Raise where a run's images, classes or splits are not those that it was trained on."""
-    identity = _saved_identity(workdir)
+def check_data(
+    workdir: str,
+    c: ConfigDict,
+    dataset: data.Dataset,
+    *,
+    accept_changed: bool = False,
+    say: Callable[[str], Any] = print,
+) -> None:
+    """Raise where a run's images, classes, splits or own functions changed since it was trained.
+
+    ``accept_changed``: say so in one line in the place of raising. Where the files lie does not
+    count.
+    """
+    try:
+        identity = _saved_identity(workdir)
+    except UserError as error:
+        if not accept_changed:
+            raise
+        say(f"{error}; accepted")
+        return
     if identity is None:
         return
-    changed = config_lib.differences(identity, data.identity(dataset), ("sources",))
-    if changed:
-        why = f"its data changed since it was trained ({'; '.join(changed)})"
-        want = f"want them as they were, or delete {workdir}/data.json if you mean it"
-        raise UserError(f"workdir={workdir}: {why}; {want}")
+    kinds = {
+        "its data": _data_changes(identity, dataset),
+        "its own functions": _source_changes(identity, c),
+    }
+    reasons = []
+    for what, changed in kinds.items():
+        if changed:
+            reasons.append(f"{what} changed since it was trained ({'; '.join(changed)})")
+    if not reasons:
+        return
+    why = "; ".join(reasons)
+    if accept_changed:
+        say(f"workdir={workdir}: {why}; accepted")
+        return
+    raise UserError(
+        f"workdir={workdir}: {why}; want it as it was, or --accept_changed_data if you mean it"
+    )
 
 
-def check_sources(workdir: str, c: ConfigDict) -> None:
-    """Raise where the text of an own loss or net is not that which the run was trained with."""
-    identity = _saved_identity(workdir) or {"sources": {}}
+def _data_changes(identity: dict[str, Any], dataset: data.Dataset) -> list[str]:
+    """How the images, classes and splits differ from those in data.json."""
+    trees = []
+    for tree in (identity, data.identity(dataset)):
+        fields = config_lib.without_places({"data.name": tree["name"]})
+        trees.append(tree | {"name": fields["data.name"]})
+    return config_lib.differences(*trees, ("sources",))
+
+
+def _source_changes(identity: dict[str, Any], c: ConfigDict) -> list[str]:
+    """Which own losses and nets have another text than that in data.json."""
+    changed = []
     for field, now in config_lib.sources(c).items():
         before = identity["sources"].get(field, now)  # runs of older versions have none
         if before != now:
             name = c[field.partition(".")[0]].name
-            why = f"{name} changed since the run was trained ({before} -> {now})"
-            want = f"want it as it was, another workdir, or delete {workdir}/data.json"
-            raise UserError(f"{field}: {why}; {want} if you mean it")
+            changed.append(f"{field}={name}: text {before} -> {now}")
+    return changed
 
 
 def _lock(workdir: str) -> int:
@@ -190,8 +239,9 @@ def _check_config(workdir: str, c: ConfigDict, say: Callable[[str], Any]) -> Non
     saved = _has_saved(workdir)
     if path.exists():
         try:
-            before = read_config(workdir)
-            changed = config_lib.differences(before, c, _free(before, c))
+            before = config_lib.absolute(read_config(workdir))
+            movable = epath.Path(workdir, "data.json").exists()
+            changed = _config_changes(before, c, movable)
         except UserError:
             if saved:
                 raise
@@ -211,6 +261,14 @@ def _check_config(workdir: str, c: ConfigDict, say: Callable[[str], Any]) -> Non
         raise UserError(
             f"workdir={workdir}: holds checkpoints but no config.json; want another workdir"
         )
+
+
+def _config_changes(before: ConfigDict, now: ConfigDict, movable: bool) -> list[str]:
+    """The fields that differ and must not; ``movable``: own files may lie elsewhere."""
+    fields = [config_lib.flatten(config_lib.to_json(c)) for c in (before, now)]
+    if movable:
+        fields = [config_lib.without_places(one) for one in fields]
+    return config_lib.differences(*fields, _free(before, now))
 
 
 def _free(before: ConfigDict, now: ConfigDict) -> tuple[str, ...]:
@@ -234,7 +292,7 @@ def _has_saved(workdir: str) -> bool:
 
 def manifest_fields(c: ConfigDict) -> dict[str, Any]:
     """The fields of a config that a manifest keeps: those that may not change."""
-    fields = config_lib.flatten(config_lib.to_json(c))
+    fields = config_lib.without_places(config_lib.flatten(config_lib.to_json(c)))
     return {name: value for name, value in fields.items() if not name.startswith(FREE)}
 
 
@@ -313,7 +371,7 @@ def read_config(workdir: str) -> ConfigDict:
         raise UserError(f"workdir={workdir}: is a file; want a folder") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: want an object with the fields of a config, not {tree!r:.40}")
@@ -326,6 +384,36 @@ def read_config(workdir: str) -> ConfigDict:
         return config_lib.from_json(tree)
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Where the files are now that a run was trained from, and whether they may have changed.
+
+    Args:
+      data_dir: TFDS's folder; '' where it was.
+      data_path: the path that ``folder:``, ``npz:`` or an own function in ``data.name`` has.
+      code_path: the folder of own losses and nets.
+      accept_changed: data and own functions that changed since are one line, not an error.
+    """
+
+    data_dir: str = ""
+    data_path: str = ""
+    code_path: str = ""
+    accept_changed: bool = False
+
+    @classmethod
+    def from_flags(cls, values: absl_flags.FlagValues) -> "Files":
+        """What the flags of :func:`vae_jax.cli.define_files` say."""
+        return cls(
+            data_dir=values.data_dir,
+            data_path=values.data_path,
+            code_path=values.code_path,
+            accept_changed=values.accept_changed_data,
+        )
+
+
+UNMOVED = Files()
 
 
 class Restored(NamedTuple):
@@ -341,16 +429,16 @@ def restore(
     which: str | int = "best",
     *,
     data_dir: str = "",
+    files: Files = UNMOVED,
     mesh: Sequence[tuple[str, str]] = (),
     say: Callable[[str], Any] = print,
-    same_sources: bool = True,
 ) -> Restored:
     """(Setup, state, meta) of a good checkpoint: 'best' by validation, 'latest' or a step.
 
     The mesh has all devices on ``data``. ``mesh`` has [(field, value)] of the config that change
     no figure, such as ("mesh.model", "2") and ("eval.batch", "50"). ``meta["latest"]`` is the meta
-    of the latest step: how long the whole run has taken. ``same_sources``: the run's own loss and
-    nets must have the text that it was trained with.
+    of the latest step: how long the whole run has taken. ``files``: what has moved or changed;
+    ``data_dir`` is short for ``Files(data_dir=…)``.
 
     Raises:
       UserError: there is no run, no good checkpoint in it, or a file of it is damaged.
@@ -364,13 +452,12 @@ def restore(
     c.mesh.data = -1  # of this machine, not of the one that trained
     for axis in ("fsdp", "model", "samples"):
         c.mesh[axis] = 1
-    c = flags.apply(c, mesh)
-    if data_dir:
-        c.data.dir = data_dir
+    c = config_lib.absolute(flags.apply(c, mesh))
+    c.data.dir = files.data_dir or data_dir or c.data.dir
+    config_lib.move(c, files.data_path, files.code_path)
+    config_lib.check_places(c)
     s = setup(c)
-    check_data(workdir, s.dataset)
-    if same_sources:
-        check_sources(workdir, c)
+    check_data(workdir, c, s.dataset, accept_changed=files.accept_changed, say=say)
     shapes, places = compile_lib.shapes(c, s.model, s.mesh)
     return Restored(s, *read_checkpoint(workdir, shapes, places, which, say))
 
@@ -408,9 +495,10 @@ def begin_from(folder: str, state: Any, places: Any) -> Any:
       UserError: there is no such run, or it has no such part.
     """
     try:
-        other = restore(folder, "latest", same_sources=False).state
+        other = restore(folder, "latest", files=Files(accept_changed=True)).state
     except UserError as error:
-        raise UserError(str(error).replace("workdir=", "init_from=", 1)) from None
+        why = str(error).removeprefix(f"workdir={folder}: ")
+        raise UserError(f"init_from={folder}: {why}") from None
     ours = state.params
     taken = {}
     for part, theirs in step.averaged(other).items():
