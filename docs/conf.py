@@ -1,5 +1,6 @@
 """Sphinx: MyST pages, docstrings as they are, every warning an error (``make docs``)."""
 
+import os
 import pathlib
 import re
 import sys
@@ -13,7 +14,7 @@ from sphinx.application import Sphinx  # noqa: E402
 
 project = "vae_jax"
 author = "the authors of vae_jax"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 exclude_patterns = ["generated"]
 html_theme = "furo"
 html_title = "vae_jax"
@@ -22,6 +23,15 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 smartquotes = False
+
+# Two pages are notebooks: they run in an empty folder, and an error in one ends the build.
+myst_enable_extensions = ["dollarmath"]
+nb_execution_mode = "auto"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600  # seconds of a cell
+nb_merge_streams = True
+os.environ["PYTHONPATH"] = str(HERE.parent)
 
 reference.write(HERE / "generated")
 

@@ -1,11 +1,24 @@
-"""What README and the pages of docs tell a user to type works."""
+"""What README and the pages of docs tell a user to type works.
 
+Every command of a shell block has its flags read and its config checked; those that take seconds
+also run, shortened (slow); ``FLAGS_ONLY`` and ``NOT_RUN`` name the others, each with its reason.
+"""
+
+import importlib
+import os
 import pathlib
 import re
+import shlex
+import stat
 import subprocess
 import sys
 
+import numpy as np
+import PIL.Image
 import pytest
+
+from vae_jax import cli, config
+from vae_jax.config import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -16,6 +29,35 @@ SHORT = (
     "--config.optim.warmup=0",
     "--config.eval.iw_k=1",
 )
+SHORTER = (
+    *("--config.steps=4", "--config.eval.every=4", "--config.log_every=4"),
+    *("--config.steps_per_call=1", "--config.batch=16", "--config.eval.batch=20"),
+    *("--config.optim.warmup=0", "--config.eval.iw_k=1"),
+)
+# Commands that hold these words are no program of ours, or need what a test has not.
+NOT_RUN = {
+    "make train": "makes an environment from the network; benchmarks/clone.py does",
+    "make test": "is this test's own command; .ci/run does",
+    "pip install": "needs a network",
+    "import datasets": "needs a network",
+    "unzip -q img_align_celeba.zip": "needs CelebA's file",
+    "ln -s /data/ILSVRC": "needs ImageNet's files",
+    "launch/tpu_pod.sh": "needs a Cloud TPU; test_launch.py sees that it creates nothing unfilled",
+    "sbatch": "needs a cluster",
+    "kubectl": "needs a cluster",
+}
+# Commands whose flags and config are checked, and that do not run here.
+FLAGS_ONLY = {
+    "--data_dir=~/data": "minutes, and needs data; results/NAME.json has the command that ran",
+    "configs/mnist": "the same",
+    "hf:": "needs data sets of the hub; test_hub.py reads such",
+    "imagenet64": "needs an accelerator",
+    "--peer=torch": "needs PyTorch; tests/benchmarks/test_peer.py",
+    "fashion": "minutes, and needs data",
+    "study": "minutes; tests/tools/test_study.py runs a small one",
+}
+ONE_OFF = "--config=configs/mnist.py --config.data.name=folder:"  # mnist's net on own images
+PLACES = ("/path/to/images", "/path/to/faces", "~/celeba")
 
 
 def blocks(page: pathlib.Path, language: str) -> list[str]:
@@ -24,8 +66,26 @@ def blocks(page: pathlib.Path, language: str) -> list[str]:
 
 
 def commands(page: pathlib.Path) -> list[str]:
-    """The lines of a page's shell blocks."""
-    return "\n".join(blocks(page, "sh")).splitlines()
+    """The commands of a page's shell blocks, and of its lists of ``vae-jax``, without comments."""
+    lines = "\n".join(blocks(page, "sh")).splitlines()
+    for text in blocks(page, "text"):
+        for line in text.splitlines():
+            lines += [f"vae-jax{words}" for words in line.split("vae-jax")[1:]]
+    lines = [re.sub(r"\s+#.*", "", line).strip() for line in lines]
+    return list(filter(None, lines))
+
+
+def reason(command: str, table: dict[str, str]) -> str:
+    """Why a table has a command; '' where it has not."""
+    for words, why in table.items():
+        if words in command:
+            return why
+    return ""
+
+
+def runs(command: str) -> bool:
+    """Whether the slow test runs a command."""
+    return ONE_OFF in command or not reason(command, NOT_RUN | FLAGS_ONLY)
 
 
 def write_example(page: pathlib.Path, name: str, folder: pathlib.Path) -> None:
@@ -33,6 +93,15 @@ def write_example(page: pathlib.Path, name: str, folder: pathlib.Path) -> None:
     (source,) = (text for text in blocks(page, "python") if text.startswith(f"# {name}\n"))
     assert len(source.strip().splitlines()) <= 20
     (folder / name).write_text(source)
+
+
+def write_examples(folder: pathlib.Path) -> None:
+    """Every file that a page shows."""
+    for page in PAGES:
+        for text in blocks(page, "python"):
+            match = re.match(r"# (my_\w+\.py)\n", text)
+            if match:
+                (folder / match[1]).write_text(text)
 
 
 def run(folder: pathlib.Path, command: list[str]) -> None:
@@ -48,7 +117,7 @@ def command_with(page: pathlib.Path, words: str) -> list[str]:
     return next(line for line in commands(page) if words in line).split()
 
 
-def test_the_own_loss_of_readme_trains(tmp_path):
+def test_the_own_loss_of_readme_trains(tmp_path: pathlib.Path):
     page = ROOT / "README.md"
     write_example(page, "my_loss.py", tmp_path)
     command = command_with(page, "my_loss:hinge_rate")
@@ -56,7 +125,7 @@ def test_the_own_loss_of_readme_trains(tmp_path):
     assert '"rate": 12.0' in (tmp_path / "runs/mine/config.json").read_text()
 
 
-def test_the_own_net_data_and_metric_of_the_pages_run(tmp_path):
+def test_the_own_net_data_and_metric_of_the_pages_run(tmp_path: pathlib.Path):
     nets, data, evaluate = (ROOT / f"docs/{name}.md" for name in ("nets", "data", "evaluate"))
     write_example(nets, "my_nets.py", tmp_path)
     write_example(data, "my_data.py", tmp_path)
@@ -65,14 +134,151 @@ def test_the_own_net_data_and_metric_of_the_pages_run(tmp_path):
     command += [flag for flag in command_with(data, "my_data:stripes") if "data.name" in flag]
     workdir = "--workdir=runs/digits"  # as the page of evaluation calls it; the last flag wins
     run(tmp_path, [*command, workdir, f"--config={ROOT}/configs/digits.py", *SHORT])
-    config = (tmp_path / "runs/digits/config.json").read_text()
-    assert '"width": 128' in config and '"name": "my_data:stripes"' in config
+    config_file = (tmp_path / "runs/digits/config.json").read_text()
+    assert '"width": 128' in config_file
+    assert re.search(r'"name": ".*my_data(\.py)?:stripes"', config_file)
     run(tmp_path, command_with(evaluate, "my_metrics.py:mean_pixel"))
     assert '"mean_pixel"' in (tmp_path / "runs/digits/metrics.json").read_text()
 
 
+# --- every command -------------------------------------------------------------------------------
+
+
+def check_flags(words: list[str]) -> None:
+    """Read the flags of a command as its program does, and check the config that they make."""
+    if words[0] == "vae-jax":
+        from vae_jax.tools import console
+
+        place = console.MODULES.get(words[1], words[1])
+        words = ["python", "-m", place, *words[2:]]
+    assert words[0] == "python", words
+    if words[1] == "-m":
+        name = words[2]
+        rest = words[3:]
+    else:
+        name = words[1].removesuffix(".py")
+        rest = words[2:]
+    if name.endswith("launch"):
+        at = rest.index("--")
+        check_flags(["python", *rest[at + 1 :]])
+        rest = rest[:at]
+    module = importlib.import_module(name)
+    if not hasattr(module, "define"):  # argparse: runs in the slow test
+        assert name in ("vae_jax.data", "vae_jax.data.__main__", "vae_jax.tools.predict")
+        return
+    values, pairs = cli.parse([name, *rest], module.define)
+    if "config" in values and not name.endswith("study"):
+        config.validate(cli.apply(config.load(values.config), pairs))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_name_what_exists(page):
+def test_the_flags_of_every_command_are_known(
+    page: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    write_examples(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for command in commands(page):
+        if reason(command, NOT_RUN):
+            continue
+        words = shlex.split(command)
+        if words[:1] == ["vae-jax"] and words[1] == "launch":
+            words[words.index("train")] = "train.py"
+        try:
+            check_flags(words)
+        except UserError as error:
+            pytest.fail(f"{command}: {error}")
+
+
+def test_a_reason_is_of_a_command_that_is_there():
+    every = []
+    for page in PAGES:
+        every += commands(page)
+    for words in (*NOT_RUN, *FLAGS_ONLY, ONE_OFF, *PLACES):
+        assert any(words in command for command in every), words
+
+
+def write_images(folder: pathlib.Path, shape: tuple[int, ...], suffix: str = "png") -> None:
+    """Twenty images of noise."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for i in range(20):
+        PIL.Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / f"{i}.{suffix}")
+
+
+@pytest.fixture
+def reader(tmp_path: pathlib.Path) -> pathlib.Path:
+    """The folder of someone who follows the pages: own files, images, the two commands."""
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    write_examples(folder)
+    for name in ("ant", "bee"):
+        write_images(folder / "path/to/images" / name, (40, 30, 3))
+        write_images(folder / "path/to/faces" / name, (112, 92))
+    write_images(folder / "celeba/img_align_celeba", (218, 178, 3), "jpg")
+    write_images(folder / "folder", (8, 8))
+    PIL.Image.new("L", (8, 8)).save(folder / "image.png")
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    np.savez(folder / "my_images.npz", images=images, labels=np.arange(60) % 3)
+    for name, words in (("python", ""), ("vae-jax", " -m vae_jax.tools.console")):
+        program = folder / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\nexec {sys.executable}{words} "$@"\n')
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    for name in ("train.py", "eval.py", "benchmark.py", "configs", "vae_jax", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def shortened(command: str, folder: pathlib.Path) -> str:
+    """The command on the reader's images, with few steps of few images."""
+    for place in PLACES:
+        command = command.replace(place, str(folder / place.strip("~/")))
+    if "benchmark.py" in command:
+        return f"{command} --rounds=2 --seconds=0.01"
+    if "train" in command and "--explain" not in command:
+        return f"{command} {' '.join(SHORTER)}"
+    return command
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(map(runs, commands(page)))], ids=lambda page: page.name
+)
+def test_every_command_runs(page: pathlib.Path, reader: pathlib.Path):
+    """Short, in a shell; those of the page of pods with four virtual devices."""
+    environment = os.environ | {
+        "PATH": f"{reader}/bin:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    if page.name == "pods.md":
+        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    every = [command for command in commands(page) if runs(command)]
+    if page.name == "evaluate.md":
+        every.insert(0, "python train.py --config=digits --workdir=runs/digits")
+    if page.name == "library.md":
+        every = [
+            line.replace(" classifier.jax", " runs/digits/export/classifier.jax") for line in every
+        ]
+    for command in every:
+        done = subprocess.run(
+            ["bash", "-c", shortened(command, reader)],
+            cwd=reader,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+# --- what the pages name -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_name_what_exists(page: pathlib.Path):
     text = "\n".join(commands(page))
     for path in re.findall(r"configs/\w+\.py|launch/[\w.]+", text):
         assert (ROOT / path).is_file(), path
@@ -84,8 +290,20 @@ def test_commands_name_what_exists(page):
         assert f"\n{target}:" in makefile, target
 
 
+def test_the_recipes_name_what_exists():
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"run: make (\w+)", workflow)
+    assert targets == ["test", "docs"] and all(f"\n{name}:" in makefile for name in targets)
+    pages = (ROOT / ".readthedocs.yaml").read_text()
+    for name in re.findall(r"(?:requirements|configuration): (\S+)", pages):
+        assert (ROOT / name).is_file(), name
+    image = (ROOT / "Dockerfile").read_text()
+    assert "requirements.lock" in image and 'ENTRYPOINT ["vae-jax"]' in image
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page):
+def test_links_lead_to_files(page: pathlib.Path):
     for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if not link.startswith("http"):
             assert (page.parent / link).exists(), link

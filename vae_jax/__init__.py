@@ -10,11 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vae_jax.tools.library import Run, UserError, fit, load
+    from vae_jax.tools.library import Exported, Run, UserError, fit, load
 
 __version__ = "0.1.0"
 
-__all__ = ["Run", "UserError", "fit", "load"]
+__all__ = ["Exported", "Run", "UserError", "fit", "load"]
 
 
 def __getattr__(name: str) -> Any:

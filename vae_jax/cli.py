@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vae_jax import config as config_lib
 from vae_jax.config import UserError
+from vae_jax.config.fields import UNTYPED
 from vae_jax.mesh import hosts
 
 PREFIX = "--config."
@@ -111,6 +112,8 @@ def _set(c: ConfigDict, field: str, text: str) -> None:
     old = flat[field]
     if field in NAMES:
         old = ()
+    if field in UNTYPED:
+        old = None
     try:
         value = parse_value(text, old)
     except (TypeError, ValueError, SyntaxError):

@@ -1,7 +1,10 @@
 """Folders of images as people and machines leave them."""
 
 import os
+import pathlib
 import shutil
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -13,7 +16,7 @@ from vae_jax.config import UserError
 from vae_jax.data import predict
 
 
-def test_folder_of_classes(tmp_path):
+def test_folder_of_classes(tmp_path: pathlib.Path):
     folder_of_images(tmp_path / "images", {"cat": 20, "dog": 10})
     (tmp_path / "images" / "cat" / ".hidden.png").write_bytes(b"no image")
     (tmp_path / "images" / "cat" / "notes.txt").write_text("no image")
@@ -41,7 +44,7 @@ def test_folder_of_classes(tmp_path):
     assert 255 in np.concatenate([s.image[:, 0, 0, 0] for s in data.load(c)[4:7]])
 
 
-def test_folder_with_train_and_test(tmp_path):
+def test_folder_with_train_and_test(tmp_path: pathlib.Path):
     folder_of_images(tmp_path / "train", {"a": 6, "b": 6})
     folder_of_images(tmp_path / "test", {"a": 1, "b": 2})
     d = data.load(config(name=f"folder:{tmp_path}", size=8, validation=0.5))
@@ -50,8 +53,14 @@ def test_folder_with_train_and_test(tmp_path):
     np.testing.assert_array_equal(d.test.label, [0, 1, 1])
 
 
-def test_images_of_every_mode_and_size(tmp_path):
-    def read(image, suffix="png", size=4, channels=3, **options):
+def test_images_of_every_mode_and_size(tmp_path: pathlib.Path):
+    def read(
+        image: PIL.Image.Image,
+        suffix: str = "png",
+        size: int | tuple[int, int] = 4,
+        channels: int = 3,
+        **options: Any,
+    ):
         image.save(tmp_path / f"x.{suffix}", **options)
         return predict.read(tmp_path / f"x.{suffix}", (size, size, channels))
 
@@ -83,25 +92,25 @@ def test_images_of_every_mode_and_size(tmp_path):
     )
 
 
-def _empty(root):
+def _empty(root: pathlib.Path):
     root.mkdir()
 
 
-def _no_images(root):
+def _no_images(root: pathlib.Path):
     folder_of_images(root, {"a": 4})
     (root / "b").mkdir()
 
 
-def _one_image(root):
+def _one_image(root: pathlib.Path):
     folder_of_images(root, {"a": 4, "b": 1})
 
 
-def _unreadable(root):
+def _unreadable(root: pathlib.Path):
     folder_of_images(root, {"a": 4, "b": 4})
     (root / "b" / "2.png").write_bytes((root / "b" / "1.png").read_bytes()[:40])
 
 
-def _test_class_unknown(root):
+def _test_class_unknown(root: pathlib.Path):
     folder_of_images(root / "train", {"a": 4, "b": 4})
     folder_of_images(root / "test", {"a": 4, "c": 4})
 
@@ -117,23 +126,25 @@ def _test_class_unknown(root):
         (_test_class_unknown, "class c is in test/, not in train/"),
     ],
 )
-def test_bad_folders_are_one_line(tmp_path, make, message):
+def test_bad_folders_are_one_line(
+    tmp_path: pathlib.Path, make: Callable[[pathlib.Path], None], message: str
+):
     make(tmp_path / "images")
     with pytest.raises(UserError, match=message) as error:
         data.load(config(name=f"folder:{tmp_path / 'images'}", size=8))
     assert "\n" not in str(error.value) and not list(tmp_path.glob("cache/*/*image.npy*"))
 
 
-def test_folder_needs_a_size(tmp_path):
+def test_folder_needs_a_size(tmp_path: pathlib.Path):
     with pytest.raises(UserError, match=r"^data\.size=0: want"):
         data.load(config(name=f"folder:{tmp_path}"))
 
 
-def load(root, **changes):
-    return data.load(config(name=f"folder:{root}", size=8, **changes))
+def load(root: pathlib.Path, size: int | tuple[int, int] = 8, **changes: Any):
+    return data.load(config(name=f"folder:{root}", size=size, **changes))
 
 
-def pixels(dataset):
+def pixels(dataset: data.Dataset):
     """All images of a data set with their labels, in order of their bytes."""
     rows = []
     for split in dataset[4:7]:
@@ -142,7 +153,7 @@ def pixels(dataset):
     return sorted(rows)
 
 
-def noise(root, classes, n, seed=0, mode="RGB"):
+def noise(root: pathlib.Path, classes: Iterable[str], n: int, seed: int = 0, mode: str = "RGB"):
     """n images of noise in each class, all different."""
     rng = np.random.default_rng(seed)
     for name in classes:
@@ -156,7 +167,7 @@ def noise(root, classes, n, seed=0, mode="RGB"):
 # ---- links --------------------------------------------------------------------------------------
 
 
-def test_links_to_folders_and_files_are_followed(tmp_path):
+def test_links_to_folders_and_files_are_followed(tmp_path: pathlib.Path):
     noise(tmp_path / "real", "ab", 12)
     linked = tmp_path / "linked"
     (linked / "b").mkdir(parents=True)
@@ -172,14 +183,14 @@ def test_links_to_folders_and_files_are_followed(tmp_path):
     assert pixels(load(files)) == pixels(load(tmp_path / "real"))
 
 
-def test_a_link_to_the_folder_of_classes_brings_no_other_class(tmp_path):
+def test_a_link_to_the_folder_of_classes_brings_no_other_class(tmp_path: pathlib.Path):
     noise(tmp_path / "images", "ab", 12)
     before = pixels(load(tmp_path / "images"))
     (tmp_path / "images" / "a" / "up").symlink_to(tmp_path / "images")
     assert pixels(load(tmp_path / "images")) == before
 
 
-def test_an_image_of_the_same_name_and_size_behind_a_link_is_seen(tmp_path):
+def test_an_image_of_the_same_name_and_size_behind_a_link_is_seen(tmp_path: pathlib.Path):
     noise(tmp_path / "real", "ab", 6)
     (tmp_path / "images").mkdir()
     for name in "ab":
@@ -191,7 +202,7 @@ def test_an_image_of_the_same_name_and_size_behind_a_link_is_seen(tmp_path):
 
 
 @pytest.mark.parametrize("memory_mb", [4096, 0])
-def test_images_that_are_replaced_behind_a_link_are_seen(tmp_path, memory_mb):
+def test_images_that_are_replaced_behind_a_link_are_seen(tmp_path: pathlib.Path, memory_mb: int):
     noise(tmp_path / "real", "ab", 12)
     (tmp_path / "images").mkdir()
     for name in "ab":
@@ -208,7 +219,7 @@ def test_images_that_are_replaced_behind_a_link_are_seen(tmp_path, memory_mb):
     assert pixels(after) == pixels(load(tmp_path / "copy"))
 
 
-def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path):
+def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path: pathlib.Path):
     noise(tmp_path, "ab", 6)
     (tmp_path / "a" / "lost.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match=r"a/lost\.png: not a readable image"):
@@ -219,7 +230,7 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("train", "val"), ("Training", "valid", "Test")])
-def test_folders_of_splits_are_splits(tmp_path, names):
+def test_folders_of_splits_are_splits(tmp_path: pathlib.Path, names: tuple[str, ...]):
     for i, name in enumerate(names):
         noise(tmp_path / name, "ab", 5 + i, seed=i)
     d = load(tmp_path)
@@ -230,19 +241,19 @@ def test_folders_of_splits_are_splits(tmp_path, names):
         assert len(d.train.image) + len(d.test.image) == 10
 
 
-def test_classes_that_are_called_as_splits_stay_classes(tmp_path):
+def test_classes_that_are_called_as_splits_stay_classes(tmp_path: pathlib.Path):
     noise(tmp_path, ("train", "bus", "car"), 6)
     assert load(tmp_path).classes == ("bus", "car", "train")
 
 
-def test_splits_without_train_are_one_line(tmp_path):
+def test_splits_without_train_are_one_line(tmp_path: pathlib.Path):
     noise(tmp_path / "val", "ab", 6)
     noise(tmp_path / "test", "ab", 6)
     with pytest.raises(UserError, match=r"has test/ and val/, but no train/"):
         load(tmp_path)
 
 
-def test_hidden_folders_and_other_files_are_never_data(tmp_path):
+def test_hidden_folders_and_other_files_are_never_data(tmp_path: pathlib.Path):
     noise(tmp_path / "images", "ab", 8)
     shutil.copytree(tmp_path / "images", tmp_path / "clean")
     for name in (".ipynb_checkpoints", "@eaDir/0_1.png", "#recycle", "__MACOSX"):
@@ -261,7 +272,7 @@ def test_hidden_folders_and_other_files_are_never_data(tmp_path):
     assert len(found) == 16 and not any("@" in str(f) or "MAC" in str(f) for f in found)
 
 
-def test_a_pipe_that_is_named_as_an_image_is_refused(tmp_path):
+def test_a_pipe_that_is_named_as_an_image_is_refused(tmp_path: pathlib.Path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match=r"pipe\.png: not a readable image \(no regular file\)"):
         predict.read(tmp_path / "pipe.png", (8, 8, 3))
@@ -270,7 +281,7 @@ def test_a_pipe_that_is_named_as_an_image_is_refused(tmp_path):
 # ---- names --------------------------------------------------------------------------------------
 
 
-def test_names_that_are_not_utf8_are_read_and_escaped(tmp_path):
+def test_names_that_are_not_utf8_are_read_and_escaped(tmp_path: pathlib.Path):
     root = tmp_path / "images"
     noise(root, ("plain", os.fsdecode(b"caf\xe9"), "red\x1b[31m", "日本"), 6)
     os.rename(root / "plain" / "0_1.png", os.fsencode(root / "plain") + b"/r\xe9.png")
@@ -285,7 +296,7 @@ def test_names_that_are_not_utf8_are_read_and_escaped(tmp_path):
     str(error.value).encode()
 
 
-def test_all_unreadable_images_are_named_at_once(tmp_path):
+def test_all_unreadable_images_are_named_at_once(tmp_path: pathlib.Path):
     root = tmp_path / "images"
     noise(root / "train", "ab", 8)
     noise(root / "test", "ab", 8)
@@ -300,7 +311,7 @@ def test_all_unreadable_images_are_named_at_once(tmp_path):
 # ---- splits of a folder that grows, channels ----------------------------------------------------
 
 
-def test_a_folder_that_grows_keeps_its_splits(tmp_path):
+def test_a_folder_that_grows_keeps_its_splits(tmp_path: pathlib.Path):
     root = tmp_path / "images"
     noise(root, "ab", 50)
     before = load(root)
@@ -314,7 +325,7 @@ def test_a_folder_that_grows_keeps_its_splits(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["grey", "grey stored as colour", "colour"])
-def test_channels_are_found_by_looking(tmp_path, kind):
+def test_channels_are_found_by_looking(tmp_path: pathlib.Path, kind: str):
     root = tmp_path / "images"
     noise(root, "ab", 6, mode="RGB" if kind == "colour" else "L")
     if kind == "grey stored as colour":
@@ -326,13 +337,43 @@ def test_channels_are_found_by_looking(tmp_path, kind):
     assert load(root, channels=3).shape == (8, 8, 3)
 
 
-def test_rectangles_are_not_cropped_without_a_word(tmp_path):
+def test_rectangles_are_not_cropped_without_a_word(tmp_path: pathlib.Path):
     root = tmp_path / "images"
     noise(root, "ab", 6)
-    assert not any("squares" in note for note in load(root).notes)
+    assert not any("proportions" in note for note in load(root).notes)
     PIL.Image.new("L", (640, 480)).save(root / "a" / "wide.png")
-    (note,) = [note for note in load(root).notes if "squares" in note]
+    (note,) = [note for note in load(root).notes if "proportions" in note]
     assert note == (
-        "1 of 13 images looked at are no squares (such as 640x480): "
+        "1 of 13 images looked at have other proportions (such as 480x640, height x width): "
         "of each the middle is used, at 8x8"
     )
+
+
+def test_a_size_of_height_and_width_keeps_rectangles_whole(tmp_path: pathlib.Path):
+    rng = np.random.default_rng(0)
+    rows = {}
+    for split in ("train", "validation", "test"):
+        for name in "ab":
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(3):
+                image = rng.integers(0, 256, (12, 9, 3), np.uint8)
+                PIL.Image.fromarray(image).save(folder / f"{i}.png")
+                rows.setdefault(split, []).append(image)
+    d = load(tmp_path, size=(12, 9))
+    assert d.shape == (12, 9, 3) and not any("proportions" in note for note in d.notes)
+    for split, images in rows.items():
+        np.testing.assert_array_equal(getattr(d, split).image[:], np.stack(images))
+    assert load(tmp_path, size=(4, 3)).shape == (4, 3, 3)
+    assert "12x9" in " ".join(load(tmp_path, size=6).notes)
+    for size in ((12,), (12, 0), (12, 9, 3), "12x9", 1.5):
+        with pytest.raises(UserError, match=r"^data\.size=.*: want the side of the images"):
+            load(tmp_path, size=size)
+
+
+def test_a_data_set_of_rectangles_is_ood_for_another(tmp_path: pathlib.Path):
+    folder_of_images(tmp_path / "a", {"x": 8, "y": 8})
+    c = config(name=f"folder:{tmp_path / 'a'}", size=(12, 9), channels=3)
+    d = data.load(c)
+    assert data.foreign("synthetic", c, d, 5).image.shape == (5, 12, 9, 3)
+    assert data.foreign("digits", c, d, 5).image.shape == (5, 12, 9, 3)

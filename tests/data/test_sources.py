@@ -2,14 +2,20 @@
 
 import hashlib
 import lzma
+import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from tests.data.common import config, rows_of, tiny
 from vae_jax import data
-from vae_jax.config import UserError
+from vae_jax.config import UserError, absolute, move
+from vae_jax.config import default as defaults
 from vae_jax.data import prepare, tfrecord
+
+Prepared = tuple[ConfigDict, pathlib.Path, dict]
 
 
 @pytest.mark.slow
@@ -22,7 +28,14 @@ from vae_jax.data import prepare, tfrecord
         ("cifar10_20k", "cifar10", [18000, 2000, 10000], 256),
     ],
 )
-def test_real_sets_are_prepared_and_read(data_dir, tmp_path, name, folder, sizes, levels):
+def test_real_sets_are_prepared_and_read(
+    data_dir: pathlib.Path,
+    tmp_path: pathlib.Path,
+    name: str,
+    folder: str,
+    sizes: list[int],
+    levels: int,
+):
     import tensorflow_datasets as tfds
 
     prepare.prepare(name, tmp_path, data_dir / folder)
@@ -35,12 +48,12 @@ def test_real_sets_are_prepared_and_read(data_dir, tmp_path, name, folder, sizes
         assert not d.classes or plain[i]["label"] == d.test.label[i]
 
     # The whole test split is that of the original file, in another order.
-    def get(file):
+    def get(file: str):
         path = prepare._find(data_dir / folder, file)
         value = path.read_bytes()
         return lzma.decompress(value) if path.suffix == ".xz" else value
 
-    def summary(pairs):
+    def summary(pairs: Iterable[tuple[np.ndarray, int | None]]):
         return sorted(
             hashlib.md5(bytes(x) + bytes([0 if y is None else y])).digest() for x, y in pairs
         )
@@ -51,7 +64,7 @@ def test_real_sets_are_prepared_and_read(data_dir, tmp_path, name, folder, sizes
 
 
 @pytest.fixture
-def prepared(tmp_path, monkeypatch):
+def prepared(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     """(config of a small prepared set, its folder, its rows)."""
     original, rows = tiny(tmp_path / "manual")
     monkeypatch.setitem(prepare.ORIGINALS, "tiny", original)
@@ -59,7 +72,7 @@ def prepared(tmp_path, monkeypatch):
     return config(name="tiny", dir=str(tmp_path / "data")), path, rows
 
 
-def record(value):
+def record(value: bytes):
     """The bytes of a record in a TFRecord file."""
     length = len(value).to_bytes(8, "little")
     sums = [tfrecord.masked_crc32c(part).to_bytes(4, "little") for part in (length, value)]
@@ -92,7 +105,7 @@ def test_the_checksum_is_that_of_the_standard():
         assert tfrecord.masked_crc32c(value) == slow_masked_crc32c(value)
 
 
-def slow_masked_crc32c(value):
+def slow_masked_crc32c(value: bytes):
     """The division itself, bit by bit."""
     crc = 0xFFFFFFFF
     for byte in value:
@@ -103,7 +116,7 @@ def slow_masked_crc32c(value):
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def test_tfrecord_files_are_read_without_tensorflow(prepared):
+def test_tfrecord_files_are_read_without_tensorflow(prepared: Prepared):
     c, path, rows = prepared
     as_tfrecord(path)
     d = data.load(c)
@@ -112,17 +125,17 @@ def test_tfrecord_files_are_read_without_tensorflow(prepared):
     assert d.release == "1.2.3"
 
 
-def flip(file, place):
+def flip(file: pathlib.Path, place: int):
     value = bytearray(file.read_bytes())
     value[place] ^= 0x10
     file.write_bytes(value)
 
 
-def cut(file, place):
+def cut(file: pathlib.Path, place: int):
     file.write_bytes(file.read_bytes()[:place])
 
 
-def test_every_flipped_byte_of_a_record_is_seen(tmp_path):
+def test_every_flipped_byte_of_a_record_is_seen(tmp_path: pathlib.Path):
     file = tmp_path / "x.tfrecord"
     whole = record(b"one record") + record(b"another")
     file.write_bytes(whole)
@@ -138,7 +151,7 @@ def test_every_flipped_byte_of_a_record_is_seen(tmp_path):
 
 @pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "missing", "fewer"])
-def test_damaged_files_are_one_line(prepared, kind, damage):
+def test_damaged_files_are_one_line(prepared: Prepared, kind: str, damage: str):
     c, path, _ = prepared
     if kind == "tfrecord":
         as_tfrecord(path)
@@ -160,7 +173,7 @@ def test_damaged_files_are_one_line(prepared, kind, damage):
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"name": "tiny"}', "null"])
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
-def test_damaged_descriptions_are_one_line(prepared, file, text):
+def test_damaged_descriptions_are_one_line(prepared: Prepared, file: str, text: str):
     c, path, _ = prepared
     (path / file).write_text(text)
     with pytest.raises(UserError) as error:
@@ -168,7 +181,26 @@ def test_damaged_descriptions_are_one_line(prepared, file, text):
     assert "\n" not in str(error.value) and "data.name=tiny: " in str(error.value)
 
 
-def test_class_names_of_a_prepared_set_are_escaped(prepared):
+def test_a_folder_of_the_hub_is_kept_from_the_root(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "birds").mkdir()
+    monkeypatch.chdir(tmp_path)
+    c = defaults()
+    for name, kept in (
+        ("hf:birds:plain#kind", f"hf:{tmp_path}/birds:plain#kind"),
+        ("hf:ylecun/mnist", "hf:ylecun/mnist"),
+        ("hf:mnist", "hf:mnist"),
+        ("hf:someone/animals:plain", "hf:someone/animals:plain"),
+    ):
+        c.data.name = name
+        assert absolute(c).data.name == kept
+    c.data.name = f"hf:{tmp_path}/gone#kind"
+    move(c, data_path="birds")
+    assert c.data.name == f"hf:{tmp_path}/birds#kind"
+
+
+def test_class_names_of_a_prepared_set_are_escaped(prepared: Prepared):
     c, path, _ = prepared
     names = path / "label.labels.txt"
     names.write_text(names.read_text().replace("3", "\x1b[31mred"))

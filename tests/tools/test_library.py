@@ -5,14 +5,17 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+import train
 import vae_jax
 from tests import tiny
-from vae_jax import data
+from vae_jax import config, data
 from vae_jax.config import UserError, plugins
 from vae_jax.evaluate.run import forward
 from vae_jax.evaluate.subject import Subject
@@ -63,7 +66,7 @@ def images(trained: Run) -> np.ndarray:
     return data.load(trained.config.data).test.image
 
 
-def test_two_lines_encode_own_images(folder, images):
+def test_two_lines_encode_own_images(folder: str, images: np.ndarray):
     run = vae_jax.load(folder)
     z = run.encode(images[:30])
     assert z.shape == (30, 4) and z.dtype == np.float32
@@ -75,7 +78,7 @@ def test_two_lines_encode_own_images(folder, images):
     assert jax.tree.leaves(run.params) and run.model.latent == 4
 
 
-def test_codes_are_those_of_evaluation(folder, trained, images):
+def test_codes_are_those_of_evaluation(folder: str, trained: Run, images: np.ndarray):
     s, state, meta = run_lib.restore(folder)
     assert meta["step"] == trained.step
     subject = Subject(s.c, s.model, step.averaged(state), s.dataset, s.mesh)
@@ -85,13 +88,13 @@ def test_codes_are_those_of_evaluation(folder, trained, images):
     np.testing.assert_array_equal(trained.classify(images).argmax(1), logits.argmax(1))
 
 
-def test_log_prob_is_the_bound_of_evaluation(trained, images):
+def test_log_prob_is_the_bound_of_evaluation(trained: Run, images: np.ndarray):
     metrics = vae_jax.evaluate(trained, iw_k=5)
     assert trained.log_prob(images, k=5).mean() == metrics["iw_nats"]
     assert metrics["iw_k"] == 5
 
 
-def test_floats_are_the_nearest_grey_level(trained, images):
+def test_floats_are_the_nearest_grey_level(trained: Run, images: np.ndarray):
     few = images[:9]
     floats = (few / 16).astype(np.float32)
     np.testing.assert_array_equal(trained.encode(floats), trained.encode(few))
@@ -115,21 +118,23 @@ def test_floats_are_the_nearest_grey_level(trained, images):
         (lambda x: None, "images=object"),
     ],
 )
-def test_images_of_another_type_or_range_are_refused_in_one_line(trained, images, change, message):
+def test_images_of_another_type_or_range_are_refused_in_one_line(
+    trained: Run, images: np.ndarray, change: Callable[[np.ndarray], Any], message: str
+):
     for method in (trained.encode, trained.classify, trained.log_prob, trained.traverse):
         with pytest.raises(UserError, match=message) as caught:
             method(change(images[:5]))
         assert "\n" not in str(caught.value)
 
 
-def test_samples_are_a_function_of_seed_and_place(trained):
+def test_samples_are_a_function_of_seed_and_place(trained: Run):
     a = trained.sample(16, seed=0)
     np.testing.assert_allclose(a[:4], trained.sample(4, seed=0), rtol=1e-5, atol=1e-6)
     assert np.abs(a - trained.sample(16, seed=1)).max() > 1e-3
     assert a.shape == (16, 8, 8, 1)
 
 
-def test_a_traversal_moves_one_dimension_of_the_code(trained, images):
+def test_a_traversal_moves_one_dimension_of_the_code(trained: Run, images: np.ndarray):
     rows = trained.traverse(images[0], dimensions=3, columns=5)
     assert rows.shape == (3, 5, 8, 8, 1)
     z = trained.encode(images[0])
@@ -143,7 +148,7 @@ def test_a_traversal_moves_one_dimension_of_the_code(trained, images):
         trained.traverse(images[:5])
 
 
-def test_wrong_codes_counts_and_labels_are_named(trained, images):
+def test_wrong_codes_counts_and_labels_are_named(trained: Run, images: np.ndarray):
     for call, message in (
         (lambda: trained.decode(np.zeros((2, 3))), r"z=\[2, 3\]: want numbers \[N, 4\]"),
         (lambda: trained.decode(np.zeros((2, 4)), labels=1), "the model has none"),
@@ -154,7 +159,7 @@ def test_wrong_codes_counts_and_labels_are_named(trained, images):
             call()
 
 
-def test_a_model_with_labels_takes_them(tmp_path):
+def test_a_model_with_labels_takes_them(tmp_path: pathlib.Path):
     c = tiny.semi_supervised(mesh__data=1, steps=4, steps_per_call=4, eval__every=4, log_every=4)
     assert loop.train(c, str(tmp_path), lambda line: None)
     run = vae_jax.load(tmp_path)
@@ -166,14 +171,16 @@ def test_a_model_with_labels_takes_them(tmp_path):
             run.decode(z, labels=labels)
 
 
-def test_a_damaged_run_is_one_line(folder, tmp_path):
+def test_a_damaged_run_is_one_line(folder: str, tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="no run in it"):
         vae_jax.load(tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     text = (copy / "config.json").read_text()
     (copy / "config.json").write_text(text.replace('"gamma": 10.0', '"gamma": 11.0'))
-    with pytest.raises(UserError, match=r"saved with objective.gamma=10.0, config.json has 11.0"):
+    with pytest.raises(
+        UserError, match=r"saved with another config \(objective.gamma: 10.0 -> 11.0\)"
+    ):
         vae_jax.load(copy)
     (copy / "config.json").write_text(text)
     (copy / "data.json").write_text("[]")
@@ -190,7 +197,7 @@ def digits(n: int) -> tuple[np.ndarray, np.ndarray]:
     return train.image[:n] * 15, train.label[:n]
 
 
-def test_fit_records_a_function_of_a_file_and_its_run_needs_no_data(tmp_path):
+def test_fit_records_a_function_of_a_file_and_its_run_needs_no_data(tmp_path: pathlib.Path):
     (tmp_path / "my_loss.py").write_text(LOSS)
     loss = plugins.import_file(str(tmp_path / "my_loss.py"), "objective").weighted
     images, _ = digits(200)
@@ -210,14 +217,14 @@ def test_fit_records_a_function_of_a_file_and_its_run_needs_no_data(tmp_path):
         again.classify(images)
 
 
-def test_fit_without_labels_trains_the_elbo(tmp_path):
+def test_fit_without_labels_trains_the_elbo(tmp_path: pathlib.Path):
     images, _ = digits(100)
     run = vae_jax.fit(images, config="digits", steps=4, workdir=tmp_path, overrides=SMALL)
     assert run.config.objective.name == "elbo" and run.config.classifier.name == "none"
     assert run.encode(images).shape == (100, 16)
 
 
-def test_fit_takes_a_function_that_no_file_has(tmp_path):
+def test_fit_takes_a_function_that_no_file_has(tmp_path: pathlib.Path):
     calls = []
 
     def loss(model, params, batch, keys, *, weight=1.0):
@@ -251,7 +258,9 @@ def test_fit_takes_a_function_that_no_file_has(tmp_path):
         ({"overrides": {"batchh": 3}}, "batchh=3: unknown field"),
     ],
 )
-def test_fit_refuses_bad_input_in_one_line(tmp_path, options, message):
+def test_fit_refuses_bad_input_in_one_line(
+    tmp_path: pathlib.Path, options: dict[str, Any], message: str
+):
     options = {"images": digits(50)[0], "config": "digits", "workdir": tmp_path} | options
     with pytest.raises(UserError, match=message) as caught:
         vae_jax.fit(options.pop("images"), options.pop("labels", None), **options)
@@ -266,7 +275,7 @@ def test_import_is_cheap():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_a_config_goes_by_its_name(tmp_path, monkeypatch):
+def test_a_config_goes_by_its_name(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     path = str(ROOT / "configs/mnist.py")
     assert console.config_file("mnist") == console.config_file("mnist.py") == path
     assert console.with_config("train", ["--config=mnist"]) == [f"--config={path}"]
@@ -279,7 +288,33 @@ def test_a_config_goes_by_its_name(tmp_path, monkeypatch):
     assert console.config_file("mnist") == "mnist"
 
 
-def test_the_command_runs_the_scripts(folder, tmp_path):
+def test_train_finds_a_packaged_config_by_its_name(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert config.load("mnist_cnn").objective.name == "supervised"  # it imports another of configs/
+    assert config.load("study_digits", "get_study").methods
+    (tmp_path / "digits").mkdir()  # a folder is no config file
+    assert train.run(["train.py", "--config=digits", "--explain"]) == 0
+    assert "objective.name = joint" in capsys.readouterr().out
+    for name, message in (("digit", "nearest: digits"), ("my/digits.py", "nearest: digits.py")):
+        with pytest.raises(UserError, match=f"^config={name}: no such file; {message}"):
+            train.run(["train.py", f"--config={name}", "--explain"])
+
+
+def test_a_config_file_imports_helpers_beside_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "sizes.py").write_text("LATENT = 5\n")
+    page = "from . import sizes\nfrom vae_jax import config\n\n\ndef get_config():\n"
+    page += "    c = config.default()\n    c.latent = sizes.LATENT\n    return c\n"
+    (tmp_path / "own" / "page.py").write_text(page)
+    monkeypatch.chdir(tmp_path)
+    assert config.load("own/page.py").latent == 5
+
+
+def test_the_command_runs_the_scripts(folder: str, tmp_path: pathlib.Path):
     def vae_jax_command(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "vae_jax.tools.console", *words]
         where = {"cwd": ROOT, "capture_output": True, "text": True}
@@ -302,7 +337,7 @@ def test_the_wheel_has_every_package():
 
 
 @pytest.mark.slow
-def test_a_wheel_works_in_an_empty_folder(tmp_path):
+def test_a_wheel_works_in_an_empty_folder(tmp_path: pathlib.Path):
     wheels = tmp_path / "wheels"
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns(".git", ".venv", "runs", "build", "__pycache__", "results")

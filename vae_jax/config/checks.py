@@ -38,6 +38,13 @@ def _different_classes(values: tuple) -> bool:
     return len(set(values)) == len(values)
 
 
+def _is_size(value: object) -> bool:
+    """The side of a square (0: none), or height and width."""
+    if isinstance(value, tuple):
+        return len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+    return type(value) is int and value >= 0
+
+
 POSITIVE = Limit(lambda v: v > 0, "a number > 0")
 NATURAL = Limit(lambda v: v >= 0, "a number >= 0")
 AXIS = Limit(lambda v: v == -1 or v > 0, "-1 or a number > 0")
@@ -55,7 +62,7 @@ LIMITS = {
     "latent": POSITIVE,
     "auxiliary": NATURAL,
     "dtype": one_of("float32", "bfloat16", words="float32 or bfloat16"),
-    "data.size": NATURAL,
+    "data.size": Limit(_is_size, "the side of the images in pixels, or (height, width)"),
     "data.channels": one_of(0, 1, 3, words="0 (look), 1 or 3"),
     "data.validation": Limit(lambda v: 0 < v <= 0.5, "0 < value <= 0.5"),
     "data.labels": NATURAL,

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import FrozenConfigDict
+from ml_collections.config_dict import FieldReference, FrozenConfigDict
 
 from vae_jax.config.errors import UserError, nearest
 from vae_jax.config.sections import call, plain
+
+UNTYPED = {"data.size"}  # a number or a tuple; its limit says what it may be
 
 
 def default() -> ConfigDict:
@@ -64,9 +66,10 @@ def default() -> ConfigDict:
 def data_defaults() -> ConfigDict:
     """The section ``data``."""
     c = ConfigDict()
-    c.name = "digits"  # digits, a TFDS name, cifar10_20k, folder:PATH, npz:PATH, file:function or synthetic
+    c.name = "digits"  # digits, a TFDS name, cifar10_20k, folder:PATH, npz:PATH, file:function, hf:NAME or synthetic
     c.dir = ""  # TFDS data_dir; '' = TFDS's own default
-    c.size = 0  # folder: images are resized and cropped to size x size; synthetic: their side
+    # Images of folder and hf are resized and cropped to it; those of synthetic have it.
+    c.size = FieldReference(0, field_type=object)  # pixels of a side, or (height, width)
     c.channels = 0  # folder, synthetic: 1 grey or 3 colour; 0 looks at the images
     c.validation = 0.1  # share of the training set held out, stratified
     c.labels = 0  # number of training and validation labels; 0 = all (see data.load)
@@ -112,6 +115,10 @@ def set_field(c: ConfigDict, field: str, value: object) -> None:
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     try:
-        c[last] = value
+        if field in UNTYPED:
+            with c.ignore_type():
+                c[last] = value
+        else:
+            c[last] = value
     except (TypeError, ValueError):
         raise UserError(f"{field}={value!r}: want {type(old).__name__}, as {old!r}") from None

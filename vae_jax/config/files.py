@@ -1,8 +1,10 @@
 """Configs in files: Python files with ``get_config()``, and the JSON that a run saves."""
 
+import importlib.util
 import inspect
 import json
 import os
+import sys
 import traceback
 from collections.abc import Mapping
 
@@ -48,27 +50,59 @@ def from_json(tree: Mapping[str, object]) -> ConfigDict:
     return c
 
 
-def _missing(path: str) -> UserError:
-    folder = os.path.dirname(path) or "configs"
-    files = []
-    if os.path.isdir(folder):
-        files = [name for name in sorted(os.listdir(folder)) if name.endswith(".py")]
-    advice = "want configs/NAME.py"
-    if files:
-        advice = nearest(os.path.basename(path), files)
-    return UserError(f"config={path}: no such file; {advice}")
+def root() -> str:
+    """The folder of train.py, eval.py and configs/: the clone's, or what a wheel brings."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    installed = os.path.join(package, "scripts")
+    if os.path.isdir(installed):
+        return installed
+    return os.path.dirname(package)
+
+
+def find_configs() -> None:
+    """Let config files that come with the package import each other, as ``from configs import``."""
+    if importlib.util.find_spec("configs") is None:
+        sys.path.append(root())  # last: it hides nothing of the user's
+
+
+def config_file(name: str) -> str:
+    """The path of a config file: ``name`` itself, or that of the package's own ``configs/name.py``.
+
+    Raises:
+      UserError: there is neither.
+    """
+    if os.path.isfile(name):
+        return name
+    stem = name.removeprefix("configs/").removesuffix(".py")
+    packaged = os.path.join(root(), "configs")
+    path = os.path.join(packaged, f"{stem}.py")
+    if stem.isidentifier() and os.path.isfile(path):
+        return path
+    files = _python_files(os.path.dirname(name)) or _python_files(packaged)
+    if not name.endswith(".py"):
+        files = [file.removesuffix(".py") for file in files]
+    raise UserError(f"config={name}: no such file; {nearest(os.path.basename(name), files)}")
+
+
+def _python_files(folder: str) -> list[str]:
+    """The files of a folder that may be configs, in order; [] where there is no such folder."""
+    if not os.path.isdir(folder):
+        return []
+    files = [name for name in sorted(os.listdir(folder)) if name.endswith(".py")]
+    return [name for name in files if name != "__init__.py"]
 
 
 def load(path: str, function: str = "get_config") -> object:
     """``get_config()`` of a config file, or ``get_study()`` of a study's.
 
+    ``path`` may be the name of a config file that comes with the package, such as ``digits``.
     A field that the config does not have, or a value of another type, is one line with the file's
     line. Every other exception is raised with its traceback.
     """
-    if not os.path.isfile(path):
-        raise _missing(path)
+    path = config_file(path)
     if not path.endswith(".py"):
         raise UserError(f"config={path}: want a Python file with get_config()")
+    find_configs()
     module = import_file(path, "config", again=True)
     if not hasattr(module, function):
         raise UserError(f"config={path}: no function {function}() in it")

@@ -1,6 +1,7 @@
 """Where a user's own files lie: the paths in a config, from the root, and how to move them."""
 
 import os
+import re
 
 from ml_collections import ConfigDict
 
@@ -10,20 +11,34 @@ from vae_jax.config.plugins import file_of
 from vae_jax.config.sections import CALLS
 
 KINDS = ("folder:", "npz:")
+HUB = "hf:"
 CODE = tuple(f"{section}.name" for section in CALLS)
 NAMES = ("data.name", *CODE)
 FOLDERS = ("data.dir", "init_from")
 
 
 def _split(name: str) -> tuple[str, str, str] | None:
-    """(kind, path, function) of ``folder:PATH``, ``npz:PATH`` or ``file:function``, else None."""
+    """(kind, path, the rest) of ``folder:PATH``, ``npz:PATH``, ``hf:FOLDER`` or ``file:function``.
+
+    None of every other name.
+    """
     for kind in KINDS:
         if name.startswith(kind):
             return kind, name.removeprefix(kind), ""
+    if name.startswith(HUB):
+        return _split_hub(name)
     path, _, function = name.rpartition(":")
     if not path or not function.isidentifier():
         return None
     return "", file_of(name), f":{function}"
+
+
+def _split_hub(name: str) -> tuple[str, str, str] | None:
+    """("hf:", path, what follows it) of a folder; None of a name in the library's cache."""
+    path = re.split("[:#]", name.removeprefix(HUB))[0]
+    if os.path.isabs(path) or os.path.isdir(os.path.expanduser(path)):
+        return HUB, path, name.removeprefix(HUB + path)
+    return None
 
 
 def _absolute(path: str) -> str:

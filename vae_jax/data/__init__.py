@@ -21,6 +21,7 @@ from vae_jax.data.batches import (
     shuffle,
     to_input,
 )
+from vae_jax.data.hub import huggingface
 from vae_jax.data.splits import (
     LABELS_SEED,
     TEST_SEED,
@@ -81,7 +82,7 @@ class Dataset(NamedTuple):
 
 def check(c: ConfigDict) -> None:
     """Raise :class:`UserError` for a field of ``config.data`` whose value cannot be meant."""
-    if c.name in ("folder:", "npz:"):
+    if c.name in ("folder:", "npz:", "hf:"):
         raise UserError(f"data.name={c.name}: want a path, as in {c.name}my_images")
     for field, (test, right) in config.LIMITS.items():
         section, _, name = field.rpartition(".")
@@ -93,8 +94,8 @@ def check(c: ConfigDict) -> None:
             good = False
         if not good:
             raise UserError(f"{field}={c[name]}: want {right}")
-    if (c.name.startswith("folder:") or c.name == "synthetic") and c.size < 1:
-        raise UserError(f"data.size={c.size}: want the side of the images, in pixels")
+    if (c.name.startswith("folder:") or c.name == "synthetic") and not c.size:
+        raise UserError(f"data.size={c.size}: want {config.LIMITS['data.size'].words}")
 
 
 def load(c: ConfigDict) -> Dataset:
@@ -176,6 +177,8 @@ def _read(c: ConfigDict) -> tuple[_Data, dict[str, Split]]:
         return _of_arrays(arrays.npz(c.name))
     if c.name.startswith("folder:"):
         return _of_sources(c, folders.folder(c.name, c.size, c.channels))
+    if c.name.startswith("hf:"):
+        return _of_sources(c, huggingface(c.name, c.size, c.channels))
     if arrays.is_own_function(c.name):
         return _of_arrays(arrays.own_function(c.name))
     data, splits = _of_sources(c, sources.tfds(c.name, c.dir))
@@ -285,7 +288,8 @@ def foreign(name: str, c: ConfigDict, dataset: Dataset, n: int) -> Split:
     """
     c = c.copy_and_resolve_references()
     c.update(name=name, labels=0, labelled_batch=0, hold_out=(), shift=0)
-    c.size = max(dataset.shape[:2])
+    with c.ignore_type():
+        c.size = dataset.shape[:2]
     c.channels = 1 if dataset.shape[2] == 1 else 3
     ood = load(c)
     part = some(ood.test, n)

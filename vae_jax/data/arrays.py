@@ -1,6 +1,7 @@
 """Data sets that are arrays: ``synthetic``, ``npz:PATH`` and ``file:function``.
 
-The arrays of a data set of one's own, in an .npz file or in the dict that a function returns:
+The arrays of a data set of one's own, in an .npz file or in the dict that a function returns (an
+.npy file has the images alone):
 
 - ``images`` uint8 [N, H, W] or [N, H, W, C], and if there are ``labels`` [N], whole numbers from 0
   or names; ``splits`` [N] of 'train', 'validation' and 'test'; or
@@ -41,30 +42,40 @@ class Arrays(NamedTuple):
     draws: np.ndarray | None = None  # [N] in [0, 1), of train: where an example is carved into
 
 
-def synthetic(size: int, channels: int, n: int = 4096) -> Arrays:
+def synthetic(size: int | tuple[int, int], channels: int, n: int = 4096) -> Arrays:
     """n images of ten coarse patterns under noise, always the same, for speed and for tests."""
+    height, width = sides(size)
     rng = np.random.default_rng(0)
     label = (np.arange(n) % 10).astype(np.int32)
     pattern = rng.integers(0, 192, (10, 4, 4, channels), np.uint8)
-    at = np.arange(size) * 4 // size
-    noise = rng.integers(0, 64, (n, size, size, channels), np.uint8)
-    image = noise + pattern[:, at][:, :, at][label]
+    row = np.arange(height) * 4 // height
+    column = np.arange(width) * 4 // width
+    noise = rng.integers(0, 64, (n, height, width, channels), np.uint8)
+    image = noise + pattern[:, row][:, :, column][label]
     return Arrays(image.shape[1:], tuple("0123456789"), {"train": Split(image, label)})
 
 
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of ``data.size``: both, or the side of a square."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
+
+
 def npz(name: str) -> Arrays:
-    """``npz:PATH``."""
+    """``npz:PATH``: an .npz file, or the images alone in an .npy file."""
     path = paths.expand(name.removeprefix("npz:"), "data.name")
     name = printable(name)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, Mapping):
-                raise UserError(f"data.name={name}: one array without a name; {_WANT}")
-            arrays = dict(file)
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            arrays = {"images": file}
+        else:
+            with file:
+                arrays = dict(file)
     except OSError as error:
         raise UserError(f"data.name={name}: {error.strerror or 'damaged'}") from None
-    except UserError:
-        raise
     except Exception as error:  # zipfile, zlib, numpy: each has its own
         why = printable(" ".join(str(error).split())[:120])
         raise UserError(f"data.name={name}: not an .npz file of numbers ({why})") from None
@@ -100,12 +111,9 @@ def _arrays(name: str, own_arrays: Mapping) -> Arrays:
     """Check a user's arrays, and name their splits and classes as we do."""
     arrays = {key: np.asarray(value) for key, value in own_arrays.items()}
     images, labels = _by_split(name, arrays)
-    class_names, labels = _classes(name, arrays.get("classes"), labels)
+    class_names, labels = class_labels(name, arrays.get("classes"), labels)
     splits = {}
-    for split in (
-        "train",
-        *sorted(images.keys() - {"train"}),
-    ):  # the others are compared with train
+    for split in ("train", *sorted(images.keys() - {"train"})):  # the others are compared with it
         image = images[split]
         splits[split] = Split(_image(name, split, image), labels.get(split))
         if splits[split].image.shape[1:] != splits["train"].image.shape[1:]:
@@ -193,7 +201,7 @@ def _image(name: str, split: str, image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image, np.uint8)
 
 
-def _classes(
+def class_labels(
     name: str, names: np.ndarray | None, labels: Mapping[str, np.ndarray]
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """(names of the classes, {split: int32 [N]}); labels that are words are classes in order."""

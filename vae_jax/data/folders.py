@@ -5,12 +5,13 @@ import functools
 import hashlib
 import itertools
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vae_jax.config import UserError
 from vae_jax.data import cache, paths, predict
+from vae_jax.data.arrays import sides
 from vae_jax.data.predict import printable
 from vae_jax.data.sources import Source, Sources, parallel
 
@@ -31,10 +32,11 @@ class Row(NamedTuple):
     label: int
 
 
-def folder(name: str, size: int, channels: int) -> Sources:
+def folder(name: str, size: int | tuple[int, int], channels: int) -> Sources:
     """The images of PATH/CLASS/*, or of PATH/train/CLASS/*, PATH/val/… and PATH/test/….
 
-    Images of any size and mode are converted as ``predict.convert`` says. ``channels=0``: 1 where
+    Images of any size and mode are converted to ``size``, the side of a square or (height, width),
+    as ``predict.convert`` says. ``channels=0``: 1 where
     all of 256 images are grey, else 3. An image's split is drawn from its name below its class.
     """
     root = paths.expand(name.removeprefix("folder:"), "data.name")
@@ -62,13 +64,14 @@ def folder(name: str, size: int, channels: int) -> Sources:
         channels = _channels(rows["train"])
         kind = {1: "grey", 3: "colour"}[channels]
         notes.append(f"images are {kind}, so data.channels={channels}")
-    notes += _cropped(rows["train"], size)
-    splits = {split: _source(root, rows, split, (size, size, channels)) for split in rows}
+    shape = (*sides(size), channels)
+    notes += _cropped(rows["train"], shape)
+    splits = {split: _source(root, rows, split, shape) for split in rows}
     return Sources(
-        shape=(size, size, channels),
+        shape=shape,
         classes=tuple(map(printable, classes)),
         splits=splits,
-        key=(str(root.resolve()), size, channels),
+        key=(str(root.resolve()), shape),
         version=version,
         notes=tuple(notes),
     )
@@ -183,34 +186,40 @@ def _is_grey(file: pathlib.Path) -> bool:
 
     try:
         with PIL.Image.open(file) as image:
-            if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"):
-                return True
-            pixels = np.asarray(image.convert("RGBA"))
+            return is_grey(image)
     except Exception:  # unreadable: named when it is decoded
         return True
+
+
+def is_grey(image: Any) -> bool:
+    """Whether every pixel of a Pillow image that is not transparent is grey."""
+    if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"):
+        return True
+    pixels = np.asarray(image.convert("RGBA"))
     pixels = pixels[pixels[..., 3] > 0]
     return bool((pixels[:, :1] == pixels[:, 1:3]).all())
 
 
-def _cropped(rows: list[Row], size: int) -> list[str]:
-    """A line where images are no squares, so that a part of each is not used."""
+def _cropped(rows: list[Row], shape: tuple[int, int, int]) -> list[str]:
+    """A line where images have other proportions, so that a part of each is not used."""
     import PIL.Image
 
+    height, width, _ = shape
     stride = -(-len(rows) // LOOKED_AT)
     looks = rows[::stride]
-    rectangles = []
+    cropped = []
     for row in looks:
         try:
             with PIL.Image.open(row.file) as image:
-                width, height = image.size
+                if image.width * height != image.height * width:
+                    cropped.append(f"{image.height}x{image.width}")
         except Exception:  # unreadable: named when it is decoded
             continue
-        if width != height:
-            rectangles.append(f"{width}x{height}")
-    if not rectangles:
+    if not cropped:
         return []
-    many = f"{len(rectangles)} of {len(looks)} images looked at are no squares"
-    return [f"{many} (such as {rectangles[0]}): of each the middle is used, at {size}x{size}"]
+    count = f"{len(cropped)} of {len(looks)} images looked at have other proportions"
+    example = f"such as {cropped[0]}, height x width"
+    return [f"{count} ({example}): of each the middle is used, at {height}x{width}"]
 
 
 def _source(

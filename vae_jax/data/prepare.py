@@ -29,7 +29,10 @@ from vae_jax.config import UserError
 from vae_jax.data import paths
 from vae_jax.data.predict import printable
 
-USUAL = ("digits", "mnist", "fashion_mnist", "cifar10", "folder:PATH", "npz:PATH", "file:function")
+USUAL = (
+    *("digits", "mnist", "fashion_mnist", "cifar10"),
+    *("folder:PATH", "npz:PATH", "file:function", "hf:NAME"),
+)
 PROBE_SECONDS = 12
 # First 16 digits of the sha256 of a gzip file of MNIST (four) or Fashion-MNIST (four) → sha256 of
 # what is packed in it.

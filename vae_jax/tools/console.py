@@ -6,7 +6,6 @@
 ``--config=NAME`` is a file of yours, or else one of the config files that come with the package.
 """
 
-import importlib.util
 import os
 import runpy
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 
 import vae_jax
 from vae_jax.config import UserError, nearest
+from vae_jax.config.files import config_file, find_configs, root
 
 SCRIPTS = ("train", "eval")
 MODULES = {
@@ -27,39 +27,6 @@ MODULES = {
 COMMANDS = (*SCRIPTS, *MODULES)
 DEFAULTS = {"train": "digits", "partition": "digits", "study": "study_digits"}
 USAGE = f"usage: vae-jax {'|'.join(COMMANDS)} [flags]; vae-jax COMMAND --help lists the flags"
-
-
-def root() -> str:
-    """The folder of train.py, eval.py and configs/: the clone's, or what a wheel brings."""
-    package = os.path.dirname(os.path.abspath(vae_jax.__file__))
-    installed = os.path.join(package, "scripts")
-    if os.path.isdir(installed):
-        return installed
-    return os.path.dirname(package)
-
-
-def find_configs() -> None:
-    """Let config files that come with the package import each other, as ``from configs import``."""
-    if importlib.util.find_spec("configs") is None:
-        sys.path.append(root())  # last: it hides nothing of the user's
-
-
-def config_file(name: str) -> str:
-    """The path of a config file: ``name`` itself, or that of the package's own ``configs/name.py``.
-
-    Raises:
-      UserError: there is neither.
-    """
-    if os.path.isfile(name):
-        return name
-    stem = name.removeprefix("configs/").removesuffix(".py")
-    folder = os.path.join(root(), "configs")
-    path = os.path.join(folder, f"{stem}.py")
-    if stem.isidentifier() and os.path.isfile(path):
-        return path
-    known = [file.removesuffix(".py") for file in os.listdir(folder) if file.endswith(".py")]
-    known.remove("__init__")
-    raise UserError(f"config={name}: no such file; {nearest(stem, known)}")
 
 
 def with_config(command: str, words: Sequence[str]) -> list[str]:

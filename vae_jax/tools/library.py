@@ -2,6 +2,7 @@
 
     run = vae_jax.load("runs/digits")
     z = run.encode(images)
+    p = vae_jax.load("runs/digits/export").classify(images)
     run = vae_jax.fit(images, labels, config="mnist", steps=2000, workdir="runs/mine")
 
 Letters: N images of H x W x C, D latent dimensions, Y classes.
@@ -19,7 +20,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -33,14 +33,14 @@ from vae_jax.evaluate import latent, likelihood
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import rules, store
 from vae_jax.models import Model
-from vae_jax.tools import assess, console
+from vae_jax.tools import assess, exported, inputs
+from vae_jax.tools.exported import Exported
+from vae_jax.tools.inputs import Images
 from vae_jax.train import checkpoint, log, loop, step
 from vae_jax.train import program as program_lib
 from vae_jax.train import run as run_lib
 
-__all__ = ["Run", "UserError", "fit", "load"]
-
-Images = Any  # what numpy.asarray takes
+__all__ = ["Exported", "Run", "UserError", "fit", "load"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Run:
         largest KL(q(z_d|x) ‖ p(z_d)) of this image, largest first.
 
         Raises:
-          UserError: it is not one image, or q(z|x) and p(z) are not diagonal Gaussians of one level.
+          UserError: not one image, or q(z|x) and p(z) are no diagonal Gaussians of one level.
         """
         self._check_decoder("traverse")
         read = self._read(image)
@@ -252,69 +252,38 @@ class Run:
             if labels is not None:
                 raise UserError("labels: the model has none; want labels=None")
             return None
-        label = np.asarray(-1 if labels is None else labels)
-        whole = label.dtype.kind in "iu" and label.shape in ((), (n,))
-        if not whole or label.min() < 0 or label.max() >= self.model.classes:
-            raise UserError(
-                f"labels={labels}: the model is one of p(x|y,z); want one class or {n}, "
-                f"0 .. {self.model.classes - 1}"
-            )
-        return np.broadcast_to(label, (n,)).astype(np.int32)
+        return inputs.class_labels(labels, n, self.model.classes)
 
     def _pixels(self, images: Images) -> np.ndarray:
         """uint8 NxHxWxC in the data's grey levels."""
-        shape = self.model.shape
-        want = f"{list(shape)} or [N, {str(list(shape))[1:]}"
-        image = pixels(images, self.subject.levels, want)
-        if image.ndim == 3:
-            image = image[None]
-        if image.ndim != 4 or image.shape[1:] != shape or not len(image):
-            raise UserError(f"images={list(np.shape(images))}: want {want}")
-        return image
+        return inputs.batch_of(images, self.subject.levels, self.model.shape)
 
 
-def pixels(images: Images, levels: int, shape: str) -> np.ndarray:
-    """Images as uint8 of 0 .. levels − 1, from uint8 of these levels or floats in [0, 1].
-
-    Args:
-      shape: what would be right, for the message.
-    Raises:
-      UserError: they have another type or range.
-    """
-    top = levels - 1
-    want = f"want uint8 of 0 .. {top} or floats in [0, 1], {shape}"
-    try:
-        image = np.asarray(images)
-    except ValueError:
-        raise UserError(f"images: not one array (images of several sizes?); {want}") from None
-    if image.dtype == np.uint8:
-        if image.size and image.max() > top:
-            raise UserError(f"images: uint8 up to {image.max()}; {want}")
-        return image
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-        raise UserError(f"images={image.dtype} {list(image.shape)}: {want}")
-    image = image.astype(np.float32)
-    if image.size and not (image.min() >= 0 and image.max() <= 1):  # NaN is neither
-        raise UserError(f"images: floats from {image.min():g} to {image.max():g}; {want}")
-    return np.rint(image * top).astype(np.uint8)
-
-
-def load(workdir: str | os.PathLike[str], checkpoint: str | int = "best") -> Run:
+def load(path: str | os.PathLike[str], checkpoint: str | int = "best") -> Run | Exported:
     """The :class:`Run` in a folder, from its config, its data.json and a checkpoint alone.
 
-    The data set need not be there.
+    The data set need not be there. A folder of exports, or a file of one, gives an
+    :class:`~vae_jax.tools.exported.Exported`.
 
     Args:
+      path: the folder of a run; or WORKDIR/export, or a .jaxexport file.
       checkpoint: 'best' by validation, 'latest' or a step.
     Raises:
       UserError: there is no run, no good checkpoint in it, or a file of it is damaged.
     """
+    if exported.is_export(path):
+        return exported.load(path)
+    return load_run(path, checkpoint)
+
+
+def load_run(workdir: str | os.PathLike[str], checkpoint: str | int = "best") -> Run:
+    """:func:`load` of the folder of a run."""
     folder = os.fspath(workdir)
     c = run_lib.read_config(folder)
     count = config_lib.replica_count(c)
     if count:
         raise UserError(f"workdir={folder}: holds {count} replicas; want {folder}/replica_0, …")
-    fields = run_lib.manifest_fields(c)
+    run_lib.check_manifests(folder, c)
     c.mesh.data = -1  # of this machine, not of the one that trained
     for axis in ("fsdp", "model", "samples"):
         c.mesh[axis] = 1
@@ -323,13 +292,14 @@ def load(workdir: str | os.PathLike[str], checkpoint: str | int = "best") -> Run
     buildable = _without_lost_loss(c)
     config_lib.validate(buildable)
     model = models.build_for(buildable, dataset)
-    shapes = program_lib.shapes(buildable, model, mesh)
-    state, at = _restore(folder, fields, shapes, checkpoint)
-    return Run(folder, at, Subject(c, model, step.averaged(state), dataset, mesh))
+    shapes, places = program_lib.shapes(buildable, model, mesh)
+    state, meta = run_lib.read_checkpoint(folder, shapes, places, checkpoint)
+    subject = Subject(c, model, step.averaged(state), dataset, mesh)
+    return Run(folder, int(meta["step"]), subject)
 
 
 def _without_lost_loss(c: ConfigDict) -> ConfigDict:
-    """``c``, or with the ELBO where a loss of the user's own is not where it was: none is computed."""
+    """``c``, with the ELBO where a loss of the user's own is gone: none is computed."""
     try:
         config_lib.resolve("objective", c.objective.name)
     except UserError:
@@ -337,28 +307,6 @@ def _without_lost_loss(c: ConfigDict) -> ConfigDict:
         c.objective = config_lib.call("objective", "elbo")
         c.warmup = config_lib.default().warmup
     return c
-
-
-def _restore(
-    folder: str, fields: Mapping[str, Any], shapes: tuple[Any, Any], which: str | int
-) -> tuple[Any, int]:
-    """(state, step) of a checkpoint that was saved with a config of these fields."""
-    if not checkpoint.steps(folder):
-        raise UserError(f"workdir={folder}: no checkpoint in it; train it first")
-    saved = checkpoint.Checkpoints(folder, write=False)
-    restored = saved.restore(checkpoint.abstract(*shapes), which)
-    saved.close()
-    if restored is None:
-        raise UserError(f"workdir={folder}: no good checkpoint in it")
-    state, meta = restored
-    at = int(meta["step"])
-    for field, value in (checkpoint.config_fields(folder, at) or {}).items():
-        if fields.get(field, value) != value:
-            raise UserError(
-                f"workdir={folder}: checkpoint {at} was saved with {field}={value}, config.json "
-                f"has {fields[field]}; want config.json as it was"
-            )
-    return state, at
 
 
 def _description(folder: str, c: ConfigDict) -> data.Dataset:
@@ -411,8 +359,7 @@ def fit(
         raise UserError(f"workdir={folder}: fit keeps its images there; want a folder of this disk")
     c = config
     if not isinstance(config, ConfigDict):
-        console.find_configs()
-        c = config_lib.load(console.config_file(config))
+        c = config_lib.load(config)
     pairs = []
     if objective is not None:
         name = objective if isinstance(objective, str) else objective_name(objective, folder)
@@ -428,7 +375,7 @@ def fit(
     c = flags_lib.apply(c, pairs)
     c.data.name = f"npz:{_keep_images(folder, images, labels)}"
     loop.train(c, folder)
-    return load(folder)
+    return load_run(folder)
 
 
 def objective_name(function: Callable[..., Any], workdir: str) -> str:
@@ -480,7 +427,7 @@ def _stub(name: str, function: Callable[..., Any]) -> str:
 
 def _keep_images(folder: str, images: Images, labels: Any) -> str:
     """The path of WORKDIR/images.npz, written where no run was trained on it."""
-    image = pixels(images, 256, "[N, H, W] or [N, H, W, C]")
+    image = inputs.pixels(images, 256, "[N, H, W] or [N, H, W, C]")
     arrays = {"images": image}
     if labels is not None:
         arrays["labels"] = np.asarray(labels)

@@ -258,7 +258,7 @@ def _check_config(workdir: str, c: ConfigDict, say: Callable[[str], Any]) -> Non
             raise UserError(f"workdir={workdir}: {what}; {want}")
         if changed:
             say(f"workdir={workdir}: the run in it saved nothing; begins anew")
-    _check_manifests(workdir, c)
+    check_manifests(workdir, c)
     known = [checkpoint.config_fields(workdir, step) for step in checkpoint.steps(workdir)]
     if known and not path.exists() and None in known:
         raise UserError(
@@ -299,7 +299,7 @@ def manifest_fields(c: ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if not name.startswith(FREE)}
 
 
-def _check_manifests(workdir: str, c: ConfigDict) -> None:
+def check_manifests(workdir: str, c: ConfigDict) -> None:
     """Raise where checkpoints were saved with another config than ``c``.
 
     Fields that are in one of both only are newer or older than the other, and are not compared.
@@ -450,7 +450,7 @@ def restore(
     count = config_lib.replica_count(c)
     if count:
         raise UserError(f"workdir={workdir}: holds {count} replicas; want {workdir}/replica_0, …")
-    _check_manifests(workdir, c)
+    check_manifests(workdir, c)
     log.read_history(workdir)  # a damaged one is named before the work, not after it
     c.mesh.data = -1  # of this machine, not of the one that trained
     for axis in ("fsdp", "model", "samples"):
@@ -462,6 +462,20 @@ def restore(
     s = setup(c)
     check_data(workdir, c, s.dataset, accept_changed=files.accept_changed, say=say)
     shapes, places = compile_lib.shapes(c, s.model, s.mesh)
+    return Restored(s, *read_checkpoint(workdir, shapes, places, which, say))
+
+
+def read_checkpoint(
+    workdir: str, shapes: Any, places: Any, which: str | int, say: Callable[[str], Any] = print
+) -> tuple[Any, dict[str, Any]]:
+    """(state, meta) of a good checkpoint; ``meta["latest"]`` is the meta of the latest step.
+
+    Args:
+      shapes, places: of the state, as :func:`vae_jax.train.program.shapes` gives them.
+      which: 'best' by validation, 'latest' or a step.
+    Raises:
+      UserError: there is none.
+    """
     if not checkpoint.steps(workdir):
         raise UserError(f"workdir={workdir}: no checkpoint in it; run train.py first")
     saved = checkpoint.Checkpoints(workdir, say, write=False)
@@ -471,7 +485,7 @@ def restore(
     state, meta = restored
     meta["latest"] = saved.meta() or dict(meta)
     saved.close()
-    return Restored(s, state, meta)
+    return state, meta
 
 
 def begin_from(folder: str, state: Any, places: Any) -> Any:
