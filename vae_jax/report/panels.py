@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vae_jax.report import pictures, plots, words
+from vae_jax.report.explorer import Explorer
 from vae_jax.report.plots import Lines
 
 ROWS = ("levels", "temperatures", "inpainting", "neighbours")  # rows of different kinds of images
@@ -67,6 +68,7 @@ class Pictures(NamedTuple):
     robustness: dict | None = None  # accuracy against the strength
     # {data set: {"auroc": {score: (value, low, high)}, "scores": {score: (inside, outside)}}}
     ood: dict | None = None
+    explorer: Explorer | None = None  # test images that the page's script shows
 
 
 class Panel(NamedTuple):
@@ -91,6 +93,11 @@ def _not_empty(array: Sequence | np.ndarray | None, least: int = 1) -> bool:
     return array is not None and len(array) >= least
 
 
+def _walks(images_RxSxHxWxC: np.ndarray) -> tuple[list[np.ndarray], int]:
+    """Images for a grid with a row for each walk, and its number of columns."""
+    return [images_RxSxHxWxC.reshape(-1, *images_RxSxHxWxC.shape[2:])], images_RxSxHxWxC.shape[1]
+
+
 def image_panels(p: Pictures) -> dict[str, Panel]:
     """Grids of images, pixel by pixel."""
     grids = {}
@@ -100,8 +107,9 @@ def image_panels(p: Pictures) -> dict[str, Panel]:
     if _not_empty(p.samples):
         grids["samples"] = ([p.samples], pictures.columns(len(p.samples)))
     if _not_empty(p.interpolations):
-        walks = np.asarray(p.interpolations)
-        grids["interpolations"] = ([walks.reshape(-1, *walks.shape[2:])], walks.shape[1])
+        grids["interpolations"] = _walks(np.asarray(p.interpolations))
+    if p.explorer is not None and p.explorer.traversals is not None:
+        grids["traversals"] = _walks(p.explorer.traversals / 255)
     for name in ROWS:
         stacks = getattr(p, name)
         if _not_empty(stacks):
