@@ -15,8 +15,11 @@ from vae_jax import config, data, models
 from vae_jax.models import Model
 from vae_jax.report import decoder, explorer, page
 from vae_jax.report.panels import Pictures
+from vae_jax.train.film import Frames
 
 SCALE = 1.5  # of fresh parameters, whose images are nearly grey
+
+FILM = Frames([100, 200, 3000], np.arange(3 * 4 * 64, dtype=np.uint8).reshape(3, 4, 8, 8, 1))
 
 
 def digits() -> data.Dataset:
@@ -46,15 +49,16 @@ def logits_of(model: Model, params: dict, dataset: data.Dataset) -> np.ndarray:
     return np.asarray(jax.jit(model.classify)(params, x))
 
 
-def write(folder: str, e: explorer.Explorer, dataset: data.Dataset, **parts) -> str:
+def write(folder: str, e: explorer.Explorer, dataset: data.Dataset) -> str:
     confusion = np.zeros((10, 10), int)
     test = dataset.test
     if e.predicted is not None:
         np.add.at(confusion, (test.label[e.rows], e.predicted), 1)
-    images = Pictures(latents=e.codes, latent_labels=e.labels, confusion=confusion, explorer=e)
+    parts = {"latents": e.codes, "latent_labels": e.labels, "confusion": confusion}
+    images = Pictures(explorer=e, film=FILM, **parts)
     run = {"command": "python train.py"}
     report = {"title": "digits", "metrics": {"n": 1}, "history": [], "config": {}, "run": run}
-    report |= {"pictures": images, "classes": dataset.classes} | parts
+    report |= {"pictures": images, "classes": dataset.classes}
     return page.write(folder, page.Report(**report))
 
 
@@ -175,6 +179,19 @@ def test_the_walk_between_two_images_is_the_straight_line_of_their_codes(opened,
     )
     np.testing.assert_allclose(pixels(opened, "walk-image") / 255, want, atol=1 / 255)
     np.testing.assert_array_equal(pixels(opened, "walk-end-1"), e.images[9, ..., 0])
+
+
+def test_the_film_shows_the_row_of_a_step(opened):
+    assert not opened.evaluate("element('film-still').checkVisibility()")
+    for i, words in ((1, "step 200"), (2, "step 3,000")):
+        opened.evaluate(
+            f"element('film-place').value = {i},"
+            " element('film-place').dispatchEvent(new Event('input'))"
+        )
+        assert opened.evaluate("element('film-step').textContent") == words
+        row = pixels(opened, "film-image")
+        assert row.shape == (112, 4 * 120 - 8)  # 14 pixels for each of 8, gaps of 8
+        np.testing.assert_array_equal(row[7::14, 367::14], FILM.images[i, 3, ..., 0])
 
 
 DECODERS = {

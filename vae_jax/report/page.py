@@ -21,25 +21,17 @@ from etils import epath
 
 from vae_jax import config as config_lib
 from vae_jax.mesh import store
+from vae_jax.report import equation, pictures, words
 from vae_jax.report import explorer as explorer_lib
 from vae_jax.report import metrics as registry
 from vae_jax.report import panels as panels_lib
-from vae_jax.report import pictures, words
 from vae_jax.report.panels import ROWS, Panel, Pictures
 from vae_jax.train import log
 
 FILES = (  # names of panels whose files may be left from an earlier report
-    *(
-        "reconstructions",
-        "samples",
-        *ROWS,
-        "interpolations",
-        "traversals",
-        "latents",
-        "rates",
-        "level_rates",
-    ),
-    *("confusion", "curves", "retrieval", "reliability", "recognition", "robustness"),
+    *("reconstructions", "samples", *ROWS, "interpolations", "traversals", "latents", "rates"),
+    *("level_rates", "confusion", "film", "curves", "retrieval", "reliability", "recognition"),
+    "robustness",
 )
 KEY_FIGURES = (
     *("accuracy", "elbo_nats", "iw_nats", "bits_per_dim", "knn_accuracy"),
@@ -298,6 +290,7 @@ def _html(report: Report, panels: Mapping[str, Panel], tasks: Mapping[str, Panel
         facts=_facts(report.run),
         judgement=_judgement(report),
         command=report.run.get("command"),
+        equation=equation.view(report.config),
         changed=changed_fields(report.config),
         script=script,
         script_hash=script_hash,
@@ -305,6 +298,7 @@ def _html(report: Report, panels: Mapping[str, Panel], tasks: Mapping[str, Panel
         metrics=_metric_rows(report),
         page=page,
         explorer=_explorer_json(report) if page["latents"] else "",
+        film_steps=[] if report.pictures.film is None else report.pictures.film.steps,
         has_decoder=explorer is not None and explorer.decoder is not None,
         mistakes=mistakes,
         tasks=[panel.view | {"name": name} for name, panel in tasks.items()],

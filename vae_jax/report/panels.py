@@ -12,6 +12,7 @@ import numpy as np
 from vae_jax.report import pictures, plots, words
 from vae_jax.report.explorer import Explorer
 from vae_jax.report.plots import Lines
+from vae_jax.train.film import Frames
 
 ROWS = ("levels", "temperatures", "inpainting", "neighbours")  # rows of different kinds of images
 CURVES = {  # key of a history row → (name, unit)
@@ -68,6 +69,7 @@ class Pictures(NamedTuple):
     robustness: dict | None = None  # accuracy against the strength
     # {data set: {"auroc": {score: (value, low, high)}, "scores": {score: (inside, outside)}}}
     ood: dict | None = None
+    film: Frames | None = None  # of each validation
     explorer: Explorer | None = None  # test images that the page's script shows
 
 
@@ -114,6 +116,8 @@ def image_panels(p: Pictures) -> dict[str, Panel]:
         stacks = getattr(p, name)
         if _not_empty(stacks):
             grids[name] = (stacks, pictures.columns(len(stacks[0])))
+    if p.film is not None:
+        grids["film"] = _walks(p.film.images / 255)
     canvases = {name: pictures.grid(*parts) for name, parts in grids.items()}
     if p.retrieval is not None:
         canvases["retrieval"] = pictures.gallery(*p.retrieval)

@@ -458,7 +458,8 @@ function addSlider({ dim, low, high }) {
   const input = document.createElement("input");
   const output = document.createElement("output");
   label.append(`z ${dim + 1} `, output, input);
-  Object.assign(input, { type: "range", min: low, max: high, step: "any" });
+  Object.assign(input, { id: `z-${dim}`, type: "range", min: low, max: high, step: "any" });
+  label.htmlFor = input.id; // or it would be the label of its first part, the output
   input.dataset.dim = dim;
   input.addEventListener("input", () => {
     code[dim] = Number(input.value);
@@ -524,6 +525,8 @@ function startWalk() {
 
 // --- training as a film ---------------------------------------------------------------------------
 
+const GAP = 8; // pixels between the rows of a grid, as pictures.grid leaves them
+
 /** The still picture has a row of tiles for each validation; the film shows one row. */
 function startFilm() {
   const still = element("film-still");
@@ -531,11 +534,13 @@ function startFilm() {
   const steps = input.dataset.steps.split(" ");
   const canvas = element("film-image");
   const draw = () => {
-    const height = still.naturalHeight / steps.length;
+    const height = (still.naturalHeight + GAP) / steps.length - GAP;
     canvas.width = still.naturalWidth;
     canvas.height = height;
     const row = Number(input.value);
-    canvas.getContext("2d").drawImage(still, 0, row * height, canvas.width, height, 0, 0, canvas.width, height);
+    const top = row * (height + GAP);
+    const context = canvas.getContext("2d");
+    context.drawImage(still, 0, top, canvas.width, height, 0, 0, canvas.width, height);
     element("film-step").textContent = `step ${Number(steps[row]).toLocaleString("en")}`;
     canvas.setAttribute("aria-label", `Reconstructions and samples at step ${steps[row]}`);
   };
