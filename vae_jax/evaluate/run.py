@@ -13,6 +13,7 @@ from vae_jax import distributions as densities
 from vae_jax.data import evaluation
 from vae_jax.evaluate import classification, generation, latent, likelihood, recognition
 from vae_jax.evaluate.subject import Subject
+from vae_jax.evaluate.trained import trains_classifier
 from vae_jax.mesh import hosts
 from vae_jax.report import explorer
 from vae_jax.report.pictures import first_images
@@ -139,6 +140,9 @@ def _classified(
     knn = {"knn_accuracy": recognition.knn_accuracy(*gallery, out["mu"], test.label)}
     if subject.model.classify is None:
         return knn, dict.fromkeys(CLASSIFIED, "the model has no classifier"), None
+    if not trains_classifier(subject):
+        out.pop("logits")
+        return knn, dict.fromkeys(CLASSIFIED, "the objective does not train the classifier"), None
     values, confusion = classification.figures(out["logits"], test.label)
     return knn | values, {}, confusion
 
