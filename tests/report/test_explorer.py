@@ -37,11 +37,11 @@ def settings(**changes) -> ConfigDict:
     return c
 
 
-def built(c: ConfigDict, dataset: data.Dataset) -> tuple[Model, dict]:
+def built(c: ConfigDict, dataset: data.Dataset, scale: float = SCALE) -> tuple[Model, dict]:
     """A model with parameters of ordinary size: those of a fresh one, larger."""
     model = models.build_for(c, dataset)
     params = jax.jit(model.init)(jax.random.key(3))
-    return model, jax.tree.map(lambda leaf: SCALE * leaf, params)
+    return model, jax.tree.map(lambda leaf: scale * leaf, params)
 
 
 def logits_of(model: Model, params: dict, dataset: data.Dataset) -> np.ndarray:
@@ -312,3 +312,12 @@ def test_the_page_grid_of_traversals_is_pythons(subject):
     z[:, one.dim] = np.linspace(one.low, one.high, explorer.STEPS)
     want = np.asarray(model.likelihood.mean(model.decode(params, z)))
     np.testing.assert_allclose(e.traversals[0] / 255, np.clip(want, 0, 1), atol=0.51 / 255)
+
+
+def test_a_decoder_that_half_precision_changes_stays_out(subject):
+    dataset, _, _, e = subject
+    assert e.decoder is not None
+    c = settings()
+    model, params = built(c, dataset, scale=8.0)  # steep: a small change moves an edge far
+    steep = explorer.collect(explorer.Source(c, model, params, dataset), None)
+    assert steep.decoder is None and steep.reconstructions is not None

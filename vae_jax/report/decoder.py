@@ -2,7 +2,8 @@
 
 The page gets the weights in half precision (float16) and computes in float32: the mean of p(x|z)
 for any z. Decoders ``mlp`` and ``conv`` of one-layer models without labels are packed, up to
-:data:`LIMIT` numbers; of other models the page shows rows of images that Python has computed.
+:data:`LIMIT` numbers, where half precision moves no pixel by more than a grey level of 255; of other
+models the page shows rows of images that Python has computed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -77,6 +79,15 @@ def pack(config: ConfigDict, params: Mapping[str, Any], spec: Spec) -> Decoder |
         return None
     mean = MEANS[spec.likelihood.name]
     return Decoder(spec.shape, grid, mean, layers, weights.astype(np.float16))
+
+
+def rounded(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with those of the decoder rounded to half precision, as the page has them."""
+
+    def half(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(np.float16).astype(leaf.dtype)
+
+    return dict(params) | {"decoder": jax.tree.map(half, params["decoder"])}
 
 
 Packed = tuple[list[Layer], tuple[int, int, int], Iterable[Any]]  # layers, grid, parameters

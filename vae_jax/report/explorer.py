@@ -6,7 +6,7 @@ PNG of many tiles), codes and weights in half precision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -102,7 +102,8 @@ def collect(source: Source, logits_NxY: np.ndarray | None) -> Explorer:
         confidence = probability.max(1)
         errors = _confident_errors(labels, predicted, confidence)
     rows = choose(errors, labels, len(test.image), POINTS)
-    answers = _ask(source, rows)
+    ask = _asker(source)
+    answers = ask(source.params, rows)
     parts = {"rows": rows, "images": _bytes(answers["image"]), "codes": answers["code"]}
     if labels is not None:
         parts["labels"] = labels[rows]
@@ -112,7 +113,11 @@ def collect(source: Source, logits_NxY: np.ndarray | None) -> Explorer:
     if source.model.decode is None:
         return Explorer(**parts)
     parts["reconstructions"] = _bytes(answers["mean"])
-    parts["decoder"] = decoder_lib.pack(source.config, source.params, source.model.spec)
+    packed = decoder_lib.pack(source.config, source.params, source.model.spec)
+    if packed is not None:
+        half = decoder_lib.rounded(source.params)
+        if _moved(answers["mean"][:CHUNK], ask(half, rows[:CHUNK])["mean"]) <= 1:
+            parts["decoder"] = packed
     if source.config.posterior.name != "von_mises_fisher":  # a straight line leaves the sphere
         parts["ranges"] = ranges(answers["code"])
         start = min(len(errors), len(rows) - 1)  # the first that is no error
@@ -142,8 +147,8 @@ def _batch(source: Source, rows: np.ndarray) -> dict[str, jax.Array]:
     return {"image": image, "id": jnp.asarray(rows)}
 
 
-def _ask(source: Source, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """{"image": PxHxWxC, "code": PxD, "mean": PxHxWxC where there is a decoder}."""
+def _asker(source: Source) -> Callable[[dict[str, Any], np.ndarray], dict[str, np.ndarray]]:
+    """``ask(params, rows)`` → {"image": PxHxWxC, "code": PxD, "mean": PxHxWxC with a decoder}."""
     model = source.model
     to_x = evaluation.seen(source.config, source.dataset.levels)
 
@@ -157,13 +162,21 @@ def _ask(source: Source, rows: np.ndarray) -> dict[str, np.ndarray]:
             answers["mean"] = model.likelihood.mean(model.decode(params, mu, y))
         return answers
 
-    size = min(CHUNK, len(rows))
-    parts = []
-    for start in range(0, len(rows), size):
-        some = np.resize(rows[start : start + size], size)  # the last ones again: one shape
-        answers = jax.tree.map(np.asarray, run(source.params, _batch(source, some)))
-        parts.append({name: a[: len(rows) - start] for name, a in answers.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def ask(params: dict[str, Any], rows: np.ndarray) -> dict[str, np.ndarray]:
+        parts = []
+        size = min(CHUNK, len(source.dataset.test.image))
+        for start in range(0, len(rows), size):
+            some = np.resize(rows[start : start + size], size)  # the last ones again: one shape
+            answers = jax.tree.map(np.asarray, run(params, _batch(source, some)))
+            parts.append({name: a[: len(rows) - start] for name, a in answers.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return ask
+
+
+def _moved(exact: np.ndarray, rounded: np.ndarray) -> float:
+    """The largest difference of two stacks of images, in grey levels of 255."""
+    return float(255 * np.abs(np.clip(exact, 0, 1) - np.clip(rounded, 0, 1)).max())
 
 
 def _traversals(source: Source, row: np.ndarray, ranges: tuple[Range, ...]) -> np.ndarray:

@@ -204,7 +204,7 @@ def _svg(figure: Figure, letters: str = "none", **style: Any) -> bytes:
     import matplotlib
 
     buffer = io.StringIO()
-    # Only rasters within it ask for a resolution: 120 keeps a map of 10,000 points below 250 kB.
+    # Only rasters within it have a resolution; the page has each of them twice.
     style |= {"dpi": 120, "metadata": {"Date": None, "Creator": None}}
     # hashsalt and Date=None: the same run gives the same bytes.
     with matplotlib.rc_context({"svg.fonttype": letters, "svg.hashsalt": "vae_jax"}):
