@@ -6,6 +6,7 @@ import numpy as np
 
 from vae_jax import data
 from vae_jax.evaluate.subject import Subject
+from vae_jax.mesh import hosts
 from vae_jax.train import program, step
 
 EXAMPLES = 8
@@ -36,4 +37,4 @@ def trains_classifier(subject: Subject) -> bool:
 
     gradient = program.simple(jax.grad(loss))
     leaves = jax.tree.leaves(gradient(subject.params["classifier"], dict(subject.params), batch))
-    return any(np.any(leaf) for leaf in leaves)
+    return any(np.any(hosts.fetch(leaf)) for leaf in leaves)

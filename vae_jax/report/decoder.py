@@ -2,8 +2,8 @@
 
 The page gets the weights in half precision (float16) and computes in float32: the mean of p(x|z)
 for any z. Decoders ``mlp`` and ``conv`` of one-layer models without labels are packed, up to
-:data:`LIMIT` numbers, where half precision moves no pixel by more than a grey level of 255; of other
-models the page shows rows of images that Python has computed.
+:data:`LIMIT` numbers, where half precision moves no pixel by more than a grey level of 255; of
+other models the page shows rows of images that Python has computed.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ Layer = dict[str, Any]
 class Decoder(NamedTuple):
     """z → the mean of p(x|z), as the page's script computes it.
 
-    A layer is ``{"kind": "dense", "inputs", "outputs", "activation"}`` or ``{"kind": "up", "kernel",
-    "rows", "columns", "inputs", "outputs", "activation"}``, a transposed convolution of stride 2
-    from a grid of rows x columns. Its kernel, then its bias are the next of ``weights``.
+    A layer is ``{"kind": "dense", "inputs", "outputs", "activation"}`` or ``{"kind": "up",
+    "kernel", "rows", "columns", "inputs", "outputs", "activation"}``, a transposed convolution of
+    stride 2 from a grid of rows x columns. Its kernel, then its bias are the next of ``weights``.
     """
 
     shape: tuple[int, int, int]  # H, W, C

@@ -67,7 +67,7 @@ class Explorer(NamedTuple):
 
 
 def choose(errors: np.ndarray, labels_N: np.ndarray | None, n: int, most: int) -> np.ndarray:
-    """At most ``most`` of ``n`` rows: errors as they come, at most half, then each class in turn."""
+    """At most ``most`` of ``n`` rows: errors as they come, up to half, then classes in turn."""
     errors = errors[: most // 2]
     rest = np.setdiff1d(np.arange(n), errors)
     count = min(most - len(errors), len(rest))
@@ -223,18 +223,11 @@ def _numbers(array: np.ndarray, digits: int) -> list[float]:
     return np.round(np.asarray(array, np.float64), digits).tolist()
 
 
-def maps(e: Explorer, count: int) -> list[dict[str, Any]]:
-    """The planes of the first points: {"name", "axes", "x", "y"}."""
+def plane(e: Explorer, count: int) -> dict[str, Any]:
+    """The first points in the plane of most variance: {"axes", "x", "y"}."""
     points, axes = plots.plane(e.codes)
-    points = points[:count]
-    return [
-        {
-            "name": "PCA",
-            "axes": list(axes),
-            "x": _numbers(points[:, 0], 3),
-            "y": _numbers(points[:, 1], 3),
-        }
-    ]
+    x, y = points[:count].T
+    return {"axes": list(axes), "x": _numbers(x, 3), "y": _numbers(y, 3)}
 
 
 def fitting(e: Explorer) -> int:
@@ -263,7 +256,7 @@ def view(e: Explorer, classes: Sequence[str]) -> dict[str, Any]:
         "columns": COLUMNS,
         "rows": e.rows[:count].tolist(),
         "images": pictures.uri(sprite(e.images[:count]), "png"),
-        "maps": maps(e, count),
+        "plane": plane(e, count),
         "classes": list(map(str, classes)),
         "colours": list(pictures.CLASS_COLOURS),
     }

@@ -1,8 +1,8 @@
 """The report of a run: one page that a person opens, and its summary on the terminal.
 
 The page (:func:`write`) needs no network and no other file: pictures are inside it, once for a
-light screen and once for a dark one. Its only script (``templates/report.js``) makes the latent map,
-the confusion matrix and the decoder interactive; without it the page can still be read.
+light screen and once for a dark one. Its only script (``templates/report.js``) makes the latent
+map, the confusion matrix and the decoder interactive; without it the page can still be read.
 """
 
 from __future__ import annotations

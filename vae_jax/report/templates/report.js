@@ -1,10 +1,10 @@
 "use strict";
 // The page can be read without this script. It adds what a still page cannot show: the image behind
-// a point of the latent map, the images of a cell of the confusion matrix, and decodings of any code.
+// a point of the latent map, the images of a cell of the confusion matrix, the decoding of any code.
 
 const element = (id) => document.getElementById(id);
 
-// --- numbers from the page ------------------------------------------------------------------------
+// --- numbers from the page ----------------------------------------------------------------------
 
 function halfToNumber(bits) {
   const sign = bits & 0x8000 ? -1 : 1;
@@ -31,7 +31,7 @@ function readData() {
 
 const data = readData();
 
-// --- the decoder ----------------------------------------------------------------------------------
+// --- the decoder --------------------------------------------------------------------------------
 
 const sigmoid = (a) => 1 / (1 + Math.exp(-a));
 const softplus = (a) => Math.max(a, 0) + Math.log1p(Math.exp(-Math.abs(a)));
@@ -77,7 +77,7 @@ function doubled(layer, h, kernel, bias) {
   }
   return out;
 
-  /** out[o] += Σ_i cell[i] kernel[…, o, i]: the kernel is stored size x size x outputs x inputs. */
+  /** out[o] += Σ_i cell[i] kernel[…, o, i]; a kernel is size x size x outputs x inputs. */
   function addProduct(target, place, cell, numbers, first) {
     for (let o = 0; o < outputs; o++) {
       let sum = 0;
@@ -111,10 +111,11 @@ function logisticMean(mu, logScale) {
 
 /** The mean of channel c of the pixel whose outputs begin at ``place``. */
 function pixelMean(out, place, c) {
-  const kind = data.decoder.mean;
-  if (kind === "logistic") return logisticMean(out[place + c], out[place + data.decoder.shape[2] + c]);
-  if (kind === "sigmoid") return sigmoid(out[place + c]);
-  return out[place + c];
+  const { mean, shape } = data.decoder;
+  const value = out[place + c];
+  if (mean === "logistic") return logisticMean(value, out[place + shape[2] + c]);
+  if (mean === "sigmoid") return sigmoid(value);
+  return value;
 }
 
 /** What the layers make of a code: rows x columns x outputs of data.decoder.grid. */
@@ -123,21 +124,22 @@ function runLayers(code) {
   let h = Float32Array.from(code);
   let place = 0;
   for (const layer of data.decoder.layers) {
-    // A gated layer has two halves; both are in the number of its outputs.
+    const run = layer.kind === "up" ? doubled : affine;
     const cells = layer.kind === "up" ? layer.kernel ** 2 : 1;
     const size = cells * layer.inputs * layer.outputs;
     const kernel = weights.subarray(place, place + size);
     const bias = weights.subarray(place + size, place + size + layer.outputs);
     place += size + layer.outputs;
-    h = activated(layer.kind === "up" ? doubled(layer, h, kernel, bias) : affine(layer, h, kernel, bias), layer.activation);
+    h = activated(run(layer, h, kernel, bias), layer.activation);
   }
   return h;
 }
 
 /** The weights, read at the first use: half a million numbers take some ten milliseconds. */
 function readWeights() {
-  if (typeof data.decoder.weights === "string") data.decoder.weights = readHalves(data.decoder.weights);
-  return data.decoder.weights;
+  const { decoder } = data;
+  if (typeof decoder.weights === "string") decoder.weights = readHalves(decoder.weights);
+  return decoder.weights;
 }
 
 /** The mean of p(x|z) as H x W x C numbers in [0, 1]. */
@@ -161,7 +163,7 @@ function codeOf(i) {
   return data.codes.slice(i * size, (i + 1) * size);
 }
 
-// --- images ---------------------------------------------------------------------------------------
+// --- images -------------------------------------------------------------------------------------
 
 function loadSprite(uri) {
   const image = new Image();
@@ -201,7 +203,10 @@ function drawNumbers(canvas, image) {
   for (let p = 0; p < width * height; p++) {
     const values = image.subarray(p * channels, (p + 1) * channels);
     const mean = values.reduce((sum, v) => sum + v, 0) / channels;
-    for (let c = 0; c < 3; c++) pixels.data[4 * p + c] = Math.round(255 * (channels === 3 ? values[c] : mean));
+    for (let c = 0; c < 3; c++) {
+      const value = channels === 3 ? values[c] : mean;
+      pixels.data[4 * p + c] = Math.round(255 * value);
+    }
     pixels.data[4 * p + 3] = 255;
   }
   context.putImageData(pixels, 0, 0);
@@ -212,23 +217,29 @@ function drawReconstruction(canvas, i) {
   else if (data.reconstructions) drawTile(canvas, "reconstructions", i);
 }
 
-// --- words ----------------------------------------------------------------------------------------
+// --- words --------------------------------------------------------------------------------------
 
 const className = (y) => data.classes[y] ?? String(y);
 const labelOf = (i) => (data.labels ? data.labels[i] : -1);
-const isError = (i) => labelOf(i) >= 0 && Boolean(data.predicted) && data.predicted[i] !== labelOf(i);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+function isError(i) {
+  return Boolean(data.predicted) && labelOf(i) >= 0 && data.predicted[i] !== labelOf(i);
+}
 
 function describe(i) {
   const words = [`Test image ${data.rows[i].toLocaleString("en")}`];
   if (labelOf(i) >= 0) words.push(`true class ${className(labelOf(i))}`);
-  if (data.predicted) words.push(`predicted ${className(data.predicted[i])}, confidence ${percent(data.confidence[i])}`);
+  if (data.predicted) {
+    const confidence = percent(data.confidence[i]);
+    words.push(`predicted ${className(data.predicted[i])}, confidence ${confidence}`);
+  }
   return words.join("; ");
 }
 
-// --- the latent map -------------------------------------------------------------------------------
+// --- the latent map -----------------------------------------------------------------------------
 
-const map = { plane: 0, selected: 0, hidden: new Set(), onlyErrors: false };
+const map = { selected: 0, hidden: new Set(), onlyErrors: false, limits: null };
 
 function isVisible(i) {
   if (map.onlyErrors && !isError(i)) return false;
@@ -237,7 +248,8 @@ function isVisible(i) {
 
 /** The place of point i on the canvas, in CSS pixels. */
 function placeOf(i) {
-  const { x, y, limits } = data.maps[map.plane];
+  const { x, y } = data.plane;
+  const { limits } = map;
   const canvas = element("map-canvas");
   const margin = 10;
   const across = (x[i] - limits[0]) / (limits[1] - limits[0]);
@@ -248,12 +260,11 @@ function placeOf(i) {
   ];
 }
 
-function setLimits() {
-  for (const plane of data.maps) {
-    plane.limits = [Math.min(...plane.x), Math.max(...plane.x), Math.min(...plane.y), Math.max(...plane.y)];
-    if (plane.limits[0] === plane.limits[1]) plane.limits[1] += 1;
-    if (plane.limits[2] === plane.limits[3]) plane.limits[3] += 1;
-  }
+/** The least and the greatest number; one more where they are equal. */
+function span(numbers) {
+  const low = Math.min(...numbers);
+  const high = Math.max(...numbers);
+  return [low, high > low ? high : low + 1];
 }
 
 const colourOf = (y) => (y < 0 ? "#88919c" : data.colours[y % data.colours.length]);
@@ -361,41 +372,32 @@ function makeToggle(text, pressed, change) {
 function addClassToggles() {
   const classes = [...new Set(data.labels ?? [])].filter((y) => y >= 0).sort((a, b) => a - b);
   for (const y of classes.length <= 20 ? classes : []) {
-    const button = makeToggle(className(y), true, (on) => (on ? map.hidden.delete(y) : map.hidden.add(y)));
+    const button = makeToggle(className(y), true, (on) => {
+      if (on) map.hidden.delete(y);
+      else map.hidden.add(y);
+    });
     button.style.setProperty("--colour", colourOf(y));
     button.className = "class";
     element("map-classes").append(button);
   }
   if (data.predicted && data.labels) {
-    element("map-classes").append(makeToggle("Errors only", false, (on) => (map.onlyErrors = on)));
+    const errors = makeToggle("Errors only", false, (on) => {
+      map.onlyErrors = on;
+    });
+    element("map-classes").append(errors);
   }
-}
-
-function addPlaneChoice() {
-  if (data.maps.length < 2) return;
-  data.maps.forEach((plane, i) => {
-    const button = makeButton(plane.name, () => choosePlane(i));
-    button.setAttribute("aria-pressed", String(i === 0));
-    element("map-planes").append(button);
-  });
-}
-
-function choosePlane(i) {
-  map.plane = i;
-  [...element("map-planes").children].forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
-  element("map-axes").textContent = data.maps[i].axes.join(", ");
-  drawMap();
 }
 
 function startMap() {
   element("map-still").hidden = true;
   element("map").hidden = false;
-  setLimits();
+  map.limits = [...span(data.plane.x), ...span(data.plane.y)];
   addClassToggles();
-  addPlaneChoice();
-  element("map-axes").textContent = data.maps[0].axes.join(", ");
+  element("map-axes").textContent = data.plane.axes.join(", ");
   const canvas = element("map-canvas");
-  canvas.addEventListener("pointermove", (event) => event.pointerType === "mouse" && selectAt(event));
+  canvas.addEventListener("pointermove", (event) => {
+    if (event.pointerType === "mouse") selectAt(event); // a finger scrolls; it selects by a tap
+  });
   canvas.addEventListener("pointerdown", selectAt);
   canvas.addEventListener("keydown", selectByKey);
   new ResizeObserver(drawMap).observe(canvas);
@@ -404,7 +406,7 @@ function startMap() {
   select(0);
 }
 
-// --- the images of a cell of the confusion matrix -------------------------------------------------
+// --- the images of a cell of the confusion matrix -----------------------------------------------
 
 const MOST = 60; // images of a cell at once
 
@@ -413,7 +415,8 @@ function showCell(y, predicted) {
   const images = every.filter((i) => labelOf(i) === y && data.predicted[i] === predicted);
   const few = images.slice(0, MOST);
   const words = `true class ${className(y)}, predicted ${className(predicted)}`;
-  element("cell-text").textContent = `${few.length} of the ${images.length} images in this page: ${words}.`;
+  const count = `${few.length} of the ${images.length} images in this page`;
+  element("cell-text").textContent = `${count}: ${words}.`;
   element("cell-images").replaceChildren(...few.map(makeTile));
   element("cell").hidden = false;
 }
@@ -439,13 +442,14 @@ function startConfusion() {
       const count = cell.textContent;
       if (count === "0") return;
       const button = makeButton(count, () => showCell(y, predicted));
-      button.setAttribute("aria-label", `${count} images of ${className(y)} predicted ${className(predicted)}`);
+      const words = `${count} images of ${className(y)} predicted ${className(predicted)}`;
+      button.setAttribute("aria-label", words);
       cell.replaceChildren(button);
     });
   });
 }
 
-// --- sliders over z, and a walk between two images ------------------------------------------------
+// --- sliders over z, and a walk between two images ----------------------------------------------
 
 let code = null; // of the sliders' image
 
@@ -481,7 +485,10 @@ function setCode(numbers) {
 }
 
 /** A draw of N(0, 1) by Box and Muller. */
-const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+function normal() {
+  const radius = Math.sqrt(-2 * Math.log(1 - Math.random()));
+  return radius * Math.cos(2 * Math.PI * Math.random());
+}
 
 function startSliders() {
   element("code").hidden = false;
@@ -523,7 +530,7 @@ function startWalk() {
   }
 }
 
-// --- training as a film ---------------------------------------------------------------------------
+// --- training as a film -------------------------------------------------------------------------
 
 const GAP = 8; // pixels between the rows of a grid, as pictures.grid leaves them
 
@@ -552,7 +559,7 @@ function startFilm() {
   });
 }
 
-// --- start ----------------------------------------------------------------------------------------
+// --- start --------------------------------------------------------------------------------------
 
 function startCopy() {
   const button = element("copy");
