@@ -203,8 +203,8 @@ def _traversals(source: Source, row: np.ndarray, ranges: tuple[Range, ...]) -> n
 # --- for the page --------------------------------------------------------------------------------
 
 
-def sprite(images_PxHxWxC: np.ndarray) -> bytes:
-    """One PNG of all images, :data:`COLUMNS` in a row, a pixel for a pixel.
+def sprite(images_PxHxWxC: np.ndarray, columns: int = COLUMNS) -> bytes:
+    """One PNG of all images, ``columns`` in a row, a pixel for a pixel.
 
     Three channels are RGB; any other number is averaged.
     """
@@ -212,11 +212,12 @@ def sprite(images_PxHxWxC: np.ndarray) -> bytes:
     tiles = images_PxHxWxC
     if channels != 3:
         tiles = np.rint(tiles.mean(-1, keepdims=True)).astype(np.uint8)
-    rows = -(-n // COLUMNS)
-    sheet = np.zeros((rows * COLUMNS, height, width, tiles.shape[-1]), np.uint8)
+    rows = -(-n // columns)
+    sheet = np.zeros((rows * columns, height, width, tiles.shape[-1]), np.uint8)
     sheet[:n] = tiles
-    sheet = sheet.reshape(rows, COLUMNS, *sheet.shape[1:]).swapaxes(1, 2)
-    return pictures.png(sheet.reshape(rows * height, COLUMNS * width, -1).squeeze())
+    sheet = sheet.reshape(rows, columns, *sheet.shape[1:]).swapaxes(1, 2)
+    sheet = sheet.reshape(rows * height, columns * width, -1)
+    return pictures.png(sheet if channels == 3 else sheet[..., 0])
 
 
 def _numbers(array: np.ndarray, digits: int) -> list[float]:

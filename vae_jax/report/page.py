@@ -298,7 +298,6 @@ def _html(report: Report, panels: Mapping[str, Panel], tasks: Mapping[str, Panel
         metrics=_metric_rows(report),
         page=page,
         explorer=_explorer_json(report) if page["latents"] else "",
-        film_steps=[] if report.pictures.film is None else report.pictures.film.steps,
         has_decoder=explorer is not None and explorer.decoder is not None,
         mistakes=mistakes,
         tasks=[panel.view | {"name": name} for name, panel in tasks.items()],

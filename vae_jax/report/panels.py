@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vae_jax.report import pictures, plots, words
-from vae_jax.report.explorer import Explorer
+from vae_jax.report.explorer import Explorer, sprite
 from vae_jax.report.plots import Lines
 from vae_jax.train.film import Frames
 
@@ -116,8 +116,6 @@ def image_panels(p: Pictures) -> dict[str, Panel]:
         stacks = getattr(p, name)
         if _not_empty(stacks):
             grids[name] = (stacks, pictures.columns(len(stacks[0])))
-    if p.film is not None:
-        grids["film"] = _walks(p.film.images / 255)
     canvases = {name: pictures.grid(*parts) for name, parts in grids.items()}
     if p.retrieval is not None:
         canvases["retrieval"] = pictures.gallery(*p.retrieval)
@@ -127,7 +125,17 @@ def image_panels(p: Pictures) -> dict[str, Panel]:
         height, width = canvas.shape[:2]
         view = {"uri": pictures.uri(png, "png"), "width": width // 2, "height": height // 2}
         panels[name] = Panel(png, view)
+    if p.film is not None:
+        panels["film"] = _film_panel(p.film)
     return panels
+
+
+def _film_panel(film: Frames) -> Panel:
+    """A row for each frame, a pixel for a pixel: the page enlarges it."""
+    frames, columns, height, width = film.images.shape[:4]
+    png = sprite(film.images.reshape(-1, *film.images.shape[2:]), columns)
+    view = {"uri": pictures.uri(png, "png"), "width": 56 * columns}
+    return Panel(png, view | {"height": round(56 * frames * height / width), "steps": film.steps})
 
 
 def figure_panels(p: Pictures, classes: Sequence[str]) -> dict[str, Panel]:

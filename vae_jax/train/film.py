@@ -24,7 +24,7 @@ from vae_jax.train.run import Setup
 
 FOLDER = "film"
 IMAGES = 6  # reconstructions in a frame, and as many samples
-FRAMES = 24  # on the page at most
+FRAMES = 16  # on the page at most
 
 
 class Frames(NamedTuple):

@@ -532,8 +532,6 @@ function startWalk() {
 
 // --- training as a film -------------------------------------------------------------------------
 
-const GAP = 8; // pixels between the rows of a grid, as pictures.grid leaves them
-
 /** The still picture has a row of tiles for each validation; the film shows one row. */
 function startFilm() {
   const still = element("film-still");
@@ -541,13 +539,12 @@ function startFilm() {
   const steps = input.dataset.steps.split(" ");
   const canvas = element("film-image");
   const draw = () => {
-    const height = (still.naturalHeight + GAP) / steps.length - GAP;
-    canvas.width = still.naturalWidth;
-    canvas.height = height;
+    const width = still.naturalWidth;
+    const height = still.naturalHeight / steps.length;
     const row = Number(input.value);
-    const top = row * (height + GAP);
+    Object.assign(canvas, { width, height });
     const context = canvas.getContext("2d");
-    context.drawImage(still, 0, top, canvas.width, height, 0, 0, canvas.width, height);
+    context.drawImage(still, 0, row * height, width, height, 0, 0, width, height);
     element("film-step").textContent = `step ${Number(steps[row]).toLocaleString("en")}`;
     canvas.setAttribute("aria-label", `Reconstructions and samples at step ${steps[row]}`);
   };
