@@ -13,7 +13,9 @@ from vae_jax import distributions as densities
 from vae_jax.data import evaluation
 from vae_jax.evaluate import classification, generation, latent, likelihood, recognition
 from vae_jax.evaluate.subject import Subject
+from vae_jax.evaluate.trained import trains_classifier
 from vae_jax.mesh import hosts
+from vae_jax.report import explorer
 from vae_jax.report.pictures import first_images
 from vae_jax.train import program as compile_lib
 from vae_jax.train.step import stream
@@ -105,7 +107,10 @@ def evaluate(subject: Subject, *, iw_k: int) -> Result:
     if subject.model.decode is None:
         metrics["active_units"] = recognition.active_units(out["mu"])
         why |= dict.fromkeys((*BOUNDS, *SURGERY), "the model has no decoder")
+        if not hosts.several():
+            pictures["explorer"] = _explorer(subject, out)
         return _plain(metrics), why, pictures
+    seen = out
     if subject.config.data.binarize == "dynamic":  # the images that the bound is of
         out = forward(subject, evaluation.inputs)(test)
     metrics["active_units"] = recognition.active_units(out["mu"])
@@ -114,7 +119,7 @@ def evaluate(subject: Subject, *, iw_k: int) -> Result:
         params = jax.tree.map(hosts.fetch, subject.params)
         subject = dataclasses.replace(subject, params=params)
     parts = [_bounds(subject, rows, iw_k), _code(subject, out), _levels(subject)]
-    parts.append(({}, {}, _pictures(subject)))
+    parts.append(({}, {}, _pictures(subject) | {"explorer": _explorer(subject, seen)}))
     for values, reasons, panels in parts:
         metrics |= values
         why |= reasons
@@ -135,6 +140,9 @@ def _classified(
     knn = {"knn_accuracy": recognition.knn_accuracy(*gallery, out["mu"], test.label)}
     if subject.model.classify is None:
         return knn, dict.fromkeys(CLASSIFIED, "the model has no classifier"), None
+    if not trains_classifier(subject):
+        out.pop("logits")
+        return knn, dict.fromkeys(CLASSIFIED, "the objective does not train the classifier"), None
     values, confusion = classification.figures(out["logits"], test.label)
     return knn | values, {}, confusion
 
@@ -200,6 +208,12 @@ def _pictures(subject: Subject) -> dict[str, Any]:
     drawn = pictures["samples"][: generation.SHOWN]
     near = generation.nearest(drawn, subject.data.train.image, subject.levels)
     return pictures | {"neighbours": [drawn, near]}
+
+
+def _explorer(subject: Subject, out: dict[str, np.ndarray]) -> explorer.Explorer:
+    """Test images for the page's script."""
+    source = explorer.Source(subject.config, subject.model, subject.params, subject.data)
+    return explorer.collect(source, out.get("logits"))
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:

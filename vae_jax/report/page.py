@@ -1,13 +1,15 @@
 """The report of a run: one page that a person opens, and its summary on the terminal.
 
 The page (:func:`write`) needs no network and no other file: pictures are inside it, once for a
-light screen and once for a dark one. Its only script copies the command; all else works without.
+light screen and once for a dark one. Its only script (``templates/report.js``) makes the latent
+map, the confusion matrix and the decoder interactive; without it the page can still be read.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import numbers
 import os
 import re
@@ -19,15 +21,17 @@ from etils import epath
 
 from vae_jax import config as config_lib
 from vae_jax.mesh import store
+from vae_jax.report import equation, pictures, words
+from vae_jax.report import explorer as explorer_lib
 from vae_jax.report import metrics as registry
 from vae_jax.report import panels as panels_lib
-from vae_jax.report import pictures, words
 from vae_jax.report.panels import ROWS, Panel, Pictures
 from vae_jax.train import log
 
 FILES = (  # names of panels whose files may be left from an earlier report
-    *("reconstructions", "samples", *ROWS, "interpolations", "latents", "rates", "level_rates"),
-    *("confusion", "curves", "retrieval", "reliability", "recognition", "robustness"),
+    *("reconstructions", "samples", *ROWS, "interpolations", "traversals", "latents", "rates"),
+    *("level_rates", "confusion", "film", "curves", "retrieval", "reliability", "recognition"),
+    "robustness",
 )
 KEY_FIGURES = (
     *("accuracy", "elbo_nats", "iw_nats", "bits_per_dim", "knn_accuracy"),
@@ -50,14 +54,7 @@ RUN = {  # key of ``run`` → its name on the page
     "command": "Command",
     "versions": "Versions",
 }
-COPY = """
-const button = document.getElementById("copy");
-button.hidden = false;
-button.addEventListener("click", async () => {
-  await navigator.clipboard.writeText(document.getElementById("command").textContent);
-  button.textContent = "Copied";
-});
-"""
+TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
 
 
 @dataclass(frozen=True)
@@ -251,9 +248,8 @@ def render(template: str, **values: Any) -> str:
     """A template of this folder with these values; text in them is escaped."""
     import jinja2
 
-    folder = os.path.join(os.path.dirname(__file__), "templates")
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=_shown,
@@ -264,22 +260,46 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**themes, **values)
 
 
+def _script() -> str:
+    """The page's only script."""
+    with open(os.path.join(TEMPLATES, "report.js"), encoding="utf-8") as file:
+        return file.read()
+
+
+def _explorer_json(report: Report) -> str:
+    """The script's data as JSON that may stand within HTML; "" where there are too few images."""
+    explorer = report.pictures.explorer
+    if explorer is None or len(explorer.rows) < 2:
+        return ""
+    text = json.dumps(explorer_lib.view(explorer, report.classes), separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
 def _html(report: Report, panels: Mapping[str, Panel], tasks: Mapping[str, Panel]) -> str:
     page = dict.fromkeys(FILES)
     page |= {name: panel.view for name, panel in panels.items()}
-    script_hash = base64.b64encode(hashlib.sha256(COPY.encode()).digest()).decode()
+    script = _script()
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    explorer = report.pictures.explorer
+    mistakes = []
+    if explorer is not None:
+        mistakes = explorer_lib.mistakes(explorer, report.classes)
     return render(
         "report.html.j2",
         title=report.title,
         facts=_facts(report.run),
         judgement=_judgement(report),
         command=report.run.get("command"),
+        equation=equation.view(report.config),
         changed=changed_fields(report.config),
-        script=COPY,
+        script=script,
         script_hash=script_hash,
         figures=_key_figures(report.metrics),
         metrics=_metric_rows(report),
         page=page,
+        explorer=_explorer_json(report) if page["latents"] else "",
+        has_decoder=explorer is not None and explorer.decoder is not None,
+        mistakes=mistakes,
         tasks=[panel.view | {"name": name} for name, panel in tasks.items()],
         config=_config_groups(report.config),
         run=_run_rows(report.run),

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vae_jax.report import pictures, plots, words
+from vae_jax.report.explorer import Explorer, sprite
 from vae_jax.report.plots import Lines
+from vae_jax.train.film import Frames
 
 ROWS = ("levels", "temperatures", "inpainting", "neighbours")  # rows of different kinds of images
 CURVES = {  # key of a history row → (name, unit)
@@ -67,6 +69,8 @@ class Pictures(NamedTuple):
     robustness: dict | None = None  # accuracy against the strength
     # {data set: {"auroc": {score: (value, low, high)}, "scores": {score: (inside, outside)}}}
     ood: dict | None = None
+    film: Frames | None = None  # of each validation
+    explorer: Explorer | None = None  # test images that the page's script shows
 
 
 class Panel(NamedTuple):
@@ -91,6 +95,11 @@ def _not_empty(array: Sequence | np.ndarray | None, least: int = 1) -> bool:
     return array is not None and len(array) >= least
 
 
+def _walks(images_RxSxHxWxC: np.ndarray) -> tuple[list[np.ndarray], int]:
+    """Images for a grid with a row for each walk, and its number of columns."""
+    return [images_RxSxHxWxC.reshape(-1, *images_RxSxHxWxC.shape[2:])], images_RxSxHxWxC.shape[1]
+
+
 def image_panels(p: Pictures) -> dict[str, Panel]:
     """Grids of images, pixel by pixel."""
     grids = {}
@@ -100,8 +109,9 @@ def image_panels(p: Pictures) -> dict[str, Panel]:
     if _not_empty(p.samples):
         grids["samples"] = ([p.samples], pictures.columns(len(p.samples)))
     if _not_empty(p.interpolations):
-        walks = np.asarray(p.interpolations)
-        grids["interpolations"] = ([walks.reshape(-1, *walks.shape[2:])], walks.shape[1])
+        grids["interpolations"] = _walks(np.asarray(p.interpolations))
+    if p.explorer is not None and p.explorer.traversals is not None:
+        grids["traversals"] = _walks(p.explorer.traversals / 255)
     for name in ROWS:
         stacks = getattr(p, name)
         if _not_empty(stacks):
@@ -115,7 +125,17 @@ def image_panels(p: Pictures) -> dict[str, Panel]:
         height, width = canvas.shape[:2]
         view = {"uri": pictures.uri(png, "png"), "width": width // 2, "height": height // 2}
         panels[name] = Panel(png, view)
+    if p.film is not None:
+        panels["film"] = _film_panel(p.film)
     return panels
+
+
+def _film_panel(film: Frames) -> Panel:
+    """A row for each frame, a pixel for a pixel: the page enlarges it."""
+    frames, columns, height, width = film.images.shape[:4]
+    png = sprite(film.images.reshape(-1, *film.images.shape[2:]), columns)
+    view = {"uri": pictures.uri(png, "png"), "width": 56 * columns}
+    return Panel(png, view | {"height": round(56 * frames * height / width), "steps": film.steps})
 
 
 def figure_panels(p: Pictures, classes: Sequence[str]) -> dict[str, Panel]:

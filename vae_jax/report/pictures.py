@@ -196,14 +196,19 @@ def style_axes(ax: Axes, theme: Theme) -> None:
     ax.set_axisbelow(True)
 
 
-def _svg(figure: Figure) -> bytes:
-    """The figure as SVG whose text takes the reader's own system font."""
+def _svg(figure: Figure, letters: str = "none", **style: Any) -> bytes:
+    """The figure as SVG whose text takes the reader's own system font.
+
+    With ``letters="path"`` letters are outlines, as maths wants them.
+    """
     import matplotlib
 
     buffer = io.StringIO()
+    # Only rasters within it have a resolution; the page has each of them twice.
+    style |= {"dpi": 120, "metadata": {"Date": None, "Creator": None}}
     # hashsalt and Date=None: the same run gives the same bytes.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vae_jax"}):
-        figure.savefig(buffer, format="svg", dpi=200, metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context({"svg.fonttype": letters, "svg.hashsalt": "vae_jax"}):
+        figure.savefig(buffer, format="svg", **style)
     return buffer.getvalue().replace("DejaVu Sans", "system-ui").encode()
 
 
@@ -233,6 +238,21 @@ def recoloured(draw: Draw, figure: Figure | None = None) -> dict[str, str]:
     colours = {LIGHT[name].encode(): DARK[name].encode() for name in LIGHT}
     dark = re.sub(b"|".join(colours), lambda match: colours[match[0]], light)
     return {"light": uri(light, "svg+xml"), "dark": uri(dark, "svg+xml")}
+
+
+def maths(latex: str) -> dict[str, str]:
+    """An equation for a light and a dark page, no larger than it is.
+
+    Raises:
+      ValueError: matplotlib cannot draw it.
+    """
+    views = {}
+    for name, theme in (("light", LIGHT), ("dark", DARK)):
+        figure = new_figure(0.1, 0.1, layout=None)
+        figure.text(0, 0, f"${latex}$", fontsize=13, color=theme["ink"], math_fontfamily="stix")
+        svg = _svg(figure, letters="path", bbox_inches="tight", pad_inches=0.05)
+        views[name] = uri(svg, "svg+xml")
+    return views
 
 
 def everywhere(draw: Draw) -> tuple[bytes, dict[str, str]]:

@@ -26,7 +26,7 @@ from vae_jax.mesh import hosts
 from vae_jax.report import page as report
 from vae_jax.report.metrics import lookup
 from vae_jax.tools import results
-from vae_jax.train import checkpoint, step
+from vae_jax.train import checkpoint, film, step
 from vae_jax.train import clock as watch
 from vae_jax.train.log import check_writable, read_history
 from vae_jax.train.run import (
@@ -201,11 +201,13 @@ def _write(workdir: str, s: Setup, metrics: dict, pictures: dict, run: dict) -> 
     """metrics.json, the page, and the lines for the terminal."""
     c = s.c
     checkpoint.write_json(os.path.join(workdir, "metrics.json"), metrics)
+    history = read_history(workdir)
+    frames = film.read(workdir, [row["step"] for row in history if row["split"] == "validation"])
     content = report.Report(
         title=f"{c.objective.name} on {c.data.name}",
         metrics=metrics,
-        pictures=report.Pictures(**pictures),
-        history=read_history(workdir),
+        pictures=report.Pictures(**pictures, film=frames),
+        history=history,
         config=config_lib.to_json(c),
         run=run,
         classes=s.dataset.classes,

@@ -22,6 +22,7 @@ from vae_jax.mesh import hosts
 from vae_jax.train import clock, optim, step
 from vae_jax.train import program as program_lib
 from vae_jax.train.checkpoint import Checkpoints
+from vae_jax.train.film import Film
 from vae_jax.train.guard import Pending, nonfinite_terms
 from vae_jax.train.log import MetricsLog
 from vae_jax.train.progress import Progress
@@ -142,6 +143,7 @@ class Validate:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._save = Save(run)
+        self._film = Film(run.setup, run.saved[0].workdir)
         self._evaluate = evaluation_of(run.setup)
         self._compiled = False
 
@@ -160,6 +162,7 @@ class Validate:
                 where = f"{step} of replica {r}" if len(rows) > 1 else step
                 raise UserError(f"non-finite validation at step {where}: {nonfinite_terms(row)}")
         self._run.write(step, "validation", rows)
+        self._film(step, state)
         self._save(step, state, rows)
 
 

@@ -1,0 +1,123 @@
+"""Headless Chromium through its remote protocol, without a library: JSON over two pipes.
+
+https://chromedevtools.github.io/devtools-protocol/, with ``--remote-debugging-pipe``: the browser
+reads messages from descriptor 3 and writes them to 4, each ended by a zero byte.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def executable() -> str:
+    """The path of Chromium; skips the test where there is none."""
+    for name in NAMES:
+        path = shutil.which(name)
+        if path:
+            return path
+    pytest.skip("needs Chromium")
+
+
+class Browser:
+    """One headless browser with one page."""
+
+    def __init__(self, folder: str) -> None:
+        to_browser, self._out = os.pipe()
+        self._in, from_browser = os.pipe()
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
+        flags += [f"--user-data-dir={folder}", "--no-first-run", "--disable-extensions"]
+        # The shell puts the two pipes where Chromium looks for them.
+        command = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
+        self._process = subprocess.Popen(
+            ["bash", "-c", command, "bash", executable(), *flags, "about:blank"],
+            pass_fds=(to_browser, from_browser),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_browser)
+        os.close(from_browser)
+        self._buffer = b""
+        self._number = 0
+        self._session = None
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+
+    def _read(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            part = os.read(self._in, 1 << 20)
+            if not part:
+                raise RuntimeError("the browser ended")
+            self._buffer += part
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(message)
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """The result of a method; events that come meanwhile are kept in ``events``."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._read()
+            if answer.get("id") == self._number:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']}")
+                return answer["result"]
+            self.events.append(answer)
+
+    def open(self, path: str, width: int = 1280, script: bool = True) -> None:
+        """Load a file, and wait until it has loaded."""
+        self.call("Emulation.setScriptExecutionDisabled", value=not script)
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.events = []
+        self.call("Page.navigate", url=f"file://{path}")
+        while not self.named("Page.loadEventFired"):
+            self.events.append(self._read())
+
+    def named(self, method: str) -> list[dict[str, Any]]:
+        """The parameters of all events of this name since the page was opened."""
+        return [event["params"] for event in self.events if event.get("method") == method]
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page, awaited where it is a promise."""
+        options = {"awaitPromise": True, "returnByValue": True}
+        answer = self.call("Runtime.evaluate", expression=expression, **options)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(answer["exceptionDetails"])
+        return answer["result"].get("value")
+
+    def mouse(self, x: float, y: float, kind: str = "mouseMoved") -> None:
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def key(self, name: str) -> None:
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=name)
+
+    def requests(self) -> list[str]:
+        """Addresses that the page asked for, without those inside it."""
+        urls = [one["request"]["url"] for one in self.named("Network.requestWillBeSent")]
+        return [url for url in urls if not url.startswith("data:")]
+
+    def errors(self) -> list[Any]:
+        """Exceptions of the script, and what the browser logged as an error."""
+        entries = [one["entry"] for one in self.named("Log.entryAdded")]
+        logged = [entry["text"] for entry in entries if entry["level"] == "error"]
+        return self.named("Runtime.exceptionThrown") + logged
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        os.close(self._in)
+        os.close(self._out)
