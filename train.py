@@ -73,7 +73,10 @@ def run(argv: list[str]) -> int:
         from vae_jax.tools import assess
 
         if config.replica_count(c):
+            from vae_jax.tools import compare
+
             assess.sweep(c, values.workdir, publish=values.results)
+            print(f"on one page: {compare.write([values.workdir])}")
         else:
             assess.assess(values.workdir, assess.Request(publish=values.results))
     return 0
