@@ -39,6 +39,9 @@ def define(values: flags.FlagValues) -> None:
         "results", "", "also write the figures to this file, results/NAME.json", flag_values=values
     )
     flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
+    flags.DEFINE_list(
+        "log", None, "where metrics go too: tensorboard, wandb, mlflow", flag_values=values
+    )
     hosts.define(values)
 
 
@@ -48,7 +51,7 @@ def run(argv: list[str]) -> int:
     from vae_jax import config
     from vae_jax.evaluate import tasks
     from vae_jax.tools import assess
-    from vae_jax.train import log
+    from vae_jax.train import log, writers
     from vae_jax.train import program as compile
 
     for field, _ in pairs:
@@ -70,6 +73,8 @@ def run(argv: list[str]) -> int:
         raise config.UserError(
             "tasks=ood: wants another data set, and --ood=NAME wants --tasks=ood"
         )
+    if values.log is not None:
+        writers.use(values.log)
     machine = list(pairs)
     if values.batch:
         machine.append(("eval.batch", str(values.batch)))

@@ -81,10 +81,12 @@ def read_all(folders: Sequence[str]) -> list[Entry]:
     entries = []
     for folder in folders:
         entries += read(os.path.abspath(folder))
-    paths = [os.path.realpath(entry.folder) for entry in entries]
-    for entry, path in zip(entries, paths, strict=True):
-        if paths.count(path) > 1:
+    paths = set()
+    for entry in entries:
+        path = os.path.realpath(entry.folder)
+        if path in paths:
             raise UserError(f"{entry.folder}: is there twice; want each run once")
+        paths.add(path)
     if len(entries) < 2:
         raise UserError(f"{len(entries)} run: want two or more, such as runs/a runs/b")
     above = os.path.commonpath([os.path.dirname(entry.folder) for entry in entries])
@@ -99,11 +101,20 @@ def fields_of(c: ConfigDict) -> dict[str, Any]:
 
 def changed_fields(entries: Sequence[Entry]) -> list[str]:
     """The fields whose values are not the same in all runs, in the order of the config."""
-    configs = [fields_of(entry.config) for entry in entries]
-    names: dict[str, None] = {}
-    for config in configs:
-        names |= dict.fromkeys(config)
-    return [name for name in names if len({repr(config.get(name)) for config in configs}) > 1]
+    values: dict[str, list[str]] = {}
+    for entry in entries:
+        for name, value in fields_of(entry.config).items():
+            values.setdefault(name, []).append(repr(value))
+    changed = []
+    for name, texts in values.items():
+        if len(texts) < len(entries) or len(set(texts)) > 1:
+            changed.append(name)
+    return changed
+
+
+def changed_settings(entries: Sequence[Entry]) -> list[str]:
+    """:func:`changed_fields` without the seeds."""
+    return [name for name in changed_fields(entries) if name not in SEEDS]
 
 
 def columns(entries: Sequence[Entry]) -> list[Column]:
@@ -111,12 +122,12 @@ def columns(entries: Sequence[Entry]) -> list[Column]:
 
     Where all runs are seeds of one setting, each has a column, and the last one is of all.
     """
-    changed = [name for name in changed_fields(entries) if name not in SEEDS]
+    changed = changed_settings(entries)
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         config = fields_of(entry.config)
-        setting = [config.get(name) for name in changed]
-        groups.setdefault(repr(setting), []).append(entry)
+        setting = repr(list(map(config.get, changed)))
+        groups.setdefault(setting, []).append(entry)
     if len(groups) == 1:
         alone = [Column(entry.name, (entry,)) for entry in entries]
         return [*alone, Column(f"all {len(entries)}", tuple(entries))]
@@ -125,7 +136,7 @@ def columns(entries: Sequence[Entry]) -> list[Column]:
 
 def is_sweep(entries: Sequence[Entry]) -> bool:
     """Whether runs differ in one number of the objective alone, such as beta, and in seeds."""
-    changed = [name for name in changed_fields(entries) if name not in SEEDS]
+    changed = changed_settings(entries)
     if len(changed) != 1 or not changed[0].startswith("objective."):
         return False
     return isinstance(fields_of(entries[0].config).get(changed[0]), float)
@@ -175,8 +186,12 @@ class MetricRow(NamedTuple):
 
 def _values(column: Column, key: str) -> list[float]:
     """The finite values of a metric in a column."""
-    values = [words.number(entry.metrics.get(key)) for entry in column.entries]
-    return [value for value in values if np.isfinite(value)]
+    values = []
+    for entry in column.entries:
+        value = words.number(entry.metrics.get(key))
+        if np.isfinite(value):
+            values.append(value)
+    return values
 
 
 def metric_rows(table: Sequence[Column]) -> list[MetricRow]:
@@ -274,10 +289,10 @@ def reconstruct(trained: library.Run, image_NxHxWxC: np.ndarray) -> np.ndarray:
 
 def default_out(folders: Sequence[str]) -> str:
     """compare.html in the folder that holds the runs: that of the replicas, or the one above."""
-    paths = [os.path.abspath(folder) for folder in folders]
-    if len(paths) == 1:
-        return os.path.join(paths[0], "compare.html")
-    above = os.path.commonpath([os.path.dirname(path) for path in paths])
+    paths = list(map(os.path.abspath, folders))
+    above = paths[0]
+    if len(paths) > 1:
+        above = os.path.commonpath(list(map(os.path.dirname, paths)))
     return os.path.join(above, "compare.html")
 
 
@@ -339,11 +354,11 @@ def write_index(folder: str) -> str:
     for path in _run_folders(folder):
         rows.append((_written(path), _index_row(folder, path)))
     rows.sort(key=lambda row: row[0], reverse=True)
-    metrics = [registry.lookup(name) for name in INDEX]
+    titles = [registry.lookup(name).title for name in INDEX]
     html = page.render(
         "runs.html.j2",
         title=f"Runs in {os.path.basename(os.path.abspath(folder))}",
-        heads=["run", "data", "objective", "steps", *(m.title for m in metrics), "written"],
+        heads=["run", "data", "objective", "steps", *titles, "written"],
         rows=[row for _, row in rows],
         command=assess.command(),
     )

@@ -131,7 +131,8 @@ def curves(table: Sequence[Column]) -> list[dict[str, str]]:
     for key, (name, unit) in CURVES.items():
         lines = 0
         for column in table:
-            lines += sum(bool(_series(entry, key)[0]) for entry in column.entries)
+            for entry in column.entries:
+                lines += bool(_series(entry, key)[0])
         if lines:
             draw = functools.partial(_draw_curve, table=table, key=key)
             alt = f"{name} of {lines} runs over the steps, on validation"
@@ -202,9 +203,12 @@ def plane(table: Sequence[Column], *, connected: bool) -> dict[str, str] | None:
     """
     table = separate(table)
     names = set()
+    filled = 0
     for column in table:
-        names |= {entry.config.data.name for entry in column.entries}
-    if len(names) > 1 or sum(len(_points(column)) > 0 for column in table) < 2:
+        filled += len(_points(column)) > 0
+        for entry in column.entries:
+            names.add(entry.config.data.name)
+    if len(names) > 1 or filled < 2:
         return None
     return pictures.recoloured(functools.partial(_draw_plane, table=table, connected=connected))
 

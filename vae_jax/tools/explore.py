@@ -48,6 +48,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 BODY = 12 * 2**20  # bytes of a request, at most: an image of 9 MB in base64
 PIXELS = 40_000_000  # of an image, at most
 SAMPLES = 100  # images of one grid, at most
+SLIDERS = 256  # dimensions that the page can drag, at most
 STEPS = 32  # images of one mix, at most
 LARGEST = 1e4  # of a number in z: beyond it float32 nets give nothing that could be seen
 GALLERY = 20_000  # training images among which neighbours are searched, at most
@@ -144,7 +145,7 @@ class Explorer:
             high = np.maximum(high, code_NxD.mean(0) + 3 * sd)
             order = np.argsort(-sd, kind="stable")  # those that tell images apart come first
         sliders = []
-        for place in order.tolist():
+        for place in order[:SLIDERS].tolist():
             sliders.append({"dimension": place, "low": low[place], "high": high[place]})
         return {
             "name": os.path.basename(os.path.abspath(self.run.workdir)),
@@ -153,7 +154,7 @@ class Explorer:
             "step": self.run.step,
             "shape": list(model.shape),
             "latent": model.latent,
-            "classes": [words.visible(name) for name in self.run.classes],
+            "classes": list(map(words.visible, self.run.classes)),
             "labelled": model.spec.labelled,
             "decoder": model.decode is not None,
             "temperature": self._temperature(),
@@ -197,11 +198,13 @@ class Explorer:
         share = float(predict.familiarity(score, known.usual)[0])
         query = code_D[None, : known.code_NxD.shape[1]]
         near = recognition.neighbours(known.code_NxD, query, NEAREST)[0]
-        images = [_address(np.asarray(known.split.image[i]), self._top) for i in near]
-        names = [""] * len(near)
-        if known.split.label is not None:
-            names = [self._class(known.split.label[i]) for i in near]
-        neighbours = [{"image": i, "name": n} for i, n in zip(images, names, strict=True)]
+        neighbours = []
+        for i in near:
+            name = ""
+            if known.split.label is not None:
+                name = self._class(known.split.label[i])
+            address = _address(np.asarray(known.split.image[i]), self._top)
+            neighbours.append({"image": address, "name": name})
         return {"familiarity": share, "neighbours": neighbours}
 
     def decode(self, request: dict[str, Any]) -> bytes:

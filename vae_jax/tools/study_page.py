@@ -161,7 +161,9 @@ class _Entries:
         for line in groups:
             values = []
             for group, column in itertools.product(line, columns):
-                figure = summary(self.groups[group], column) if group in self.groups else None
+                figure = None
+                if group in self.groups:
+                    figure = summary(self.groups[group], column)
                 values.append(figure["value"] if figure else np.nan)
             means.append(values)
         places = set()
@@ -169,14 +171,15 @@ class _Entries:
             sign = {"higher": 1, "lower": -1, "": 0}[columns[j % len(columns)].better]
             if sign and np.isfinite(values).sum() > 1:
                 top = np.nanmax(sign * values)
-                places |= {(int(i), j + 1) for i in np.flatnonzero(sign * values == top)}
+                for i in np.flatnonzero(sign * values == top):
+                    places.add((int(i), j + 1))
         return places
 
 
 def tables(study: Study, rows: Sequence[Row]) -> list[Table]:
     """Accuracy by budget; then, of the budgets of ``detail``, all metrics, and the costs."""
     entries = _Entries(study, rows)
-    every = [[(name, labels) for labels in study.budgets] for name in study.methods]
+    every = [list(itertools.product([name], study.budgets)) for name in study.methods]
     head = ["method", *map(named, study.budgets)]
     result = [_table(study, entries, ("Accuracy", MEAN_NOTE), head, every, [ACCURACY])]
     parts = (("With", KEPT_NOTE, METRICS), ("Training with", COST_NOTE, COSTS))
@@ -230,7 +233,10 @@ def markdown(tables: Sequence[Table]) -> str:
         rule = "|---" + "|---:" * (len(table.head) - 1) + "|"
         lines += [f"### {table.heading}", "", f"| {' | '.join(table.head)} |", rule]
         for i, row in enumerate(table.body):
-            texts = [f"**{text}**" if (i, j) in table.best else text for j, text in enumerate(row)]
+            texts = []
+            for j, text in enumerate(row):
+                mark = "**" if (i, j) in table.best else ""
+                texts.append(mark + text + mark)
             lines.append(f"| {' | '.join(texts)} |")
         lines.append("")
     return "\n".join(lines)
@@ -244,7 +250,8 @@ def latex(tables: Sequence[Table]) -> str:
         lines.append(rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}")
         lines += [r"\toprule", _latex_row(table.head), r"\midrule"]
         for i, row in enumerate(table.body):
-            lines.append(_latex_row(row, {j for k, j in table.best if k == i}))
+            bold = [j for j in range(len(row)) if (i, j) in table.best]
+            lines.append(_latex_row(row, bold))
         lines += [r"\bottomrule", r"\end{tabular}", ""]
     return "\n".join(lines)
 

@@ -103,7 +103,7 @@ function buildSliders() {
     row.hidden = place >= FIRST;
     at("sliders").append(row);
   });
-  const rest = model.latent - FIRST;
+  const rest = model.sliders.length - FIRST;
   at("more").hidden = rest <= 0;
   at("more").textContent = `${rest} more`;
   at("more").addEventListener("click", () => {
