@@ -50,6 +50,9 @@ def define(values: flags.FlagValues) -> None:
         "results", "", "also write the figures to this file, results/NAME.json", flag_values=values
     )
     flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
+    flags.DEFINE_list(
+        "log", None, "where metrics go too: tensorboard, wandb, mlflow", flag_values=values
+    )
     hosts.define(values)
 
 
@@ -59,7 +62,7 @@ def run(argv: list[str]) -> int:
     from vae_jax import config
     from vae_jax.evaluate import tasks
     from vae_jax.tools import assess
-    from vae_jax.train import log
+    from vae_jax.train import log, writers
     from vae_jax.train import program as compile
     from vae_jax.train.run import Files
 
@@ -87,6 +90,8 @@ def run(argv: list[str]) -> int:
             "tasks=quality: wants --features=FOLDER or FILE:FUNCTION, and --features wants "
             "--tasks=quality"
         )
+    if values.log is not None:
+        writers.use(values.log)
     machine = list(pairs)
     if values.batch:
         machine.append(("eval.batch", str(values.batch)))

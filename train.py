@@ -29,6 +29,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "data_dir", "", "where TFDS data is (same as --config.data.dir)", flag_values=values
     )
+    flags.DEFINE_list(
+        "log", None, "where metrics go too: tensorboard, wandb, mlflow", flag_values=values
+    )
     flags.DEFINE_string(
         "profile",
         "",
@@ -42,7 +45,7 @@ def run(argv: list[str]) -> int:
     """Train and evaluate; the exit code."""
     values, pairs = flags_lib.parse(argv, define)
     from vae_jax import config
-    from vae_jax.train import log, loop
+    from vae_jax.train import log, loop, writers
     from vae_jax.train import program as compile
 
     if not values.workdir and not values.explain:
@@ -64,6 +67,8 @@ def run(argv: list[str]) -> int:
         from vae_jax.tools import results
 
         results.check(values.results)
+    if values.log is not None:
+        writers.use(values.log)
     flags_lib.advise()
     hosts.join(values)
     compile.use_cache()
@@ -75,7 +80,10 @@ def run(argv: list[str]) -> int:
         from vae_jax.tools import assess
 
         if config.replica_count(c):
+            from vae_jax.tools import compare
+
             assess.sweep(c, values.workdir, publish=values.results)
+            print(f"on one page: {compare.write([values.workdir])}")
         else:
             assess.assess(values.workdir, assess.Request(publish=values.results))
     return 0

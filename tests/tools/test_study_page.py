@@ -64,3 +64,19 @@ def test_missing_cells_are_named(tmp_path):
     assert len(texts["table.csv"].splitlines()) == 2
     both = write(tmp_path, [row(method, 20, 0, 0.75), row(method, 20, 1, 0.85)])
     assert f"| {title} | 80.00% ± 7.07% | … |" in both["table.md"]
+
+
+def test_the_best_of_a_column_is_bold_and_methods_are_sorted(tmp_path):
+    first, second, third = [*small().methods][:3]
+    rows = [row(first, 20, 0, 0.75), row(second, 20, 0, 0.85), row(third, 0, 0, 0.95)]
+    rows[0]["figures"]["ece"] = 0.05  # lower is better
+    texts = write(tmp_path, rows)
+    titles = {name: small().methods[name].title for name in (first, second, third)}
+    assert f"| {titles[second]} | **85.00% (1 of 2 seeds)** | " in texts["table.md"]
+    assert f"| {titles[first]} | 75.00% (1 of 2 seeds) | " in texts["table.md"]
+    assert "**0.050 (1 of 2 seeds)**" in texts["table.md"] and "**0.100" not in texts["table.md"]
+    assert r"\textbf{85.00\% (1 of 2 seeds)}" in texts["table.tex"]
+    assert "<b>85.00% (1 of 2 seeds)</b>" in texts["index.html"]
+    assert "| 95.00% |" in texts["table.md"] and "**95.00%" not in texts["table.md"]  # alone
+    assert study_page.ranked(small(), rows) == [second, first, third]  # third has no such budget
+    assert study_page.picture(small(), rows).startswith(b"\x89PNG")

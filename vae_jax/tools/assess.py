@@ -28,7 +28,7 @@ from vae_jax.report.metrics import lookup
 from vae_jax.tools import results
 from vae_jax.train import checkpoint, film, step
 from vae_jax.train import clock as watch
-from vae_jax.train.log import check_writable, read_history
+from vae_jax.train.log import check_writable, read_history, write_evaluation
 from vae_jax.train.run import (
     UNMOVED,
     Files,
@@ -112,6 +112,7 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
     if not hosts.first():
         return metrics, run
     _write(workdir, s, metrics, pictures, run)
+    write_evaluation(workdir, meta["step"], metrics)
     if request.publish:
         _publish(request.publish, s.c, metrics, run)
     return metrics, run

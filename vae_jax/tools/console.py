@@ -21,6 +21,8 @@ MODULES = {
     "export": "vae_jax.tools.export",
     "predict": "vae_jax.tools.predict",
     "data": "vae_jax.data.__main__",
+    "compare": "vae_jax.tools.compare",
+    "explore": "vae_jax.tools.explore",
     "partition": "vae_jax.tools.partition",
     "launch": "vae_jax.tools.launch",
 }

@@ -36,7 +36,7 @@ from vae_jax.evaluate import classification, generative, probes
 from vae_jax.evaluate.run import forward
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import store
-from vae_jax.tools import assess, results
+from vae_jax.tools import assess, compare, results
 from vae_jax.tools import study_page as tabulate
 from vae_jax.tools.study_plan import Cell, Method, Run, Study, Trained, cells, check, fits, needed
 from vae_jax.train import checkpoint, log, loop, step
@@ -323,6 +323,7 @@ def write_page(
             finished.append(row)
     folder = os.path.join(root, "report")
     path = tabulate.write(folder, study, finished, command=assess.command())
+    compare.write_index(os.path.join(root, "runs"))
     say(f"{len(finished)} of {len(table)} cells: {path}")
     return finished
 

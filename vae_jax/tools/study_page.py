@@ -9,7 +9,7 @@ import csv
 import io
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ class Column(NamedTuple):
     value: Callable[[Row], float | None]
     form: str
     unit: str = ""
+    better: str = ""  # "higher" or "lower"
 
 
 class Table(NamedTuple):
@@ -41,6 +42,7 @@ class Table(NamedTuple):
     note: str
     head: list[str]
     body: list[list[str]]
+    best: set[tuple[int, int]]  # places (row, column) of the best entries of their columns
 
 
 def _metric(name: str) -> Callable[[Row], float | None]:
@@ -61,14 +63,16 @@ def _positive(name: str, divisor: float = 1) -> Callable[[Row], float | None]:
     return value
 
 
-ACCURACY = Column("accuracy", _metric("accuracy"), ".2%")
+ACCURACY = Column("accuracy", _metric("accuracy"), ".2%", better="higher")
 METRICS = {
     "accuracy": ACCURACY,
-    "cross_entropy": Column("cross-entropy, nats", _metric("cross_entropy_nats"), ".3f", "nats"),
-    "ece": Column("ECE", _metric("ece"), ".3f"),
-    "brier": Column("Brier", _metric("brier"), ".3f"),
-    "macro_f1": Column("macro F1", _metric("macro_f1"), ".3f"),
-    "kept_accuracy": Column("best 90%", _metric("kept_accuracy"), ".2%"),
+    "cross_entropy": Column(
+        "cross-entropy, nats", _metric("cross_entropy_nats"), ".3f", "nats", "lower"
+    ),
+    "ece": Column("ECE", _metric("ece"), ".3f", better="lower"),
+    "brier": Column("Brier", _metric("brier"), ".3f", better="lower"),
+    "macro_f1": Column("macro F1", _metric("macro_f1"), ".3f", better="higher"),
+    "kept_accuracy": Column("best 90%", _metric("kept_accuracy"), ".2%", better="higher"),
 }
 COSTS = {
     "training_seconds": Column("training, s", _positive("training_seconds"), ",.0f", "s"),
@@ -76,7 +80,10 @@ COSTS = {
     "training_tflop": Column("TFLOP", _positive("training_flops", 1e12), ",.1f", "TFLOP"),
 }
 DETAIL = METRICS | COSTS
-MEAN_NOTE = "On the test set, which each entry read once: mean ± standard deviation over seeds."
+MEAN_NOTE = (
+    "On the test set, which each entry read once: mean ± standard deviation over seeds. "
+    "The best of a column is bold."
+)
 KEPT_NOTE = (
     f"{MEAN_NOTE} Best 90%: the accuracy where Bayes' rule answers for the nine tenths of the "
     "images that are most probable under it."
@@ -145,26 +152,65 @@ class _Entries:
             line.append(self.text(group, column))
         return line
 
+    def best(self, groups: Sequence[Sequence[Group]], columns: Sequence[Column]) -> set:
+        """The places (row, column) of the best means of :meth:`line`, row by row of ``groups``.
+
+        A column with fewer than two means has none.
+        """
+        means = []
+        for line in groups:
+            values = []
+            for group, column in itertools.product(line, columns):
+                figure = None
+                if group in self.groups:
+                    figure = summary(self.groups[group], column)
+                values.append(figure["value"] if figure else np.nan)
+            means.append(values)
+        places = set()
+        for j, values in enumerate(np.array(means, float).T):
+            sign = {"higher": 1, "lower": -1, "": 0}[columns[j % len(columns)].better]
+            if sign and np.isfinite(values).sum() > 1:
+                top = np.nanmax(sign * values)
+                for i in np.flatnonzero(sign * values == top):
+                    places.add((int(i), j + 1))
+        return places
+
 
 def tables(study: Study, rows: Sequence[Row]) -> list[Table]:
     """Accuracy by budget; then, of the budgets of ``detail``, all metrics, and the costs."""
     entries = _Entries(study, rows)
-    body = []
-    for name, method in study.methods.items():
-        groups = [(name, labels) for labels in study.budgets]
-        body.append(entries.line(method.title, groups, [ACCURACY]))
-    result = [Table("Accuracy", MEAN_NOTE, ["method", *map(named, study.budgets)], body)]
+    every = [list(itertools.product([name], study.budgets)) for name in study.methods]
+    head = ["method", *map(named, study.budgets)]
+    result = [_table(study, entries, ("Accuracy", MEAN_NOTE), head, every, [ACCURACY])]
     parts = (("With", KEPT_NOTE, METRICS), ("Training with", COST_NOTE, COSTS))
     for labels in study.budgets:
-        for heading, note, columns in parts if labels in study.detail else ():
-            body = []
-            for name, method in study.methods.items():
-                line = entries.line(method.title, [(name, labels)], [*columns.values()])
-                if set(line[1:]) != {"–"}:
-                    body.append(line)
+        if labels not in study.detail:
+            continue
+        groups = [[(name, labels)] for name in study.methods]
+        for heading, note, columns in parts:
             head = ["method", *(column.title for column in columns.values())]
-            result.append(Table(f"{heading} {named(labels)}", note, head, body))
+            words = (f"{heading} {named(labels)}", note)
+            result.append(_table(study, entries, words, head, groups, [*columns.values()]))
     return result
+
+
+def _table(
+    study: Study,
+    entries: _Entries,
+    words: tuple[str, str],
+    head: list[str],
+    groups: Sequence[Sequence[Group]],
+    columns: Sequence[Column],
+) -> Table:
+    """A table of (heading, note); methods without any number are left out."""
+    body = []
+    kept = []
+    for line in groups:
+        texts = entries.line(study.methods[line[0][0]].title, line, columns)
+        if len(line) > 1 or set(texts[1:]) != {"–"}:
+            body.append(texts)
+            kept.append(line)
+    return Table(*words, head, body, entries.best(kept, columns))
 
 
 def published(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
@@ -186,8 +232,12 @@ def markdown(tables: Sequence[Table]) -> str:
     for table in tables:
         rule = "|---" + "|---:" * (len(table.head) - 1) + "|"
         lines += [f"### {table.heading}", "", f"| {' | '.join(table.head)} |", rule]
-        for row in table.body:
-            lines.append(f"| {' | '.join(row)} |")
+        for i, row in enumerate(table.body):
+            texts = []
+            for j, text in enumerate(row):
+                mark = "**" if (i, j) in table.best else ""
+                texts.append(mark + text + mark)
+            lines.append(f"| {' | '.join(texts)} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -199,13 +249,22 @@ def latex(tables: Sequence[Table]) -> str:
         lines.append(f"% {table.heading}")
         lines.append(rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}")
         lines += [r"\toprule", _latex_row(table.head), r"\midrule"]
-        lines += map(_latex_row, table.body)
+        for i, row in enumerate(table.body):
+            bold = [j for j in range(len(row)) if (i, j) in table.best]
+            lines.append(_latex_row(row, bold))
         lines += [r"\bottomrule", r"\end{tabular}", ""]
     return "\n".join(lines)
 
 
-def _latex_row(texts: Sequence[str]) -> str:
-    return " & ".join(map(_escaped, texts)) + r" \\"
+def _latex_row(texts: Sequence[str], bold: Collection[int] = ()) -> str:
+    """A row of a tabular, the places of ``bold`` in bold."""
+    cells = []
+    for j, text in enumerate(texts):
+        cell = _escaped(text)
+        if j in bold:
+            cell = rf"\textbf{{{cell}}}"
+        cells.append(cell)
+    return " & ".join(cells) + r" \\"
 
 
 def _escaped(text: str) -> str:
@@ -226,29 +285,58 @@ def comma_separated(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def _draw_accuracy(theme: pictures.Theme, study: Study, rows: Sequence[Row]) -> Figure:
+def ranked(study: Study, rows: Sequence[Row]) -> list[str]:
+    """Names of the methods with a cell that is done, the best first.
+
+    By the accuracy with the first budget of ``detail``; methods without it follow by their own first.
+    """
     groups = grouped(rows)
-    figure = pictures.new_figure(9, 4.2)
+    order = [*study.detail[:1], *study.budgets]
+    ranks = {}
+    for name in study.methods:
+        for place, labels in enumerate(order):
+            if (name, labels) in groups:
+                mean = summary(groups[name, labels], ACCURACY)["value"]
+                ranks[name] = (min(place, 1), -mean)
+                break
+    return sorted(ranks, key=ranks.get)
+
+
+def _draw_accuracy(theme: pictures.Theme, study: Study, rows: Sequence[Row]) -> Figure:
+    """A row for each method, sorted; a colour for each budget; the best of a budget is ringed."""
+    names = ranked(study, rows)
+    groups = grouped(rows)
+    figure = pictures.new_figure(9, 1.1 + 0.27 * max(len(names), 1))
     ax = figure.subplots()
     pictures.style_axes(ax, theme)
+    ax.grid(axis="x", color=theme["line"], linewidth=0.6)
     artists = {}
-    for i, (name, method) in enumerate(study.methods.items()):
+    bold = set()
+    for i, labels in enumerate(study.budgets):
         points = []
-        for place, labels in enumerate(study.budgets):
+        for y, name in enumerate(names):
             if (name, labels) in groups:
                 accuracy = summary(groups[name, labels], ACCURACY)
-                x = place + 0.14 * (i / len(study.methods) - 0.5)  # side by side
-                points.append((x, accuracy["value"], accuracy["sd"] or 0))
+                points.append((accuracy["value"], y, accuracy["sd"] or 0))
         if points:
-            colour = pictures.CLASS_COLOURS[i % 10]
-            style = {"color": colour, "marker": pictures.MARKERS[i // 10 % 8], "markersize": 4}
             x, y, sd = zip(*points, strict=True)
-            artists[method.title] = ax.errorbar(x, y, sd, linewidth=1.3, capsize=2, **style)
-    ax.set_xticks(range(len(study.budgets)), [*map(named, study.budgets)])
+            style = {"color": pictures.CLASS_COLOURS[i % 10], "marker": pictures.MARKERS[i // 10]}
+            dots = ax.errorbar(x, y, xerr=sd, linestyle="", elinewidth=1, markersize=5, **style)
+            artists[named(labels)] = dots
+            best = int(np.argmax(x))
+            ring = {"markeredgecolor": theme["ink"], "markerfacecolor": "none", "zorder": 4}
+            ax.plot(x[best], y[best], "o", markersize=9, **ring)
+            bold.add(y[best])
+    titles = [pictures.literal(study.methods[name].title) for name in names]
+    ax.set_yticks(range(len(names)), titles)
+    for y, text in enumerate(ax.get_yticklabels()):
+        text.set_color(theme["ink"])
+        text.set_fontweight("bold" if y in bold else "normal")
+    ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
     _style_accuracy(ax)
     if artists:
-        style = {"frameon": False, "fontsize": 8, "labelcolor": theme["ink"]}
-        place = {"loc": "outside right upper"}
+        style = {"frameon": False, "fontsize": 8, "labelcolor": theme["ink"], "ncols": 4}
+        place = {"loc": "outside lower center"}
         pictures.legend(figure, [*artists], [*artists.values()], **place, **style)
     return figure
 
@@ -257,11 +345,11 @@ def _style_accuracy(ax: Any) -> None:
     """A logit axis in %: from 98 to 99 % half of the errors go, as from 80 to 90 %."""
     from matplotlib import ticker
 
-    ax.set_yscale("logit", nonpositive="clip")
+    ax.set_xscale("logit", nonpositive="clip")
     ticks = [0.01, 0.1, *np.linspace(0.2, 0.9, 8), 0.95, 0.98, 0.99, 0.995, 0.999]
-    ax.yaxis.set_major_locator(ticker.FixedLocator(ticks))
-    ax.yaxis.set_minor_locator(ticker.NullLocator())
-    ax.yaxis.set_major_formatter(ticker.FuncFormatter(_percent))
+    ax.xaxis.set_major_locator(ticker.FixedLocator(ticks))
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
+    ax.xaxis.set_major_formatter(ticker.FuncFormatter(_percent))
 
 
 def _percent(value: float, _: int) -> str:
@@ -269,7 +357,7 @@ def _percent(value: float, _: int) -> str:
 
 
 def picture(study: Study, rows: Sequence[Row]) -> bytes:
-    """The page's picture of accuracy against labels, a PNG."""
+    """The page's picture of accuracy by method and budget, a PNG."""
     return pictures.figure_png(_draw_accuracy(pictures.LIGHT, study, rows))
 
 
@@ -322,6 +410,7 @@ def write(folder: str, study: Study, rows: Sequence[Row], *, command: str) -> st
         title=f"Methods and labels: {study.title}",
         tables=result,
         confusions=_confusions(study, rows),
+        order=named(study.detail[0]) if study.detail else "",
         picture=pictures.both(draw),
         facts=_facts(study, rows, command),
     )

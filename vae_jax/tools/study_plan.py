@@ -1,5 +1,6 @@
 """The cells of a study: method, labels and seed, and the runs that each of them needs."""
 
+import itertools
 import math
 import os
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from vae_jax import config as config_lib
 from vae_jax.config import UserError
 from vae_jax.evaluate import probes
 
-PROBES = tuple(f"{x}:{probe}" for x in ("pixels", "code") for probe in probes.PROBES)
+PROBES = tuple(map(":".join, itertools.product(("pixels", "code"), probes.PROBES)))
 READ = ("classifier", "bayes", *PROBES)
 CONVOLUTIONS = ("conv", "residual", "vdvae")
 

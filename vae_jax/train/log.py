@@ -14,7 +14,6 @@ import os
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ from etils import epath
 
 from vae_jax.config import UserError
 from vae_jax.mesh import store
+from vae_jax.train import writers
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -63,9 +63,8 @@ def replace(path: str, data: bytes) -> None:
             file.write(data)
             umask = os.umask(0)
             os.umask(umask)
-            os.fchmod(
-                file.fileno(), 0o666 & ~umask
-            )  # mkstemp's 0600 would hide a report from a web server
+            # mkstemp's 0600 would hide a report from a web server.
+            os.fchmod(file.fileno(), 0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
         if temporary and os.path.exists(temporary):
@@ -76,12 +75,13 @@ def replace(path: str, data: bytes) -> None:
 def _history_lines(path: str) -> list[tuple[str, dict[str, Any]]]:
     """(line, row) of each whole line. A torn last line (the writer was killed) is left out."""
     try:
-        lines = epath.Path(path).read_bytes().decode("utf-8", "replace").split("\n")
+        text = epath.Path(path).read_bytes().decode("utf-8", "replace")
     except FileNotFoundError:
         return []
     except OSError as error:  # a folder, or without the right to it
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; want a file") from None
     pairs = []
+    lines = text.split("\n")
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is '' or torn
         try:
             row = json.loads(line)
@@ -102,8 +102,9 @@ def read_history(folder: str) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Rows of metrics as JSON lines, mirrored to TensorBoard in ``folder/SPLIT``, which it shows as
-    NAME/SPLIT, where it is on a disk.
+    """Rows of metrics as JSON lines, mirrored to the places that :mod:`vae_jax.train.writers` names.
+
+    A run that begins also has its config and its equation written there.
 
     Args:
       folder: is created where missing.
@@ -113,12 +114,12 @@ class MetricsLog:
 
     def __init__(self, folder: str, resume_step: int | None = None) -> None:
         self._folder = folder
-        self._resume_step = resume_step
-        self._events = {}  # TensorBoard's files
+        self._new = not resume_step
         self._path = os.path.join(folder, METRICS_FILE)
         pairs = [] if resume_step is None else _history_lines(self._path)
         kept = "".join(line + "\n" for line, row in pairs if row["step"] <= resume_step)
         replace(self._path, kept.encode())
+        self._writers = writers.create(folder, resume_step)
         if store.remote(folder):
             self._file = io.StringIO(kept)
             self._file.seek(0, io.SEEK_END)
@@ -133,44 +134,22 @@ class MetricsLog:
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Append one row; a number that is not finite becomes null. kill -9 keeps the row."""
-        values = {name: float(value) for name, value in values.items()}
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        row = {"step": int(step), "split": split} | {name: finite.get(name) for name in values}
+        row: dict[str, Any] = {"step": int(step), "split": split}
+        finite = {}
+        for name, value in values.items():
+            row[name] = None
+            if math.isfinite(value):
+                row[name] = finite[name] = float(value)
         try:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
-            if not store.remote(self._folder):
-                self._write_events(int(step), split, finite)
+            for writer in self._writers:
+                if self._new:
+                    writers.describe(writer, self._folder)
+                writer.scalars(split, int(step), finite)
+            self._new = False
         except OSError as error:
             raise disk_error(self._path, error) from None
-
-    def _write_events(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Write TensorBoard's events at once: a thread could not report a full disk."""
-        from tensorboardX import summary
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        if split not in self._events:
-            from tensorboardX.event_file_writer import EventsWriter
-
-            # A file per split: TensorBoard then draws train and validation in one chart.
-            folder = os.path.join(self._folder, split)
-            if not os.path.isdir(self._folder):  # or the file would begin a second run's folder
-                why = "the folder was moved or deleted under the run"
-                want = "want the same command with its new place"
-                raise UserError(f"workdir={self._folder}: {why}; {want}")
-            os.makedirs(folder, exist_ok=True)
-            self._events[split] = EventsWriter(os.path.join(folder, "events"))
-            if self._resume_step is not None:
-                # TensorBoard hides the events from this step on that an earlier process wrote.
-                start = SessionLog(status=SessionLog.START)
-                first = self._resume_step + 1
-                event = Event(wall_time=time.time(), step=first, session_log=start)
-                self._events[split].write_event(event)
-        for name, value in values.items():
-            scalar = summary.scalar(name, value)
-            event = Event(wall_time=time.time(), step=step, summary=scalar)
-            self._events[split].write_event(event)
-        self._events[split].flush()
 
     def flush(self) -> None:
         """Write the rows that a store lacks, before a checkpoint; a disk has them already."""
@@ -181,10 +160,18 @@ class MetricsLog:
         self.flush()
         try:
             self._file.close()
-            for events in self._events.values():
-                events.close()
+            for writer in self._writers:
+                writer.close()
         except OSError as error:
             raise disk_error(self._path, error) from None
+
+
+def write_evaluation(folder: str, step: int, metrics: dict[str, Any]) -> None:
+    """:func:`vae_jax.train.writers.evaluation`; a full disk is one line."""
+    try:
+        writers.evaluation(folder, step, metrics)
+    except OSError as error:
+        raise disk_error(folder, error) from None
 
 
 class _Droppable:
