@@ -90,23 +90,10 @@ def batch_typicality(nats_N: np.ndarray, reference_M: np.ndarray, size: int) -> 
 def likelihood_ratio(nats_N: np.ndarray, background_N: np.ndarray) -> np.ndarray:
     """log p₀(x) − log p(x), from −log p of the model and of one of the background, p₀.
 
-    Ren et al. 2019 (arXiv:1906.02845), section 3.1. The second model is trained on :func:`mutated` images,
+    Ren et al. 2019 (arXiv:1906.02845), section 3.1. The second model is trained on images of ``data.mutated``,
     which keep the statistics of the background only.
     """
     return np.asarray(nats_N) - np.asarray(background_N)
-
-
-def mutated(image_NxHxWxC: np.ndarray, levels: int, rate: float, seed: int = 0) -> np.ndarray:
-    """Images whose values are replaced, each with probability ``rate``, by uniform grey levels.
-
-    Ren et al. 2019, section 3.2; they take rates of 0.1 to 0.3. Image i depends on (seed, i) only.
-    """
-    out = []
-    for i, image in enumerate(image_NxHxWxC):
-        rng = np.random.default_rng((seed, i))
-        fresh = rng.integers(0, levels, image.shape)
-        out.append(np.where(rng.random(image.shape) < rate, fresh, image))
-    return np.stack(out).astype(np.uint8)
 
 
 def contrast_stretched(image_NxHxWxC: np.ndarray, levels: int, percent: float = 5.0) -> np.ndarray:
