@@ -77,6 +77,21 @@ def test_accuracy_after_each_class():
     assert np.isnan(incremental.accuracies(log_pxy, label + 1)[0])
 
 
+def test_a_classifier_that_is_fine_tuned_in_sequence_forgets():
+    """Ten digits one after another: little but the last is left."""
+    c = config.load("configs/digits.py")
+    c.decoder = config.call("decoder", "none")
+    c.encoder = config.call("encoder", "mlp", widths=(32,))
+    c.objective = config.call("objective", "supervised")
+    c.batch = 32
+    dataset = data.load(c.data)
+    values = incremental.fine_tuned(c, dataset, steps=20)
+    assert values.shape == (10,) and values[0] == 1.0
+    assert values[-1] < 0.4
+    share = (dataset.test.label == 9).mean()
+    assert values[-1] >= share - 0.02, "the class that came last is still known"
+
+
 def test_the_page_of_a_run(subject):
     page = incremental.measure(subject, [1, 4])
     assert page["images"] == 5 and set(page["accuracy"]) == {"1", "4"}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vae_jax import config
+from vae_jax.config import UserError
 from vae_jax.data import shortcuts as shortcut_data
 from vae_jax.evaluate import ood_benchmark, shortcuts
 from vae_jax.train import loop
@@ -18,7 +19,8 @@ def test_groups_by_hand():
     np.testing.assert_allclose(accuracy, [[1, 0.5], [0, 1]])
     assert shortcuts.worst_group(accuracy, count, least=1) == 0
     assert shortcuts.worst_group(accuracy, count, least=2) == 0.5
-    assert np.isnan(shortcuts.worst_group(accuracy, count, least=3))
+    with pytest.raises(UserError, match="the largest group has 2 test images; want 3 or more"):
+        shortcuts.worst_group(accuracy, count, least=3)
     assert shortcuts.conflicting(accuracy, count) == pytest.approx(1 / 3)
 
 
@@ -27,6 +29,8 @@ def test_a_group_without_images_is_no_group():
     accuracy, count = shortcuts.group_accuracy(label, label, label, 3)
     assert np.isnan(accuracy).sum() == 7 and count.sum() == 2
     assert shortcuts.worst_group(accuracy, count, least=1) == 1
+    with pytest.raises(UserError, match="every cue names its image's class"):
+        shortcuts.conflicting(accuracy, count)
 
 
 @pytest.mark.slow

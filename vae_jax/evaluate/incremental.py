@@ -1,24 +1,30 @@
 """Class-incremental learning with a VAE for each class, and Bayes' rule by the number of samples.
 
-    python -m vae_jax.evaluate.incremental --workdir=runs/per_class_mnist --samples=1,10,100
+    python -m vae_jax.evaluate.incremental --workdir=runs/per_class_mnist --samples=1,10,100 \
+        --baseline=configs/mnist_cnn.py
 
 van de Ven et al. 2021 (arXiv:2104.10093). In a run of ``model.name=per_class`` the parameters of a
 class meet images of this class alone, so to train all classes side by side is to train them one
 after the other with nothing kept; what has been learnt after t classes is the first t VAEs, and
-Bayes' rule among these is the classifier. Writes incremental.json into the run's folder.
+Bayes' rule among these is the classifier. ``--baseline`` is a config whose classifier is fine-tuned
+on one class after another (:func:`fine_tuned`). Writes incremental.json into the run's folder.
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import flags
+from ml_collections import ConfigDict
 
 from vae_jax import cli as flags_lib
-from vae_jax import data
+from vae_jax import config as config_lib
+from vae_jax import data, models
 from vae_jax.config import UserError
 from vae_jax.data import evaluation
 from vae_jax.distributions import example_keys, sample_keys
@@ -93,9 +99,52 @@ def evidence(
     return {upto: sums[str(upto)] - np.log(upto) for upto in samples}
 
 
-def measure(
-    subject: Subject, samples: Sequence[int], images: int | None = None
-) -> Mapping[str, object]:
+def fine_tuned(c: ConfigDict, dataset: data.Dataset, steps: int, rate: float = 1e-3) -> np.ndarray:
+    """Accuracy after each class, shape Y, of a classifier that is trained on one class after another.
+
+    ``steps`` of Adam for each class, on batches of ``c.batch`` of its images alone; nothing is kept
+    but the parameters. Answers are among the classes so far, as those of :func:`accuracies`.
+    """
+    model = models.build_for(c, dataset)
+    if model.classify is None:
+        raise UserError(f"baseline={c.objective.name}: want a config with a classifier")
+    to_x = evaluation.seen(c, dataset.levels)
+    adam = optax.adam(rate)
+
+    @program_lib.simple
+    def update(
+        params: dict, state: optax.OptState, batch: dict, label: int
+    ) -> tuple[dict, optax.OptState]:
+        def loss(params: dict) -> jax.Array:
+            log_p = jax.nn.log_softmax(model.classify(params, to_x(batch)))
+            return -log_p[:, label].mean()
+
+        change, state = adam.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, change), state
+
+    @program_lib.simple
+    def logits(params: dict, batch: dict) -> jax.Array:
+        return model.classify(params, to_x(batch))
+
+    params = program_lib.simple(model.init)(step.stream(c.seed, "init"))
+    state = program_lib.simple(adam.init)(params)
+    values = []
+    for y in range(model.classes):
+        rows = np.flatnonzero(dataset.train.label == y)
+        rng = np.random.default_rng((c.seed, y))
+        for _ in range(steps):
+            index = rng.choice(rows, c.batch)
+            batch = {"image": jnp.asarray(dataset.train.image[index]), "id": jnp.asarray(index)}
+            params, state = update(params, state, batch, y)
+        parts = []
+        for index, mask in data.eval_batches(len(dataset.test.label), c.eval.batch):
+            batch = {"image": jnp.asarray(dataset.test.image[index]), "id": jnp.asarray(index)}
+            parts.append(np.asarray(logits(params, batch))[mask])
+        values.append(accuracies(np.concatenate(parts), dataset.test.label)[y])
+    return np.array(values)
+
+
+def measure(subject: Subject, samples: Sequence[int], images: int | None = None) -> dict[str, Any]:
     """{'accuracy': {S: of all classes}, 'by_classes': {S: after each class}, 'images'}."""
     if subject.config.model.name != "per_class":
         name = subject.config.model.name
@@ -118,6 +167,10 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_list("samples", ["1", "10", "100"], "numbers S of samples", flag_values=values)
     flags.DEFINE_integer("images", 0, "test images; 0 = all", lower_bound=0, flag_values=values)
+    flags.DEFINE_string("baseline", "", "config of a classifier", flag_values=values)
+    flags.DEFINE_integer(
+        "baseline_steps", 1000, "for each class", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
 
 
@@ -132,6 +185,10 @@ def run(argv: list[str]) -> int:
     samples = sorted({int(word) for word in values.samples})
     subject = ood_benchmark.restored(values.workdir, values.data_dir)
     content = measure(subject, samples, values.images or None)
+    if values.baseline:
+        c = config_lib.load(values.baseline)
+        tuned = fine_tuned(c, subject.data, values.baseline_steps)
+        content["fine_tuned"] = [float(value) for value in tuned]
     checkpoint.write_json(os.path.join(values.workdir, "incremental.json"), content)
     print(json.dumps(content, indent=1))
     return 0

@@ -10,6 +10,7 @@ are selected on validation, whose cues agree as they do in training; no metric h
 
 import numpy as np
 
+from vae_jax.config import UserError
 from vae_jax.data import shortcuts
 from vae_jax.evaluate import generative
 from vae_jax.evaluate.run import forward
@@ -33,14 +34,30 @@ def group_accuracy(
 
 
 def worst_group(accuracy_YxY: np.ndarray, count_YxY: np.ndarray, least: int = LEAST) -> float:
-    """The lowest accuracy of a group of at least ``least`` images; NaN where there is no such group."""
+    """The lowest accuracy of a group of at least ``least`` images.
+
+    Raises:
+      UserError: there is no such group.
+    """
     judged = accuracy_YxY[count_YxY >= least]
-    return float(judged.min()) if len(judged) else float("nan")
+    if not len(judged):
+        most = int(count_YxY.max())
+        raise UserError(
+            f"worst_group_accuracy: the largest group has {most} test images; "
+            f"want {least} or more, as MNIST has"
+        )
+    return float(judged.min())
 
 
 def conflicting(accuracy_YxY: np.ndarray, count_YxY: np.ndarray) -> float:
-    """Accuracy of all images whose cue names another class than theirs."""
+    """Accuracy of all images whose cue names another class than theirs.
+
+    Raises:
+      UserError: there are none.
+    """
     others = ~np.eye(len(count_YxY), dtype=bool) & (count_YxY > 0)
+    if not others.any():
+        raise UserError("conflicting_accuracy: every cue names its image's class; want another set")
     return float((accuracy_YxY[others] * count_YxY[others]).sum() / count_YxY[others].sum())
 
 
