@@ -25,7 +25,7 @@ LOADINGS = np.array([[1.0, 0.5], [-0.5, 1.0], [0.5, 0.25], [-0.25, 0.5]])  # col
 
 
 def linear():
-    """p(z) = N(0, I), p(x|z) = N(W z, I): log p(x) = N(0, I + W Wᵀ), and p(z|x) is a diagonal Gaussian."""
+    """p(z) = N(0, I), p(x|z) = N(W z, I), so p(x) = N(0, I + W Wᵀ); p(z|x) is a diagonal Gaussian."""
     spread = 1 / (1 + (LOADINGS**2).sum(0))
 
     def encode(params, x, y=None):
@@ -44,19 +44,21 @@ def linear():
 
 def test_auroc_and_its_interval():
     rng = RNG(0)
-    a, b = np.round(rng.normal(size=500), 1), np.round(rng.normal(1, 1, 300), 1)  # ties
-    want = roc_auc_score(np.repeat([0, 1], [500, 300]), np.concatenate([a, b]))
-    assert ood.auroc(a, b) == pytest.approx(want) and ood.auroc(b, a) == pytest.approx(1 - want)
+    inside = np.round(rng.normal(size=500), 1)  # ties
+    outside = np.round(rng.normal(1, 1, 300), 1)
+    want = roc_auc_score(np.repeat([0, 1], [500, 300]), np.concatenate([inside, outside]))
+    assert ood.auroc(inside, outside) == pytest.approx(want)
+    assert ood.auroc(outside, inside) == pytest.approx(1 - want)
     true = stats.norm.cdf(1 / np.sqrt(2))  # P(b > a) of N(1, 1) and N(0, 1)
     low, high = ood.interval(rng.normal(size=2000), rng.normal(1, 1, 2000))
-    assert low < true < high and high - low == pytest.approx(
-        4 * 0.0075, rel=0.2
-    )  # Hanley & McNeil's error: 0.0075
+    assert low < true < high
+    assert high - low == pytest.approx(4 * 0.0075, rel=0.2)  # Hanley & McNeil's error: 0.0075
 
 
 def test_latent_distance_is_that_of_mahalanobis_to_the_nearest_class():
     rng = RNG(0)
-    mu, label = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 3)), rng.integers(0, 2, 400)
+    mu = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 3))
+    label = rng.integers(0, 2, 400)
     mu[label == 1] += 9
     other = rng.normal(size=(50, 3))
     np.testing.assert_allclose(
@@ -73,7 +75,7 @@ def test_latent_distance_is_that_of_mahalanobis_to_the_nearest_class():
 
 
 def test_likelihood_regret_is_the_divergence_from_the_posterior():
-    """L = log p(x) − KL(q ‖ p(z|x)), so what is won by the best q is that KL: here known, another for each setting."""
+    """L = log p(x) − KL(q ‖ p(z|x)), so the best q wins that KL, which is known here."""
     model, spread = linear()
     c = config.default()
     mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
@@ -85,10 +87,9 @@ def test_likelihood_regret_is_the_divergence_from_the_posterior():
         return ood.regret(subject, split, KEY, **options)["regret"]
 
     params = {"off": jnp.array([0.8, -0.5]), "wide": jnp.array([0.0, 0.7])}
-    want = (
-        0.5
-        * (np.array([0.8, -0.5]) ** 2 / spread + np.exp([0, 0.7]) - 1 - np.array([0, 0.7])).sum()
-    )
+    off = np.array([0.8, -0.5])
+    wide = np.array([0, 0.7])
+    want = 0.5 * (off**2 / spread + np.exp(wide) - 1 - wide).sum()
     got = run(params, steps=80, judges=1000)
     np.testing.assert_allclose(got, want, rtol=0.12)
     np.testing.assert_allclose(

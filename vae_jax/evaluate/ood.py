@@ -132,10 +132,10 @@ def without(subject: Subject, ensemble: dict | None) -> dict[str, str]:
     why = {}
     kinds = []
 
-    def look(params: dict, x: jax.Array) -> None:
+    def add_kind(params: dict, x: jax.Array) -> None:
         kinds.append(type(model.encode(params, x, model.map_label(params, x))))
 
-    jax.eval_shape(look, subject.params, jnp.zeros((1, *model.shape)))
+    jax.eval_shape(add_kind, subject.params, jnp.zeros((1, *model.shape)))
     if kinds != [densities.Normal]:
         why["regret"] = "q(z|x) is no diagonal Gaussian"
     if not model.likelihood.discrete:
