@@ -27,7 +27,10 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_list(
-        "tasks", [], "more: classification, recognition, ood, robustness", flag_values=values
+        "tasks",
+        [],
+        "more: classification, recognition, ood, robustness, scenes",
+        flag_values=values,
     )
     flags.DEFINE_list(
         "metrics", [], "your own, each file:function (see evaluate.subject)", flag_values=values

@@ -12,7 +12,7 @@ import numpy as np
 
 from vae_jax import data
 from vae_jax.data import evaluation
-from vae_jax.evaluate import classification, generative, ood, recognition, robustness
+from vae_jax.evaluate import classification, generative, ood, recognition, robustness, scenes
 from vae_jax.evaluate.run import Forward, Result, forward
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import hosts
@@ -343,4 +343,5 @@ TASKS = {
     "recognition": recognise,
     "ood": ood_scores,
     "robustness": robust,
+    "scenes": scenes.task,
 }
