@@ -11,7 +11,7 @@ SIDE = 6
 
 
 def air_config(**fields: Any) -> Any:
-    """Windows that are the whole canvas: where says nothing, so the evidence is an integral of D."""
+    """Windows that are the whole canvas: where says nothing, so the evidence is an integral."""
     c = config.default()
     c.latent = 1
     c.encoder = config.call("encoder", "mlp", widths=(5,))

@@ -1,4 +1,4 @@
-"""Attend, infer, repeat: windows, the count, the evidence of a toy by quadrature, both gradients."""
+"""Attend, infer, repeat: windows, counts, a toy's evidence by quadrature, both gradients."""
 
 import re
 

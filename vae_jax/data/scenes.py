@@ -22,7 +22,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -31,6 +31,9 @@ from vae_jax.config import UserError, nearest
 from vae_jax.data import cache
 from vae_jax.data.arrays import Arrays
 from vae_jax.data.splits import Split
+
+if TYPE_CHECKING:  # it imports this module
+    from vae_jax.data import Dataset
 
 PREFIX = "scenes:"
 SPLITS = ("train", "validation", "test")
@@ -113,7 +116,7 @@ def law_of(name: str, side: int) -> Law:
     return law
 
 
-def read(c: ConfigDict, load: Callable[[ConfigDict], "object"]) -> Arrays:
+def read(c: ConfigDict, load: Callable[[ConfigDict], "Dataset"]) -> Arrays:
     """The canvases of ``config.data``; ``load`` reads BASE."""
     base_name, _, _ = parse(c.name)
     for field in ("shift", "flip", "labels", "labelled_batch", "hold_out"):

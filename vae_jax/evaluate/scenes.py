@@ -24,7 +24,7 @@ _MEANINGS = {
     "ap50": "Average precision at an IoU of 0.5, the mean over classes (COCO).",
     "ap": "Average precision, the mean over IoU 0.5 to 0.95 and classes (COCO).",
     "ap50_any_class": "Average precision at an IoU of 0.5, all objects being one class.",
-    "ap_any_class": "Average precision, the mean over IoU 0.5 to 0.95, all objects being one class.",
+    "ap_any_class": "Average precision, the mean over IoU 0.5 to 0.95, all objects one class.",
     "ap50_window": "As ap50_any_class, of the windows that the model looks at.",
     "ap_window": "As ap_any_class, of the windows that the model looks at.",
 }

@@ -1,7 +1,7 @@
-r"""Attend, infer, repeat: a scene is a sum of objects, each of which is present, somewhere, something.
+r"""Attend, infer, repeat: a scene is a sum of objects, each with a place and a look.
 
 .. math:: p(x, n, z) = p(n) \prod_{t \le n} p(z^{where}_t)\, p(z^{what}_t)\;
-          p\Big(x \,\Big|\, \sum_{t \le n} W_y(z^{where}_t)\, g(z^{what}_t)\, W_x(z^{where}_t)^T\Big)
+          p\Big(x \Big| \sum_{t \le n} W_y(z^{where}_t)\, g(z^{what}_t)\, W_x(z^{where}_t)^T\Big)
 
 with n of at most T objects, written as :math:`z^{pres}_t = 1` for t ≤ n. An image is read as it is
 written, by two matrix products. Eslami et al. 2016 (arXiv:1603.08575).

@@ -1,4 +1,4 @@
-"""Boxes x, y, w, h in pixels: what a model that finds objects returns, and a grid's code of them."""
+"""Boxes x, y, w, h in pixels: what a model that finds objects returns, and their code on a grid."""
 
 from typing import NamedTuple
 
