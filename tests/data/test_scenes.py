@@ -159,6 +159,12 @@ def test_a_base_without_labels_and_moving_augmentations_are_refused(tmp_path):
         data.load(config(name=COUNTS, shift=1))
 
 
+def test_a_base_that_is_not_prepared_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^data\.name=mnist: not prepared in ") as error:
+        data.described(config(name="scenes:mnist", dir=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
 def test_objects_stay_with_their_images():
     dataset = data.load(config(name=COUNTS))
     part = data.pick(dataset.train, np.array([5, 3]))

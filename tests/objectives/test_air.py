@@ -164,6 +164,7 @@ def test_the_bound_is_below_the_evidence_and_the_weights_mean_is_it(toy):
     assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(len(gap))
 
 
+@pytest.mark.slow
 def test_rloo_has_the_gradient_of_the_enumerated_bound(toy):
     model, params, x = toy
     inside = model.nets

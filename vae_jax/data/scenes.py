@@ -28,7 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vae_jax.config import UserError, nearest
-from vae_jax.data import cache
+from vae_jax.data import cache, sources
 from vae_jax.data.arrays import Arrays
 from vae_jax.data.splits import Split
 
@@ -124,7 +124,10 @@ def read(c: ConfigDict, load: Callable[[ConfigDict], "Dataset"]) -> Arrays:
             raise UserError(f"data.{field}={c[field]}: scenes keep their boxes; want it unset")
     own = c.copy_and_resolve_references()
     own.name = base_name
-    base = load(own)
+    try:
+        base = load(own)
+    except sources.NotPrepared as error:  # the catalogue has no stand-in for scenes
+        raise UserError(str(error)) from None
     if not base.classes:
         raise UserError(f"data.name={c.name}: {base_name} has no labels; want a base with classes")
     law = law_of(c.name, max(base.shape[:2]))
