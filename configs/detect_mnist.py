@@ -20,9 +20,9 @@ def get_config() -> ConfigDict:
     c.steps = 6000
     c.batch = 64
     c.latent = 64
-    c.model = config.call("model", "detector", grid=8, widths=(512,))
+    c.model = config.call("model", "detector", grid=8, widths=(128, 128))
     widths = (32, 64, 64)
-    c.encoder = config.call("encoder", "conv", widths=widths, strides=(2, 2, 2), dense=512)
+    c.encoder = config.call("encoder", "conv", widths=widths, strides=(2, 2, 2), dense=128)
     c.decoder = config.call("decoder", "none")
     c.objective = config.call("objective", "detection")
     c.optim.lr = 1e-3

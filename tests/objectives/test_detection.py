@@ -133,6 +133,33 @@ def test_a_frozen_encoder_has_no_gradient(setup):
     assert any(leaf.any() for leaf in jax.tree.leaves(slope["detector"]))
 
 
+def test_a_convolutional_head_stands_on_the_last_map(setup):
+    """Its cell says the same of a scene that was moved by a cell; frozen, the map is a constant."""
+    _, _, batch = setup
+    c = detector_config(frozen=True)
+    c.encoder = config.call("encoder", "conv", widths=(4, 4), strides=(2, 2), dense=3, kernel=3)
+    c.model.widths = (6,)
+    image = jnp.zeros((1, 24, 24, 1)).at[:, 6:12, 6:12].set(batch["image"][:1, 6:12, 6:12])
+    c.model.grid = 6
+    model = build(c, 24, classes=4)
+
+    @program.simple
+    def both(key):
+        params = model.init(key)
+        moved = jnp.roll(image, (4, 4), (1, 2))
+        slope = jax.grad(lambda p: model.detect(p, image).boxes.sum())(params)
+        return model.detect(params, image), model.detect(params, moved), slope
+
+    here, there, slope = both(jax.random.key(0))
+    logit = np.asarray(here.logit).reshape(6, 6)[1:4, 1:4]
+    np.testing.assert_allclose(np.asarray(there.logit).reshape(6, 6)[2:5, 2:5], logit, atol=1e-5)
+    assert np.ptp(logit) > 1e-4
+    assert not any(leaf.any() for leaf in jax.tree.leaves(slope["encoder"]))
+    c.model.grid = 5
+    with pytest.raises(UserError, match=r"model\.grid=5: the encoder's last map is 6x6; want"):
+        build(c, 24, classes=4).init(jax.random.key(0))
+
+
 def test_what_detection_needs_is_one_line(setup):
     model, params, batch = setup
     with pytest.raises(UserError, match=re.escape("detection learns from boxes; want scenes")):

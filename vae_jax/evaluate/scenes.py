@@ -125,7 +125,8 @@ def without_classes(images: Sequence[Boxes]) -> list[Boxes]:
 def detect(subject: Subject) -> dict[str, np.ndarray]:
     """box NxMx4, label NxM, score NxM (log-odds), keep NxM (after suppression) of the test set.
 
-    Also window NxMx4 where the model looks at windows.
+    A model that looks at windows, one after another, explains each object once: nothing of it is
+    suppressed, and ``window`` NxMx4 is there too.
     """
     to_x = evaluation.seen(subject.config, subject.levels)
 
@@ -134,10 +135,10 @@ def detect(subject: Subject) -> dict[str, np.ndarray]:
         label = jnp.argmax(d.class_logits, -1)
         score = d.logit + jax.nn.log_softmax(d.class_logits).max(-1)
         out = {"box": d.boxes, "label": label, "score": score, "logit": d.logit}
-        out["keep"] = jax.vmap(boxes_lib.suppress)(d.boxes, score, label)
-        if d.windows is not None:
-            out["window"] = d.windows
-        return out
+        if d.windows is None:
+            out["keep"] = jax.vmap(boxes_lib.suppress)(d.boxes, score, label)
+            return out
+        return out | {"window": d.windows, "keep": jnp.ones_like(label)}
 
     return over_split(subject, program, subject.data.test)
 

@@ -168,7 +168,7 @@ def build_detector(
     *,
     grid: int = 8,
     classes: int = 10,
-    widths: tuple[int, ...] = (512,),
+    widths: tuple[int, ...] = (128,),
     frozen: bool = False,
 ) -> Model:
     """A VAE with a detection head on its encoder; without a decoder, the head alone."""

@@ -13,6 +13,7 @@ from vae_jax.models.boxes import Detections
 from vae_jax.models.core import Array, Model, Params, Spec
 from vae_jax.models.nets import Given, Nets, top_features
 from vae_jax.nets.attend import Attend
+from vae_jax.nets.detection import DenseHead, feature_map
 
 GLYPH_BIAS = -2.0  # of the first glyph's logits: objects begin dark
 ADDITIVE = ("gaussian", "bernoulli")  # likelihoods whose mean a sum of objects can be
@@ -112,15 +113,26 @@ def with_detector(
     """``model`` with a dense head on its encoder: a box, an objectness and classes for each cell.
 
     An anchor-free head of ``grid`` x ``grid`` cells (Redmon et al. 2016, arXiv:1506.02640): what a
-    cell says is coded as :func:`vae_jax.models.boxes.encode` does. ``frozen``: the encoder is a
-    constant, as it was initialised or as ``config.init_from`` gave it.
+    cell says is coded as :func:`vae_jax.models.boxes.encode` does. On an encoder that ends in
+    convolutions (``conv``) it is convolutional and stands on the last of their maps; on another
+    it is dense, on the features. ``frozen``: the encoder is a constant, as it was initialised or
+    as ``config.init_from`` gave it.
     """
     given = functions.given
-    cells = grid * grid
-    head = nets.MLPClassifier(cells * (5 + classes), tuple(widths), dtype=given.dtype)
+    outputs = 5 + classes
+    convolutional = given.config.encoder.name == "conv"
+    if convolutional:
+        head = DenseHead(outputs, tuple(widths), dtype=given.dtype)
+    else:
+        head = nets.MLPClassifier(grid * grid * outputs, tuple(widths), dtype=given.dtype)
 
     def features(params: Params, x: Array) -> Array:
-        h = top_features(functions.features(params, x))
+        x = x.astype(given.dtype)
+        if convolutional:
+            h = feature_map(functions.modules["encoder"], params["encoder"], x)
+            _check_grid(h, grid)
+        else:
+            h = top_features(functions.features(params, x))
         return jax.lax.stop_gradient(h) if frozen else h
 
     def init(key: Array, mean_HxWxC: Array | None = None) -> Params:
@@ -131,8 +143,18 @@ def with_detector(
 
     def detect(params: Params, x: Array) -> Detections:
         out = head.apply({"params": params["detector"]}, features(params, x))
-        out = out.astype(jnp.float32).reshape(len(x), cells, 5 + classes)
-        box_BxMx4 = boxes.decode(out[..., :4], jnp.arange(cells), grid, x.shape[1])
+        out = out.astype(jnp.float32).reshape(len(x), grid * grid, outputs)
+        box_BxMx4 = boxes.decode(out[..., :4], jnp.arange(grid * grid), grid, x.shape[1])
         return Detections(box_BxMx4, out[..., 4] + OBJECT_BIAS, out[..., 5:])
 
     return model._replace(init=init, detect=detect)
+
+
+def _check_grid(map_BxGxGxF: Array, grid: int) -> None:
+    """Raise where the encoder's map has not one cell for each of the grid."""
+    height, width = map_BxGxGxF.shape[1:3]
+    if (height, width) != (grid, grid):
+        raise UserError(
+            f"model.grid={grid}: the encoder's last map is {height}x{width}; "
+            "want its side, or other encoder.strides"
+        )
