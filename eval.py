@@ -31,7 +31,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "tasks",
         [],
-        "more: classification, recognition, ood, robustness, quality",
+        "more: classification, recognition, ood, robustness, quality, codes, clusters, factors, scenes",
         flag_values=values,
     )
     flags.DEFINE_list(

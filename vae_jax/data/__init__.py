@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vae_jax import config
 from vae_jax.config import UserError
-from vae_jax.data import arrays, cache, folders, predict, sources
+from vae_jax.data import arrays, cache, folders, predict, scenes, sources
 from vae_jax.data.batches import (
     batch_indices,
     eval_batches,
@@ -79,6 +79,12 @@ class Dataset(NamedTuple):
     release: str = ""  # the version of a TFDS data set
     notes: tuple[str, ...] = ()  # what a user should know of how it was read, a line each
 
+    @property
+    def object_shape(self) -> tuple[int, ...]:
+        """(M, 5) of the objects of scenes, () where the images have none."""
+        objects = self.train.objects
+        return () if objects is None else objects.shape[1:]
+
 
 def check(c: ConfigDict) -> None:
     """Raise :class:`UserError` for a field of ``config.data`` whose value cannot be meant."""
@@ -101,11 +107,11 @@ def check(c: ConfigDict) -> None:
 def load(c: ConfigDict) -> Dataset:
     """The :class:`Dataset` that ``config.data`` names; images beyond ``memory_mb`` are streamed.
 
-    ``c.name`` is ``digits``, ``synthetic``, ``folder:PATH``, ``npz:PATH``, ``file:function`` or a
-    data set of TFDS. A missing test split (20 %) or validation split (``c.validation``) is carved
-    from the training images, stratified by label: by constant seeds, or for folders and arrays of a
-    user's own by each image's name or pixels, so that images that are added move no others. Raises
-    :class:`UserError`.
+    ``c.name`` is ``digits``, ``synthetic``, ``folder:PATH``, ``npz:PATH``, ``file:function``,
+    ``scenes:BASE`` or a data set of TFDS. A missing test split (20 %) or validation split
+    (``c.validation``) is carved from the training images, stratified by label: by constant seeds,
+    or for folders and arrays of a user's own by each image's name or pixels, so that images that
+    are added move no others. Raises :class:`UserError`.
 
     ``c.labels`` = N > 0 leaves N labels in training and validation together, as many of each class
     as of another; every other label of the two is −1, and nothing reads it. Of the N,
@@ -171,6 +177,8 @@ def _read(c: ConfigDict) -> tuple[_Data, dict[str, Split]]:
     if c.name == "digits":
         shape, classes, splits = _digits()
         return _Data(shape, classes, levels=17), splits
+    if c.name.startswith(scenes.PREFIX):
+        return _of_arrays(scenes.read(c, load))
     if c.name == "synthetic":
         return _of_arrays(arrays.synthetic(c.size, c.channels or 3))
     if c.name.startswith("npz:"):

@@ -122,7 +122,8 @@ def host_batches(
 
     def rows(ids: np.ndarray) -> dict:
         label = np.zeros(len(ids), np.int32) if split.label is None else split.label[ids]
-        return {"image": np.asarray(split.image[ids]), "label": label, "id": ids}
+        batch = {"image": np.asarray(split.image[ids]), "label": label, "id": ids}
+        return batch if split.objects is None else batch | {"objects": split.objects[ids]}
 
     def gather(step: int) -> dict:
         examples = rows(batch_indices(step, n=n, batch=batch, seed=seed)[share(batch)])

@@ -39,6 +39,8 @@ def batches(split, size, mesh, every=1):
     for index, mask in data.eval_batches(n, size):
         index = index * every
         batch = {"image": np.asarray(split.image[index]), "id": index, "mask": mask}
+        if split.objects is not None:
+            batch["objects"] = split.objects[index]
         yield (
             batch if split.label is None else batch | {"label": split.label[index]},
             int(mask.sum()),

@@ -43,14 +43,16 @@ class Stream:
 class Split(NamedTuple):
     image: np.ndarray | Stream  # uint8 [N, H, W, C]: an array, a memory map, or a Stream
     label: np.ndarray | None  # int32 [N]; −1: unlabelled; None where there are no labels
+    objects: np.ndarray | None = None  # int32 [N, M, 5] of scenes: x, y, w, h, class (−1: none)
 
 
 def pick(split: Split, index: np.ndarray) -> Split:
     """The examples of a split at these places."""
     label = None if split.label is None else split.label[index]
+    objects = None if split.objects is None else split.objects[index]
     if isinstance(split.image, Stream):
-        return Split(split.image.take(index), label)
-    return Split(split.image[index], label)
+        return Split(split.image.take(index), label, objects)
+    return Split(split.image[index], label, objects)
 
 
 def some(split: Split, n: int) -> Split:

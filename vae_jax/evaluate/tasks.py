@@ -12,7 +12,15 @@ import numpy as np
 
 from vae_jax import data
 from vae_jax.data import evaluation
-from vae_jax.evaluate import classification, generative, ood, quality, recognition, robustness
+from vae_jax.evaluate import (
+    classification,
+    generative,
+    ood,
+    quality,
+    recognition,
+    robustness,
+    scenes,
+)
 from vae_jax.evaluate.run import Forward, Result, forward
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import hosts
@@ -357,4 +365,5 @@ TASKS = {
     "ood": ood_scores,
     "robustness": robust,
     "quality": image_quality,
+    "scenes": scenes.task,
 }

@@ -15,6 +15,7 @@ from vae_jax.models.core import Array, Model, Params, Spec
 from vae_jax.models.hierarchy import hierarchy
 from vae_jax.models.labels import per_class, with_labels
 from vae_jax.models.nets import AuxiliaryNets, Given, Nets
+from vae_jax.models.scenes import build_air, with_detector
 from vae_jax.models.vae import vae
 
 LABELLED = ("m2", "per_class", "adgm", "sdgm", "m1m2")
@@ -36,7 +37,8 @@ def build(
     distributions.check(likelihood, levels_of_data=levels, binarized=binary)
     check(c, classes)
     builder = config_lib.resolve("model", c.model.name)
-    return builder(Given(c, shape, classes, likelihood))
+    fields = {key: value for key, value in c.model.items() if key != "name"}
+    return builder(Given(c, shape, classes, likelihood), **fields)
 
 
 def build_for(c: ConfigDict, dataset: Any) -> Model:
@@ -161,13 +163,29 @@ def build_m1m2(given: Given) -> Model:
     return _build_auxiliary(given, "m1m2")
 
 
-MODELS: dict[str, Callable[[Given], Model]] = {
+def build_detector(
+    given: Given,
+    *,
+    grid: int = 8,
+    classes: int = 10,
+    widths: tuple[int, ...] = (128,),
+    frozen: bool = False,
+) -> Model:
+    """A VAE with a detection head on its encoder; without a decoder, the head alone."""
+    spec, functions = _nets(given, labelled=False)
+    head = {"grid": grid, "classes": classes, "widths": widths, "frozen": frozen}
+    return with_detector(_of_nets(spec, functions), functions, **head)
+
+
+MODELS: dict[str, Callable[..., Model]] = {
     "vae": build_vae,
     "m2": build_m2,
     "per_class": build_per_class,
     "adgm": build_adgm,
     "sdgm": build_sdgm,
     "m1m2": build_m1m2,
+    "attend_infer_repeat": build_air,
+    "detector": build_detector,
 }
 
 # --- Checks ---

@@ -67,6 +67,8 @@ class Model(NamedTuple):
     # Of a hierarchy: params, x_B or None, keys, y=None, first=0, temperature=1 → z whose first
     # levels are q's means.
     complete: Callable[..., Array] | None = None
+    # Of scenes: params, x_B → boxes.Detections, the objects that the model finds in each image.
+    detect: Callable[..., Any] | None = None
     nets: Any = None  # the nets that the functions were made of, for tests and tools
 
     @property

@@ -19,10 +19,13 @@ A new objective is a function like these and its line in ``OBJECTIVES``; or, wit
 ``--config.objective.name=my_file:my_loss``. Its keyword arguments are the fields of
 ``config.objective``. One that learns something of its own (a multiplier, a discriminator) has an
 attribute ``init(key, model) → params``, found in ``params["objective"]``. One that learns p(x|y,z)
-says ``needs = "labels"``, and wants such a ``model.name``.
+says ``needs = "labels"``, and wants such a ``model.name``; one of scenes, with their boxes in
+``batch["objects"]``, says ``needs = "objects"``.
 """
 
 from vae_jax.objectives.aggregate import beta_tcvae, dip_vae, factor_vae, info_vae
+from vae_jax.objectives.air import air, air_rloo
+from vae_jax.objectives.detection import detection
 from vae_jax.objectives.evidence import capacity, elbo, free_bits, geco
 from vae_jax.objectives.labels import cross_entropy, joint, supervised
 from vae_jax.objectives.multisample import ciwae, iwae, miwae, piwae, renyi, tvo, vr_max
@@ -38,5 +41,6 @@ OBJECTIVES = {
         *(iwae, miwae, ciwae, piwae, renyi, vr_max, tvo),
         *(beta_tcvae, factor_vae, dip_vae, info_vae),
         *(joint, supervised, m2),
+        *(air, air_rloo, detection),
     )
 }

@@ -126,7 +126,9 @@ def traced(c: ConfigDict, model: Any, mesh: jax.sharding.Mesh, dataset: Any) -> 
     c = config_lib.override(c, {})
     update = step.make_update(c, model, dataset)
     state, _ = compile_lib.shapes(c, model, mesh)
-    batch = step.raw_batch(dataset.shape, c.batch, labelled=c.data.labelled_batch)
+    batch = step.raw_batch(
+        dataset.shape, c.batch, labelled=c.data.labelled_batch, objects=dataset.object_shape
+    )
     train_step = functools.partial(step.train_step, update=update)
     jaxpr = jax.make_jaxpr(train_step)(state, batch, jax.random.key(0)).jaxpr
     live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))

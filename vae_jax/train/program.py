@@ -159,6 +159,8 @@ def on_device(split: data.Split, mesh: Mesh, limit_mb: float) -> Arrays | None:
     if label is None:
         label = np.zeros(len(split.image), np.int32)
     arrays = {"image": np.asarray(split.image), "label": label}
+    if split.objects is not None:
+        arrays["objects"] = split.objects
     return hosts.place(arrays, sharding.replicated(mesh))
 
 
@@ -191,7 +193,10 @@ def indices(c: ConfigDict, first: jax.Array, source: Arrays) -> Arrays:
 
 def rows(source: Arrays, ids: jax.Array) -> Arrays:
     """The examples with these indices as a raw batch."""
-    return {"image": source["image"][ids], "label": source["label"][ids], "id": ids}
+    batch = {"image": source["image"][ids], "label": source["label"][ids], "id": ids}
+    if "objects" in source:
+        batch["objects"] = source["objects"][ids]
+    return batch
 
 
 def examples(
@@ -476,7 +481,9 @@ def program(
         key_place = sharding.over_batch(mesh)
     if source is None:
         sizes = (c.steps_per_call, c.batch)
-        source = step.raw_batch(dataset.shape, *sizes, labelled=c.data.labelled_batch)
+        source = step.raw_batch(
+            dataset.shape, *sizes, labelled=c.data.labelled_batch, objects=dataset.object_shape
+        )
         source_place = sharding.over_batch(mesh, leading=1)
     if c.compile == "pmap":
         source = source | shard_numbers(mesh)

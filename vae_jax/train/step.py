@@ -189,16 +189,21 @@ class Objective:
 make_terms = Objective
 
 
-def raw_batch(shape: tuple[int, ...], *lead: int, labelled: int = 0) -> dict[str, Any]:
+def raw_batch(
+    shape: tuple[int, ...], *lead: int, labelled: int = 0, objects: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """A batch of raw images of this shape as shapes, with these leading dimensions.
 
-    ``labelled``: how many examples its labelled part has, if any.
+    ``labelled``: how many examples its labelled part has, if any. ``objects``: the shape of the
+    objects of a scene, (M, 5); () where the images have none.
     """
     number = jax.ShapeDtypeStruct(lead, jnp.int32)
     image = jax.ShapeDtypeStruct((*lead, *shape), jnp.uint8)
     batch = {"image": image, "label": number, "id": number}
+    if objects:
+        batch["objects"] = jax.ShapeDtypeStruct((*lead, *objects), jnp.int32)
     if labelled:
-        batch["labelled"] = raw_batch(shape, *lead[:-1], labelled)
+        batch["labelled"] = raw_batch(shape, *lead[:-1], labelled, objects=objects)
     return batch
 
 
@@ -212,9 +217,10 @@ def check(c: ConfigDict, model: Model, dataset: data.Dataset, params: Any) -> tu
     """
     size = 3
     labelled_size = 2 if c.data.labelled_batch else 0
-    batch = raw_batch(dataset.shape, size, labelled=labelled_size)
+    objects = dataset.object_shape
+    batch = raw_batch(dataset.shape, size, labelled=labelled_size, objects=objects)
     _shapes_of_metrics(c, model, dataset, (params, batch, 0))
-    batch = raw_batch(dataset.shape, size)
+    batch = raw_batch(dataset.shape, size, objects=objects)
     batch["mask"] = jax.ShapeDtypeStruct((size,), bool)
     parts = _shapes_of_metrics(c, model, dataset, (params, batch, None))
     label = dataset.validation.label
