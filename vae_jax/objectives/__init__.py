@@ -23,6 +23,7 @@ says ``needs = "labels"``, and wants such a ``model.name``.
 """
 
 from vae_jax.objectives.aggregate import beta_tcvae, dip_vae, factor_vae, info_vae
+from vae_jax.objectives.enumeration import enumerated
 from vae_jax.objectives.evidence import capacity, elbo, free_bits, geco
 from vae_jax.objectives.labels import cross_entropy, joint, supervised
 from vae_jax.objectives.multisample import ciwae, iwae, miwae, piwae, renyi, tvo, vr_max
@@ -37,6 +38,6 @@ OBJECTIVES = {
         *(elbo, free_bits, capacity, geco),
         *(iwae, miwae, ciwae, piwae, renyi, vr_max, tvo),
         *(beta_tcvae, factor_vae, dip_vae, info_vae),
-        *(joint, supervised, m2),
+        *(joint, supervised, m2, enumerated),
     )
 }
