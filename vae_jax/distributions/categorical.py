@@ -1,4 +1,4 @@
-r"""Categorical codes: N variables of C codes each, as one-hot rows in one flat z of D = N C numbers.
+r"""Categorical codes: N variables of C codes each, as one-hot rows of one flat z, D = N C numbers.
 
 :class:`Categorical` draws one-hot z and has the exact log-probability and KL; its gradients are
 estimates. :class:`RelaxedCategorical` draws from the interior of the simplex and has a density

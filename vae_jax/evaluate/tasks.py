@@ -13,6 +13,9 @@ import numpy as np
 from vae_jax import data
 from vae_jax.data import evaluation
 from vae_jax.evaluate import classification, generative, ood, recognition, robustness
+from vae_jax.evaluate.clusters import clustering
+from vae_jax.evaluate.codes import code_use
+from vae_jax.evaluate.factors import factor_scores
 from vae_jax.evaluate.run import Forward, Result, forward
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import hosts
@@ -343,4 +346,5 @@ TASKS = {
     "recognition": recognise,
     "ood": ood_scores,
     "robustness": robust,
+    **{"codes": code_use, "factors": factor_scores, "clusters": clustering},
 }

@@ -27,6 +27,7 @@ from vae_jax.objectives.enumeration import enumerated
 from vae_jax.objectives.evidence import capacity, elbo, free_bits, geco
 from vae_jax.objectives.labels import cross_entropy, joint, supervised
 from vae_jax.objectives.multisample import ciwae, iwae, miwae, piwae, renyi, tvo, vr_max
+from vae_jax.objectives.rae import rae
 from vae_jax.objectives.semi import m2
 from vae_jax.objectives.terms import Terms, sample_k
 
@@ -38,6 +39,6 @@ OBJECTIVES = {
         *(elbo, free_bits, capacity, geco),
         *(iwae, miwae, ciwae, piwae, renyi, vr_max, tvo),
         *(beta_tcvae, factor_vae, dip_vae, info_vae),
-        *(joint, supervised, m2, enumerated),
+        *(joint, supervised, m2, enumerated, rae),
     )
 }
