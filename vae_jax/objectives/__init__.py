@@ -30,6 +30,7 @@ from vae_jax.objectives.multisample import ciwae, iwae, miwae, piwae, renyi, tvo
 from vae_jax.objectives.rae import rae
 from vae_jax.objectives.semi import m2
 from vae_jax.objectives.terms import Terms, sample_k
+from vae_jax.objectives.vq import vq
 
 __all__ = ["OBJECTIVES", "Terms", "cross_entropy", "sample_k"]
 
@@ -39,6 +40,6 @@ OBJECTIVES = {
         *(elbo, free_bits, capacity, geco),
         *(iwae, miwae, ciwae, piwae, renyi, vr_max, tvo),
         *(beta_tcvae, factor_vae, dip_vae, info_vae),
-        *(joint, supervised, m2, enumerated, rae),
+        *(joint, supervised, m2, enumerated, rae, vq),
     )
 }
