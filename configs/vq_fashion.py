@@ -24,5 +24,6 @@ def get_config() -> ConfigDict:
     c.objective = config.call("objective", "vq")
     c.eval.every = 2000
     c.log_every = 500
+    c.eval.select = "elbo"  # the loss has distances of the codebook in it
     c.eval.iw_k = 1  # the draw is always the same
     return c

@@ -137,6 +137,7 @@ def test_a_codebook_far_from_the_features_comes_to_be_used(revive, used):
     ("field", "value", "message"),
     [
         ("latent", 7, "latent=7: want a multiple of model.width=2, such as 8"),
+        ("objective.name", "elbo", "objective.name=elbo: trains no codebook; want vq"),
         ("prior.name", "mixture", "model.name=vq: has a posterior and a prior of its own"),
     ],
 )

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vae_jax import config as config_lib
 from vae_jax.config import UserError
 from vae_jax.distributions.codebook import CodebookPrior, VectorQuantised
 from vae_jax.models.build import build_vae
@@ -43,7 +44,8 @@ def build_vq(given: Given, *, codes: int = 512, width: int = 8) -> Model:
     """The VQ-VAE (van den Oord et al. 2017): latent = P · width numbers, P tokens of ``codes`` codes.
 
     Raises:
-      UserError: the decoder has levels, or ``latent`` is no multiple of ``width``.
+      UserError: the decoder has levels, ``latent`` is no multiple of ``width``, or the objective
+        would leave the codebook as it began.
     """
     c = given.config
     if given.hierarchical:
@@ -53,6 +55,9 @@ def build_vq(given: Given, *, codes: int = 512, width: int = 8) -> Model:
             "model.name=vq: has a posterior and a prior of its own; want posterior.name=gaussian "
             "and prior.name=normal, the defaults"
         )
+    objective = config_lib.resolve("objective", c.objective.name)
+    if ":" not in c.objective.name and getattr(objective, "needs", "") != "codebook":
+        raise UserError(f"objective.name={c.objective.name}: trains no codebook; want vq")
     codes = c.model.get("codes", codes)
     width = c.model.get("width", width)
     if c.latent % width:

@@ -9,6 +9,7 @@ from the prior and from the mixture, side by side. ``--draws`` fits draws of q(z
 """
 
 import dataclasses
+import io
 import json
 import os
 from typing import Any
@@ -28,7 +29,7 @@ from vae_jax.evaluate import likelihood, quality
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import store
 from vae_jax.models import Model
-from vae_jax.train import checkpoint, step
+from vae_jax.train import checkpoint, log, step
 from vae_jax.train import run as workdir
 
 MOST = 20_000  # training images whose codes are fitted, an even stride apart
@@ -113,6 +114,7 @@ def measure(
     """
     s, state, _ = workdir.restore(folder, data_dir=data_dir)
     check(s.model, folder)
+    log.check_writable(os.path.join(folder, "density.json"))
     params = step.averaged(state)
     mark, see = features_of(features, s, data_dir)
     subject = Subject(s.c, s.model, params, s.dataset, s.mesh)
@@ -153,9 +155,12 @@ def run(argv: list[str]) -> int:
             raise UserError(f"{name}: want --{name}={right}")
     fit = Fit(values.components, values.draws)
     options = {"data_dir": values.data_dir}
+    path = os.path.join(values.workdir, "density.json")
+    arrays = io.BytesIO()
     density, figures = measure(values.workdir, values.features, values.images, fit, **options)
-    np.savez(os.path.join(values.workdir, "density.npz"), **density._asdict())
-    checkpoint.write_json(os.path.join(values.workdir, "density.json"), figures)
+    np.savez(arrays, **density._asdict())
+    log.replace(os.path.join(values.workdir, "density.npz"), arrays.getvalue())
+    checkpoint.write_json(path, figures)
     print(json.dumps(figures, indent=1))
     return 0
 
