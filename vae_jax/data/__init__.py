@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vae_jax import config
 from vae_jax.config import UserError
-from vae_jax.data import arrays, cache, folders, predict, scenes, sources
+from vae_jax.data import arrays, cache, folders, predict, scenes, sources, sprites
 from vae_jax.data.batches import (
     batch_indices,
     eval_batches,
@@ -189,8 +189,11 @@ def _read(c: ConfigDict) -> tuple[_Data, dict[str, Split]]:
         return _of_sources(c, huggingface(c.name, c.size, c.channels))
     if arrays.is_own_function(c.name):
         return _of_arrays(arrays.own_function(c.name))
-    data, splits = _of_sources(c, sources.tfds(c.name, c.dir))
-    if c.name == "binarized_mnist":
+    if c.name == sprites.NAME:
+        data, splits = _of_sources(c, sprites.sources(c.size))
+    else:
+        data, splits = _of_sources(c, sources.tfds(c.name, c.dir))
+    if c.name in ("binarized_mnist", sprites.NAME):
         data = data._replace(levels=2)
     return data, splits
 

@@ -21,6 +21,9 @@ from vae_jax.evaluate import (
     robustness,
     scenes,
 )
+from vae_jax.evaluate.clusters import clustering
+from vae_jax.evaluate.codes import code_use
+from vae_jax.evaluate.factors import factor_scores
 from vae_jax.evaluate.run import Forward, Result, forward
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import hosts
@@ -366,4 +369,7 @@ TASKS = {
     "robustness": robust,
     "quality": image_quality,
     "scenes": scenes.task,
+    "codes": code_use,
+    "factors": factor_scores,
+    "clusters": clustering,
 }

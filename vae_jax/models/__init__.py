@@ -2,6 +2,7 @@
 
 from vae_jax.models.auxiliary import auxiliary
 from vae_jax.models.build import MODELS, build, build_for
+from vae_jax.models.codebook import build_vq, with_codebook
 from vae_jax.models.core import Draw, Model, Spec, scale_gradient
 from vae_jax.models.hierarchy import hierarchy
 from vae_jax.models.labels import per_class, with_labels
@@ -20,5 +21,8 @@ __all__ = [
     "per_class",
     "scale_gradient",
     "vae",
+    "with_codebook",
     "with_labels",
 ]
+
+MODELS["vq"] = build_vq

@@ -26,11 +26,14 @@ says ``needs = "labels"``, and wants such a ``model.name``; one of scenes, with 
 from vae_jax.objectives.aggregate import beta_tcvae, dip_vae, factor_vae, info_vae
 from vae_jax.objectives.air import air, air_rloo
 from vae_jax.objectives.detection import detection
+from vae_jax.objectives.enumeration import enumerated
 from vae_jax.objectives.evidence import capacity, elbo, free_bits, geco
 from vae_jax.objectives.labels import cross_entropy, joint, supervised
 from vae_jax.objectives.multisample import ciwae, iwae, miwae, piwae, renyi, tvo, vr_max
+from vae_jax.objectives.rae import rae
 from vae_jax.objectives.semi import m2
 from vae_jax.objectives.terms import Terms, sample_k
+from vae_jax.objectives.vq import vq
 
 __all__ = ["OBJECTIVES", "Terms", "cross_entropy", "sample_k"]
 
@@ -41,6 +44,7 @@ OBJECTIVES = {
         *(iwae, miwae, ciwae, piwae, renyi, vr_max, tvo),
         *(beta_tcvae, factor_vae, dip_vae, info_vae),
         *(joint, supervised, m2),
+        *(enumerated, rae, vq),
         *(air, air_rloo, detection),
     )
 }

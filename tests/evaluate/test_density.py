@@ -1,0 +1,116 @@
+"""Densities fitted to codes, against scikit-learn and on a run; RAE against its equation."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vae_jax import config, models
+from vae_jax.config import UserError
+from vae_jax.distributions.full_mixture import MixtureOfFullNormals
+from vae_jax.objectives import OBJECTIVES
+from vae_jax.tools import density
+
+RNG = np.random.default_rng(0)
+
+
+def mixture():
+    """Two components in two dimensions."""
+    scale_tril = jnp.array([[[1.0, 0.0], [0.8, 0.5]], [[0.3, 0.0], [-0.2, 0.7]]])
+    return MixtureOfFullNormals(
+        jnp.log(jnp.array([0.3, 0.7])), jnp.array([[-2.0, 0], [1, 1]]), scale_tril
+    )
+
+
+def test_the_density_integrates_to_one():
+    side = np.linspace(-8, 8, 400)
+    grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
+    p = np.exp(np.asarray(mixture().log_prob(jnp.asarray(grid, jnp.float32)), np.float64))
+    assert p.sum() * (side[1] - side[0]) ** 2 == pytest.approx(1, abs=1e-3)
+
+
+def test_draws_have_the_moments_of_the_mixture():
+    p = mixture()
+    z = np.asarray(jax.jit(p.sample)(jax.random.split(jax.random.key(0), 40_000)), np.float64)
+    weight = np.array([0.3, 0.7])
+    mean = weight @ np.asarray(p.mu)
+    second = sum(
+        w * (l @ l.T + np.outer(m, m))
+        for w, m, l in zip(weight, np.asarray(p.mu), np.asarray(p.scale_tril), strict=True)
+    )
+    error = z.std(0) / np.sqrt(len(z))
+    assert (np.abs(z.mean(0) - mean) < 4 * error).all()
+    np.testing.assert_allclose(z.T @ z / len(z), second, atol=0.08)
+
+
+def test_the_fit_is_scikit_learns():
+    from sklearn.mixture import GaussianMixture
+
+    z = np.concatenate(
+        [RNG.normal(size=(300, 3)) @ RNG.normal(size=(3, 3)), RNG.normal(size=(200, 3)) + 4]
+    )
+    fit = density.fit_mixture(z, 2, seed=0)
+    ridge = 1e-4 * z.var(0).mean()
+    theirs = GaussianMixture(2, reg_covar=ridge, random_state=0).fit(z)
+    got = jax.jit(fit.log_prob)(jnp.asarray(z, jnp.float32))
+    np.testing.assert_allclose(got, theirs.score_samples(z), rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match="components=600: want at most the 500 codes"):
+        density.fit_mixture(z, 600, seed=0)
+
+
+def test_a_run_gets_a_density_and_its_figures(trained, capsys):
+    """The run's own classifier gives the features."""
+    folder, _, _ = trained
+    flags = ["--images=60", "--components=8"]
+    density.run(["density", f"--workdir={folder}", f"--features={folder}", *flags])
+    printed = capsys.readouterr().out
+    with open(f"{folder}/density.json") as file:
+        figures = json.load(file)
+    assert '"mixture_precision_' in printed
+    (prior,) = [value for key, value in figures.items() if key.startswith("prior_fid_")]
+    (fitted,) = [value for key, value in figures.items() if key.startswith("mixture_fid_")]
+    (floor,) = [value for key, value in figures.items() if key.startswith("fid_floor_")]
+    assert fitted < prior, "a mixture fits the codes of eight digits better than one Gaussian"
+    assert floor > 0 and figures["components"] == 8 and np.isfinite(figures["validation_nats"])
+    with np.load(f"{folder}/density.npz") as arrays:
+        assert arrays["scale_tril"].shape == (8, 8, 8)
+
+
+def rae_model():
+    c = config.default()
+    c.latent = 3
+    c.encoder = config.call("encoder", "mlp", widths=(8,))
+    c.decoder = config.call("decoder", "mlp", widths=(8,))
+    c.objective = config.call("objective", "rae")
+    m = models.build(c, shape=(4, 4, 1), levels=17, classes=0, binary=False)
+    return m, jax.jit(m.init)(jax.random.key(0))
+
+
+def test_rae_is_its_equation_and_has_no_noise_and_no_bound():
+    m, params = rae_model()
+    batch = {"image": jax.random.uniform(jax.random.key(1), (5, 4, 4, 1))}
+    options = {"beta": 0.5, "decoder_l2": 0.1}
+    t = jax.jit(lambda p: OBJECTIVES["rae"](m, p, batch, None, **options))(params)
+    z = m.encode(params, batch["image"]).mu
+    log_px = m.likelihood.log_prob(m.decode(params, z), batch["image"])
+    weights = sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(params["decoder"]))
+    want = 0.25 * (z**2).sum(-1) + 0.1 * weights - log_px
+    np.testing.assert_allclose(t.loss, want, rtol=1e-5)
+    assert t.elbo is None and t.kl is None
+    grads = jax.jit(jax.grad(lambda p: OBJECTIVES["rae"](m, p, batch, None).loss.sum()))(params)
+    assert all(
+        np.abs(grads[part]["Layer_0"]["dense"]["kernel"]).max() > 0
+        for part in ("encoder", "decoder")
+    )
+    out = grads["posterior"]["Dense_0"]["kernel"]
+    assert np.abs(out[:, :3]).max() > 0 and np.abs(out[:, 3:]).max() == 0, "nothing trains log σ²"
+
+
+def test_what_has_no_single_code_is_one_line():
+    m, _ = rae_model()
+    with pytest.raises(UserError, match="a model with labels; want one with"):
+        density.check(m._replace(spec=m.spec._replace(labelled=True)), "runs/a")
+    with pytest.raises(UserError, match="makes no images"):
+        density.check(m._replace(decode=None), "runs/a")
