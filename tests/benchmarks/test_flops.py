@@ -15,6 +15,15 @@ from vae_jax.train import program, step
 
 # FLOPs of dense and convolutional layers in a training step, for one image.
 GOLDEN = {
+    "air_digits": 2_895_616,
+    "air_mnist": 25_788_000,
+    "categorical_mnist": 3_407_872,
+    "detect_mnist": 143_491_584,
+    "fsq_mnist": 2_854_912,
+    "per_class_mnist": 7_922_510,
+    "rae_mnist": 27_813_888,
+    "sprites": 10_053_632,
+    "vq_fashion": 42_547_712,
     "svae_mnist": 2_417_920,
     "adgm_mnist": 74_742_248,
     "ccvae_mnist": 6_982_800,

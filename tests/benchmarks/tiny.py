@@ -29,8 +29,12 @@ SHAPES = {
     "cifar10_20k": (32, 32, 3),
     "imagenet_resized/64x64": (64, 64, 3),
     "synthetic": (64, 64, 3),
+    "sprites": (32, 32, 1),
+    "scenes:digits": (14, 14, 1),
+    "scenes:mnist": (50, 50, 1),
+    "scenes:mnist+boxes": (64, 64, 1),
 }  # others are 28x28x1
-LEVELS = {"digits": 17, "binarized_mnist": 2}  # others are 256
+LEVELS = {"digits": 17, "scenes:digits": 17, "binarized_mnist": 2, "sprites": 2}  # others are 256
 
 Setup = tuple[ConfigDict, Any, jax.sharding.Mesh, data.Dataset]
 
@@ -40,7 +44,8 @@ def setup(name: str, **fields: str) -> Setup:
     c = cli.apply(config.load(f"{ROOT}/configs/{name}.py"), list(fields.items()))
     shape = SHAPES.get(c.data.name, (28, 28, 1))
     levels = LEVELS.get(c.data.name, 256)
-    blank = data.Split(np.zeros((16, *shape), np.uint8), np.zeros(16, np.int32))
+    objects = np.zeros((16, 3, 5), np.int32) if c.data.name.startswith("scenes:") else None
+    blank = data.Split(np.zeros((16, *shape), np.uint8), np.zeros(16, np.int32), objects)
     dataset = data.Dataset(c.data.name, shape, levels, tuple("0123456789"), blank, blank, blank)
     mesh = rules.make_mesh(c.mesh, jax.devices()[:1])
     return c, models.build_for(c, dataset), mesh, dataset

@@ -15,9 +15,10 @@ from vae_jax.train import optim, step
 
 FAST = ("mnist_hier",)  # the others take ten seconds and more to compile
 COLOUR = ("cifar", "imagenet", "synthetic")
-LEVELS = {"binarized_mnist": 2, "digits": 17}  # others are 256
+LEVELS = {"binarized_mnist": 2, "sprites": 2, "digits": 17, "scenes:digits": 17}  # others are 256
 SECTIONS = ("encoder", "decoder", "classifier", "prior", "posterior", "likelihood", "objective")
 WIDTHS = ("dense", "width", "inner", "components")
+DISCRETE = ("categorical", "concrete", "fsq")  # their latent is a multiple of something
 DEPTHS = ("depth", "heads", "bottleneck", "samples")
 
 
@@ -50,16 +51,23 @@ def tiny(c):
     for section in SECTIONS:
         for field, value in c[section].items():
             c[section][field] = tiny_value(field, value)
-    if c.decoder.name not in ("ladder", "vdvae"):
+    if c.decoder.name not in ("ladder", "vdvae") and c.posterior.name not in DISCRETE:
         c.latent = min(c.latent, 3)
+    if c.model.name == "vq":
+        c.latent = 2 * c.model.width
+    if "grid" in c.model:
+        c.model.grid = 2
     c.steps = 10**4
     return c
 
 
-def random_batch(n, shape, levels, seed):
+def random_batch(n, shape, levels, seed, objects=False):
     image = np.random.default_rng(seed).integers(0, levels, (n, *shape)).astype(np.uint8)
     numbers = np.arange(n, dtype=np.int32)
-    return {"image": image, "label": numbers, "id": numbers}
+    batch = {"image": image, "label": numbers, "id": numbers}
+    if objects:  # one of class 3 in each
+        batch["objects"] = np.tile(np.int32([[2, 2, 4, 4, 3], [0, 0, 0, 0, -1]]), (n, 1, 1))
+    return batch
 
 
 @pytest.mark.parametrize("name", config_files())
@@ -70,7 +78,8 @@ def test_a_config_file_steps_and_is_evaluated_on_two_images(name):
     channels = 3 if c.data.name.startswith(COLOUR) else 1
     shape = (8, 8, channels)
     levels = LEVELS.get(c.data.name, 256)
-    binary = c.data.binarize != "none" or c.data.name == "binarized_mnist"
+    binary = c.data.binarize != "none" or levels == 2
+    objects = c.data.name.startswith("scenes:")
     images = random_batch(10, shape, levels, seed=0)["image"]
     dataset = types.SimpleNamespace(train=types.SimpleNamespace(image=images), levels=levels)
     m = models.build(c, shape=shape, levels=levels, classes=10, binary=binary)
@@ -78,7 +87,7 @@ def test_a_config_file_steps_and_is_evaluated_on_two_images(name):
     tx = optim.optimizer(c.optim, c.steps)
     terms = step.make_terms(c, m, dataset)
     update = step.Update(terms, tx, decay=c.optim.ema)
-    two = random_batch(2, shape, levels, seed=1)
+    two = random_batch(2, shape, levels, seed=1, objects=objects)
     batch = dict(two)
     if c.data.labelled_batch:
         batch["labelled"] = random_batch(2, shape, levels, seed=2)
