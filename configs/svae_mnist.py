@@ -1,10 +1,12 @@
-"""The hyperspherical VAE of Davidson et al. 2018 (arXiv:1804.00891, table 1), z on S^10, on MNIST binarised each step.
+"""The hyperspherical VAE of Davidson et al. 2018 (arXiv:1804.00891, table 1), z on S^10, on MNIST
+binarised each step.
 
     python train.py --config=configs/svae_mnist.py --data_dir=~/data --workdir=runs/svae_mnist
 
-ReLU 784-256-128, a von Mises-Fisher posterior on S^10 in 11 dimensions, a uniform prior, 128-256-784, batches of 64,
-Adam at 1e-3 and a linear warm-up of the KL, as in the paper; the paper stops early where we take a fixed number of
-steps with a cosine schedule. Published: -log p(x) of 93.16 +- 0.31 nats by 500 importance samples.
+ReLU 784-256-128, a von Mises-Fisher posterior on S^10 in 11 dimensions, a uniform prior,
+128-256-784, batches of 64, Adam at 1e-3 and a linear warm-up of the KL, as in the paper; the paper
+stops early where we take a fixed number of steps with a cosine schedule. Published: -log p(x) of
+93.16 +- 0.31 nats by 500 importance samples.
 """
 
 from ml_collections import ConfigDict

@@ -16,7 +16,8 @@ if importlib.metadata.version("jaxlib") < "0.11":
     _FAST.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*_FAST, os.environ.get("XLA_FLAGS", "")]).strip()
 
-# All workers, and the scripts that they start, share compiled programs; the user's own cache stays as it is.
+# All workers, and the scripts that they start, share compiled programs; the user's own cache stays
+# as it is.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="vae_jax_cache_", ignore_cleanup_errors=True)
     os.environ["VAE_JAX_CACHE"] = _CACHE.name

@@ -1,4 +1,6 @@
-"""Densities on the sphere against quadrature, scipy's Bessel functions, closed forms and finite differences."""
+"""Densities on the sphere against quadrature, scipy's Bessel functions, closed forms and finite
+differences.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +94,9 @@ def test_the_kl_is_the_integral(d, kappa):
 
 @pytest.mark.parametrize(("d", "kappa"), [(3, 2.0), (4, 0.5), (11, 30.0), (11, 300.0)])
 def test_samples_have_the_density_and_their_gradient_is_that_of_its_mean(d, kappa):
-    """Kolmogorov-Smirnov of the cosine; E[dw/dκ] = dA/dκ = 1 − A² − (D − 1) A / κ within 4 standard errors."""
+    """Kolmogorov-Smirnov of the cosine; E[dw/dκ] = dA/dκ = 1 − A² − (D − 1) A / κ within 4 standard
+    errors.
+    """
     n = 20_000
     keys = jax.random.split(jax.random.key(0), n)
     mu = jnp.full(d, d**-0.5)

@@ -1,4 +1,5 @@
-"""Figures of evaluation against independent libraries and written-out values, the same on any mesh."""
+"""Figures of evaluation against independent libraries and written-out values, the same on any mesh.
+"""
 
 import functools
 
@@ -66,7 +67,8 @@ def test_cross_entropy_survives_extreme_logits():
 
 
 def test_ece_written_out():
-    # Bins of width 1/15: 0.95 in the last (two right of three), 0.5 in the eighth (one right of one).
+    # Bins of width 1/15: 0.95 in the last (two right of three), 0.5 in the eighth (one right of
+    # one).
     got = classification.expected_calibration_error(
         np.array([0.95, 0.95, 0.95, 0.5]), np.array([1, 1, 0, 1])
     )
@@ -105,7 +107,9 @@ def test_active_units():
 
 
 def test_the_rate_is_mutual_information_plus_aggregate_kl_and_the_closed_forms():
-    """x ~ N(0, 1), q(z|x) = N(a x, s²): q(z) = N(0, a² + s²), I = ½ log(1 + a²/s²), both exact for N → ∞."""
+    """x ~ N(0, 1), q(z|x) = N(a x, s²): q(z) = N(0, a² + s²), I = ½ log(1 + a²/s²), both exact for
+    N → ∞.
+    """
     a, s, n = 0.8, 0.5, 4000
     x = np.random.default_rng(0).normal(size=(n, 1))
     q = densities.Normal(
@@ -157,7 +161,9 @@ def test_the_aggregate_kl_has_little_noise_and_says_how_much():
     ],
 )
 def test_streamed_figures_are_the_direct_ones_whatever_q_and_p(posterior, prior):
-    """Chunks that do not divide K against all K at once in float64; the encoder's KL where it is analytic."""
+    """Chunks that do not divide K against all K at once in float64; the encoder's KL where it is
+    analytic.
+    """
     n, k = 5, 11
     c, dataset, model, params = digits(n, posterior=posterior, prior=prior)
     mesh = sharding.make_mesh(c.mesh, jax.devices()[:1])
@@ -182,7 +188,8 @@ def test_streamed_figures_are_the_direct_ones_whatever_q_and_p(posterior, prior)
 
 
 def test_a_draw_is_a_function_of_its_example_and_its_number():
-    """Not of the order of the examples, of who is beside them, nor of how many samples there are."""
+    """Not of the order of the examples, of who is beside them, nor of how many samples there are.
+    """
     _, dataset, model, params = digits(6)
     x, ids = jnp.asarray(dataset.test.image, jnp.float32) / (dataset.levels - 1), jnp.arange(6)
 
@@ -201,7 +208,8 @@ def test_a_draw_is_a_function_of_its_example_and_its_number():
 
 
 def test_samples_over_the_model_axis_are_those_of_one_device():
-    """Each of eight devices makes an eighth of the draws, and the parameters stay where they were."""
+    """Each of eight devices makes an eighth of the draws, and the parameters stay where they were.
+    """
     n, k = 6, 18  # the last chunk, of two samples, does not divide over the devices
     c, dataset, model, params = digits(n)
 

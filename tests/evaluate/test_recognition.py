@@ -54,7 +54,9 @@ def test_the_usual_map_is_that_of_whole_rankings():
 
 
 def test_verification_written_out():
-    """Codes at the angles 0, 20, 90 and 130 degrees, two of each class: pairs by cosine are 20, 40, 70, …"""
+    """Codes at the angles 0, 20, 90 and 130 degrees, two of each class: pairs by cosine are 20, 40,
+    70, …
+    """
     angle = np.deg2rad([0, 20, 90, 130])
     found = recognition.verification(
         np.stack([np.cos(angle), np.sin(angle)], 1), np.array([0, 0, 1, 1])
@@ -64,7 +66,8 @@ def test_verification_written_out():
     mixed = recognition.verification(
         np.stack([np.cos(angle), np.sin(angle)], 1), np.array([0, 1, 0, 1])
     )
-    # Same: 90 and 110 degrees; different: 20, 130, 70, 40. Ranks of the same: 4 and 5 of 6, so AUROC = 2 / 8.
+    # Same: 90 and 110 degrees; different: 20, 130, 70, 40. Ranks of the same: 4 and 5 of 6, so
+    # AUROC = 2 / 8.
     assert mixed["auroc"] == pytest.approx(2 / 8)
     assert mixed["eer"] == pytest.approx(0.75)  # three of four pass before the first that should
 

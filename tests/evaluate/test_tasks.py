@@ -70,7 +70,9 @@ def test_attacks_mislead_within_their_bounds(trained):
 
 
 def test_drawing_the_code_hides_no_gradient(trained):
-    """The gradient of the mean over draws is that of finite differences at the same draws: it goes through z."""
+    """The gradient of the mean over draws is that of finite differences at the same draws: it goes
+    through z.
+    """
     _, s, params = trained
     log_p = jax.jit(robustness.log_probabilities(s.model, 4))
     x = jnp.asarray(s.dataset.test.image[:1], jnp.float32) / 16
@@ -228,7 +230,8 @@ def test_every_kind_of_model_goes_through_every_subject(kind, monkeypatch):
 
 
 def test_bayes_rule_can_be_attacked_and_an_auxiliary_draws():
-    """The gradient of each reading is that of finite differences at the same draws, and is not 0."""
+    """The gradient of each reading is that of finite differences at the same draws, and is not 0.
+    """
     x = jax.random.uniform(KEY, (2, *SHAPE))
     way = jax.random.normal(KEY, x.shape)
     for kind, samples, bayes in (("m2", 4, True), ("adgm", 4, True), ("adgm", 4, False)):

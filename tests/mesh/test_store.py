@@ -1,4 +1,6 @@
-"""Runs in an object store: the same bits as on a disk, through a store's own protocol on this machine."""
+"""Runs in an object store: the same bits as on a disk, through a store's own protocol on this
+machine.
+"""
 
 import importlib.util
 import json

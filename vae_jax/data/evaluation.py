@@ -1,4 +1,5 @@
-"""What evaluation shows a model: every example of a split exactly once, in batches of equal shapes."""
+"""What evaluation shows a model: every example of a split exactly once, in batches of equal shapes.
+"""
 
 import functools
 
@@ -10,15 +11,18 @@ from vae_jax.mesh import rules as sharding
 
 
 def inputs(c, levels):
-    """to_x(batch) → x_BxHxWxC in [0, 1] as bounds are asked of it: binary where the model is one of binary images."""
+    """to_x(batch) → x_BxHxWxC in [0, 1] as bounds are asked of it: binary where the model is one of
+    binary images.
+    """
     return functools.partial(_to_input, Inputs(levels, c.data.binarize))
 
 
 def seen(c, levels):
     """to_x(batch) → x_BxHxWxC in [0, 1] as codes and classes are read from it.
 
-    Where training draws binary images anew at each step (``data.binarize=dynamic``), this is their mean, the grey image
-    itself: one more draw is noise that training taught the nets to see through, and it hides what the image says.
+    Where training draws binary images anew at each step (``data.binarize=dynamic``), this is their
+    mean, the grey image itself: one more draw is noise that training taught the nets to see
+    through, and it hides what the image says.
     """
     if c.data.binarize != "dynamic":
         return inputs(c, levels)
@@ -32,7 +36,8 @@ def _to_input(how, batch):
 def batches(split, size, mesh, every=1):
     """({'image', 'id', 'mask', 'label' where there are labels}, real count) of equal shapes.
 
-    Each ``every``-th example of the split exactly once, its id its place in the split; padding is masked.
+    Each ``every``-th example of the split exactly once, its id its place in the split; padding is
+    masked.
     """
     n = -(-len(split.image) // every)
     size = -(-min(size, n) // sharding.ways(mesh)) * sharding.ways(mesh)

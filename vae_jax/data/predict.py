@@ -5,9 +5,9 @@
 ``python -m vae_jax.tools.export`` writes the file, its metadata (.json) and a copy of this file, so
 that the folder runs anywhere as ``python predict.py …``. Familiarity is the share of the validation
 images that are at least as unusual, by −ELBO and by the distance of the code to those of training.
-So a rule "refuse below 1 %" refuses 1 % of the images that are like training's; the metadata has the
-share of the test set (``false_alarms``). Near 0 % the class means nothing. Files that are no images
-are named, and the others are classified (exit code 1).
+So a rule "refuse below 1 %" refuses 1 % of the images that are like training's; the metadata has
+the share of the test set (``false_alarms``). Near 0 % the class means nothing. Files that are no
+images are named, and the others are classified (exit code 1).
 """
 
 import argparse
