@@ -31,7 +31,8 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "tasks",
         [],
-        "more: classification, recognition, ood, robustness, quality, codes, clusters, factors, scenes",
+        "more: classification, recognition, ood, robustness, quality, codes, clusters, factors, "
+        "scenes",
         flag_values=values,
     )
     flags.DEFINE_list(

@@ -1,5 +1,4 @@
-"""Figures of evaluation against independent libraries and written-out values, the same on any mesh.
-"""
+"""Metrics of evaluation against independent libraries and written-out values, on any mesh."""
 
 import functools
 
@@ -188,8 +187,7 @@ def test_streamed_figures_are_the_direct_ones_whatever_q_and_p(posterior, prior)
 
 
 def test_a_draw_is_a_function_of_its_example_and_its_number():
-    """Not of the order of the examples, of who is beside them, nor of how many samples there are.
-    """
+    """Not of the order of the examples, of who is beside them, nor of the number of samples."""
     _, dataset, model, params = digits(6)
     x, ids = jnp.asarray(dataset.test.image, jnp.float32) / (dataset.levels - 1), jnp.arange(6)
 
@@ -208,8 +206,7 @@ def test_a_draw_is_a_function_of_its_example_and_its_number():
 
 
 def test_samples_over_the_model_axis_are_those_of_one_device():
-    """Each of eight devices makes an eighth of the draws, and the parameters stay where they were.
-    """
+    """Each of eight devices makes an eighth of the draws; the parameters stay where they were."""
     n, k = 6, 18  # the last chunk, of two samples, does not divide over the devices
     c, dataset, model, params = digits(n)
 

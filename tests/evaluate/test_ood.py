@@ -25,7 +25,7 @@ LOADINGS = np.array([[1.0, 0.5], [-0.5, 1.0], [0.5, 0.25], [-0.25, 0.5]])  # col
 
 
 def linear():
-    """p(z) = N(0, I), p(x|z) = N(W z, I), so p(x) = N(0, I + W Wᵀ); p(z|x) is a diagonal Gaussian."""
+    """p(z) = N(0, I), p(x|z) = N(W z, I): p(x) = N(0, I + W Wᵀ), p(z|x) a diagonal Gaussian."""
     spread = 1 / (1 + (LOADINGS**2).sum(0))
 
     def encode(params, x, y=None):

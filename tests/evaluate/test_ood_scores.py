@@ -19,7 +19,7 @@ LEVELS = 3
 
 @pytest.fixture(scope="module")
 def hierarchy():
-    """(a ladder of three levels on 16 binary pixels, its parameters, 5 images, keys of 4 samples)."""
+    """(a ladder of 3 levels on 16 binary pixels, its parameters, 5 images, keys of 4 samples)."""
     c = config.default()
     c.encoder = config.call("encoder", "mlp", widths=(16, 16, 16))
     c.decoder = config.call("decoder", "ladder", latents=(2, 3, 4), width=16, inner=16)

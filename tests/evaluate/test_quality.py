@@ -167,7 +167,7 @@ def test_the_figures_reach_the_page_and_stay_there(runs):
 
 
 def test_features_of_the_users_own_function(runs, monkeypatch):
-    """Of one number an image, its mean m: (E m − E m')² + (σ − σ')², in the function's grey scale."""
+    """Of an image's mean m alone: (E m − E m')² + (σ − σ')², in the function's grey scale."""
     monkeypatch.chdir(runs)
     (runs / "weights.py").write_text(
         "def pool(image):\n    return image.reshape(len(image), -1).mean(1)[:, None]\n"

@@ -230,8 +230,7 @@ def test_every_kind_of_model_goes_through_every_subject(kind, monkeypatch):
 
 
 def test_bayes_rule_can_be_attacked_and_an_auxiliary_draws():
-    """The gradient of each reading is that of finite differences at the same draws, and is not 0.
-    """
+    """The gradient of each reading is that of finite differences at the same draws, not 0."""
     x = jax.random.uniform(KEY, (2, *SHAPE))
     way = jax.random.normal(KEY, x.shape)
     for kind, samples, bayes in (("m2", 4, True), ("adgm", 4, True), ("adgm", 4, False)):

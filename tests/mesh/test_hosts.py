@@ -74,8 +74,7 @@ def assert_same_rows(rows, expected):
 
 
 def test_two_processes_have_the_trace_of_one(runs):
-    """Each host gives its own rows of the batch; one process has the training set on its devices.
-    """
+    """Each host gives its own rows of the batch; one process has the set on its devices."""
     folder, outcomes, _ = runs
     assert [outcome["from_host"] for outcome in outcomes] == [True, True]
     rows = processes.untimed_rows(folder / "from_host")

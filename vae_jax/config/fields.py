@@ -66,7 +66,9 @@ def default() -> ConfigDict:
 def data_defaults() -> ConfigDict:
     """The section ``data``."""
     c = ConfigDict()
-    c.name = "digits"  # digits, a TFDS name, cifar10_20k, folder:PATH, npz:PATH, file:function, hf:NAME or synthetic
+    # digits, a name of TFDS, cifar10_20k, sprites, scenes:BASE, folder:PATH, npz:PATH, hf:NAME,
+    # file:function or synthetic
+    c.name = "digits"
     c.dir = ""  # TFDS data_dir; '' = TFDS's own default
     # Images of folder and hf are resized and cropped to it; those of synthetic have it.
     c.size = FieldReference(0, field_type=object)  # pixels of a side, or (height, width)

@@ -1,5 +1,4 @@
-"""What evaluation shows a model: every example of a split exactly once, in batches of equal shapes.
-"""
+"""What evaluation shows a model: every example of a split once, in batches of equal shapes."""
 
 import functools
 

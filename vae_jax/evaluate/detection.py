@@ -25,7 +25,7 @@ SETS = {
 
 
 def _counts(negative_N: np.ndarray, positive_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(negatives, positives) with a score of at least each threshold, from the highest threshold."""
+    """(negatives, positives) with a score of at least each threshold, from the highest."""
     score = np.concatenate([negative_N, positive_M])
     positive = np.repeat([0, 1], [len(negative_N), len(positive_M)])
     order = np.argsort(-score, kind="stable")
@@ -49,7 +49,7 @@ def aupr(negative_N: np.ndarray, positive_M: np.ndarray) -> float:
 
 
 def fpr_at_tpr(inside_N: np.ndarray, outside_M: np.ndarray, tpr: float = TPR) -> float:
-    """Share of inside images above the highest threshold that detects ``tpr`` of the outside ones."""
+    """Share of inside images above the highest threshold that detects ``tpr`` of those outside."""
     false, true = _counts(inside_N, outside_M)
     first = np.argmax(true >= tpr * len(outside_M))
     return float(false[first] / len(inside_N))
@@ -74,8 +74,8 @@ def threshold(validation_N: np.ndarray, false_alarm: float) -> float:
     .. math:: t = s_{(k)}, \qquad k = \lceil (N + 1)(1 - \alpha) \rceil
 
     s_(k) is the k-th smallest validation score and α the rate of false alarms. For a fresh image
-    that is exchangeable with these, P(s > t) <= α, and > α − 1/(N + 1) without ties: split conformal
-    prediction (Vovk et al. 2005, Algorithmic Learning in a Random World, section 4.1).
+    that is exchangeable with these, P(s > t) <= α, and > α − 1/(N + 1) without ties: split
+    conformal prediction (Vovk et al. 2005, Algorithmic Learning in a Random World, section 4.1).
 
     Raises:
       UserError: there are too few validation images for this rate, or it is no rate.

@@ -100,7 +100,7 @@ def evidence(
 
 
 def fine_tuned(c: ConfigDict, dataset: data.Dataset, steps: int, rate: float = 1e-3) -> np.ndarray:
-    """Accuracy after each class, shape Y, of a classifier that is trained on one class after another.
+    """Accuracy after each class, shape Y, of a classifier trained on one class after another.
 
     ``steps`` of Adam for each class, on batches of ``c.batch`` of its images alone; nothing is kept
     but the parameters. Answers are among the classes so far, as those of :func:`accuracies`.

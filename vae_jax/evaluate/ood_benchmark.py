@@ -224,8 +224,8 @@ def ood_sets(
 ) -> Sets:
     """The named sets, ``images`` of each at most, in the run's own format.
 
-    Without names those of ``detection.SETS``; of these, sets that are not prepared are left out, and
-    ``say`` is told in one line.
+    Without names those of ``detection.SETS``; of these, sets that are not prepared are left out,
+    and ``say`` is told in one line.
 
     Raises:
       UserError: a named set is unknown or not prepared, or there is none.

@@ -90,14 +90,14 @@ def batch_typicality(nats_N: np.ndarray, reference_M: np.ndarray, size: int) -> 
 def likelihood_ratio(nats_N: np.ndarray, background_N: np.ndarray) -> np.ndarray:
     """log p₀(x) − log p(x), from −log p of the model and of one of the background, p₀.
 
-    Ren et al. 2019 (arXiv:1906.02845), section 3.1. The second model is trained on images of ``data.mutated``,
-    which keep the statistics of the background only.
+    Ren et al. 2019 (arXiv:1906.02845), section 3.1. The second model is trained on images of
+    ``data.mutated``, which keep the statistics of the background only.
     """
     return np.asarray(nats_N) - np.asarray(background_N)
 
 
 def contrast_stretched(image_NxHxWxC: np.ndarray, levels: int, percent: float = 5.0) -> np.ndarray:
-    """Each image with its 5th percentile of grey at black and its 95th at white, between them linear.
+    """Each image with its 5th percentile of grey at black, its 95th at white, linear between.
 
     Where the two are equal the extremes take their place; an image of one grey stays as it is.
     Chauhan et al. 2022 (arXiv:2108.08760).
@@ -206,7 +206,7 @@ def level_ratio(
 
 
 def anomaly_maps(model: Model) -> Callable[[dict, jax.Array, jax.Array], dict[str, jax.Array]]:
-    r"""Maps of where an image is unusual, as a function (params, x_BxHxWxC, keys_B) → {name: BxHxW}.
+    r"""Maps of where an image is unusual: a function (params, x_BxHxWxC, keys_B) → {name: BxHxW}.
 
     .. math:: r = \textstyle\sum_c |x - \hat x|, \qquad
               g = \sum_c |\partial (-L) / \partial x|, \qquad r \cdot g

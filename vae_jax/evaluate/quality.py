@@ -5,8 +5,8 @@
 
 The first puts them on the run's page and into its metrics.json. The second evaluates nothing else,
 writes quality.json into the run's folder, and prints it. Samples are means of p(x|z) with z from
-the prior. Distances between sets of images are taken in the features of another run of ours, one that
-learnt labels: the latent means that its classifier reads. They depend on that net, so its
+the prior. Distances between sets of images are taken in the features of another run of ours, one
+that learnt labels: the latent means that its classifier reads. They depend on that net, so its
 checkpoint's hash is in their names, and they are not the numbers that papers report for Inception's
 features. For those, or any others, write a function around your own weights, uint8 images_NxHxWxC
 from 0 to 255 → features_NxF, and pass ``--features=my_file:my_function``: the names then have

@@ -4,8 +4,9 @@
         --metrics=vae_jax/evaluate/shortcuts.py:worst_group_accuracy
 
 Metrics of runs whose data set comes from :mod:`vae_jax.data.shortcuts`. A group is all test images
-of one label whose cue names one class (Sagawa et al. 2020, arXiv:1911.08731, section 2). Checkpoints
-are selected on validation, whose cues agree as they do in training; no metric here selects anything.
+of one label whose cue names one class (Sagawa et al. 2020, arXiv:1911.08731, section 2).
+Checkpoints are selected on validation, whose cues agree as they do in training; no metric here
+selects anything.
 """
 
 import numpy as np

@@ -225,7 +225,7 @@ def check(c: ConfigDict, classes: int) -> None:
         ),
         (
             prior == "vamp" and c.posterior.name != "gaussian",
-            f"posterior.name={c.posterior.name}: VampPrior mixes diagonal posteriors; want gaussian",
+            f"posterior.name={c.posterior.name}: VampPrior mixes diagonal ones; want gaussian",
         ),
         (
             classifier == "bayes" and (labelled or prior != "labelled"),

@@ -41,7 +41,7 @@ def with_codebook(model: Model, codes: int, width: int) -> Model:
 
 
 def build_vq(given: Given, *, codes: int = 512, width: int = 8) -> Model:
-    """The VQ-VAE (van den Oord et al. 2017): latent = P · width numbers, P tokens of ``codes`` codes.
+    """The VQ-VAE (van den Oord et al. 2017): P · width numbers of z are P tokens of K codes.
 
     Raises:
       UserError: the decoder has levels, ``latent`` is no multiple of ``width``, or the objective

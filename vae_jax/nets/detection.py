@@ -26,7 +26,7 @@ class DenseHead(nn.Module):
 
 
 def feature_map(encoder: nn.Module, params: Any, x: jax.Array) -> jax.Array | None:
-    """What the last of an encoder's own convolutions makes of x, BxGxGxF; None where it has none."""
+    """What an encoder's last convolution makes of x, BxGxGxF; None where it has none."""
 
     def is_conv(module: nn.Module, method: str) -> bool:
         return isinstance(module, Conv) and method == "__call__"

@@ -59,8 +59,7 @@ def with_config(command: str, words: Sequence[str]) -> list[str]:
 
 
 def launched(words: Sequence[str]) -> list[str]:
-    """The words of ``launch``, where ``train`` or ``eval`` after ``--`` is the path of the script.
-    """
+    """The words of ``launch``; ``train`` or ``eval`` after ``--`` becomes the script's path."""
     if "--" not in words[:-1]:
         return list(words)
     at = words.index("--") + 1

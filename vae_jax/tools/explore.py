@@ -3,8 +3,9 @@
     python -m vae_jax.tools.explore --workdir=runs/digits [--port=8008]
 
 The page is served to this machine alone (``--host`` opens it to others). Its server reads JSON and
-answers with JSON or a PNG; bad input is status 400 and ``{"error": "one line"}``. Images are decoded
-by Pillow alone, in five formats; nothing that is read is run, and no request leaves for another host.
+answers with JSON or a PNG; bad input is status 400 and ``{"error": "one line"}``. Images are
+decoded by Pillow alone, in five formats; nothing that is read is run, and no request leaves for
+another host.
 
     GET  /model    what the model is of
     POST /encode   {"image": BASE64} or {"test": 3} → code, classes, familiarity, images as base64

@@ -288,7 +288,8 @@ def comma_separated(rows: Sequence[Row]) -> str:
 def ranked(study: Study, rows: Sequence[Row]) -> list[str]:
     """Names of the methods with a cell that is done, the best first.
 
-    By the accuracy with the first budget of ``detail``; methods without it follow by their own first.
+    By the accuracy with the first budget of ``detail``; methods without it follow by their
+    own first.
     """
     groups = grouped(rows)
     order = [*study.detail[:1], *study.budgets]

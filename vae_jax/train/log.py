@@ -102,7 +102,7 @@ def read_history(folder: str) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Rows of metrics as JSON lines, mirrored to the places that :mod:`vae_jax.train.writers` names.
+    """Rows of metrics as JSON lines, mirrored to what :mod:`vae_jax.train.writers` names.
 
     A run that begins also has its config and its equation written there.
 
