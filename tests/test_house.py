@@ -181,7 +181,9 @@ def test_the_lock_pins_every_requirement():
 def test_the_top_has_one_requirements_file_and_two_locks():
     names = {path.name for path in ROOT.glob("*requirements*")}
     assert names == {"requirements.txt", "requirements.lock", "requirements-test.lock"}
-    assert set(extras()) == {"test", "docs", "peers", "hf", "store", "tpu-aot"}
+    assert set(extras()) == {
+        *("test", "docs", "peers", "hf", "wandb", "mlflow", "scenes", "store", "tpu-aot"),
+    }
 
 
 # --- figures: vae_jax.tools.results and README ---

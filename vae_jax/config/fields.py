@@ -26,7 +26,7 @@ def default() -> ConfigDict:
 
     c.data = data_defaults()
     c.latent = 16
-    c.model = call("model", "vae")  # vae, m2, per_class, adgm, sdgm or m1m2
+    c.model = call("model", "vae")  # vae, vq, m2, per_class, adgm, sdgm, m1m2, …
     c.auxiliary = 0  # adgm, sdgm, m1m2: dimensions of a; 0 = as many as z has, latent
     c.dtype = "float32"  # of the nets; parameters and objectives are float32
     c.encoder = call("encoder", "mlp")
