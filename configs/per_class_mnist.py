@@ -11,9 +11,9 @@ for MNIST (--iters=1000 --fc-units=85 --z-dim=5 --fc-layers=3). Published accura
 100, 1,000 and 10,000 samples: 91.14, 92.46, 93.25, 93.62 and 93.79 %, over ten seeds.
 
 Here all ten learn side by side, from batches of 1,280 images of any class, so about 128 of each:
-the parameters of a class have a gradient from its own images only. The differences: training
-images are binarised anew at each step, whose mean loss is the cross-entropy of grey pixels that
-they train with; the encoder so sees drawn pixels in training, and grey ones in Bayes' rule; weights begin as
+the parameters of a class have a gradient from its own images only. The differences: training images
+are binarised anew at each step, whose mean loss is the cross-entropy of grey pixels that they train
+with; the encoder so sees drawn pixels in training, and grey ones in Bayes' rule; weights begin as
 ours do. A thousandth of the images are validation's. q(y|x), which the model has beside its VAEs,
 shares nothing with them and is not used by Bayes' rule.
 """

@@ -7,6 +7,8 @@ ReLU 784-256-128, a von Mises-Fisher posterior on S^10 in 11 dimensions, a unifo
 128-256-784, batches of 64, Adam at 1e-3 and a linear warm-up of the KL, as in the paper; the paper
 stops early where we take a fixed number of steps with a cosine schedule. Published: -log p(x) of
 93.16 +- 0.31 nats by 500 importance samples.
+
+Figures, time and device: results/svae_mnist.json.
 """
 
 from ml_collections import ConfigDict

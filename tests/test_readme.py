@@ -5,6 +5,7 @@ also run, shortened (slow); ``FLAGS_ONLY`` and ``NOT_RUN`` name the others, each
 """
 
 import importlib
+import inspect
 import os
 import pathlib
 import re
@@ -55,8 +56,16 @@ FLAGS_ONLY = {
     "--peer=torch": "needs PyTorch; tests/benchmarks/test_peer.py",
     "fashion": "minutes, and needs data",
     "study": "minutes; tests/tools/test_study.py runs a small one",
+    "runs/mnist": "needs a run of MNIST",
+    "_mnist": "the same",
+    "runs/shortcut": "the same; tests/evaluate/test_shortcuts.py",
+    "sprites": "draws 737,280 images first; tests/evaluate/test_factors.py",
+    "air_digits": "minutes; tests/evaluate/test_scene_task.py",
+    "runs/net": "needs a run of another page; tests/tools/test_compare.py",
+    "explore": "serves until it is stopped; tests/tools/test_explore.py",
 }
 ONE_OFF = "--config=configs/mnist.py --config.data.name=folder:"  # mnist's net on own images
+MAINS = {"vae_jax.data": "vae_jax.data.__main__"}
 PLACES = ("/path/to/images", "/path/to/faces", "~/celeba")
 
 
@@ -67,7 +76,7 @@ def blocks(page: pathlib.Path, language: str) -> list[str]:
 
 def commands(page: pathlib.Path) -> list[str]:
     """The commands of a page's shell blocks, and of its lists of ``vae-jax``, without comments."""
-    lines = "\n".join(blocks(page, "sh")).splitlines()
+    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     for text in blocks(page, "text"):
         for line in text.splitlines():
             lines += [f"vae-jax{words}" for words in line.split("vae-jax")[1:]]
@@ -146,6 +155,10 @@ def test_the_own_net_data_and_metric_of_the_pages_run(tmp_path: pathlib.Path):
 
 def check_flags(words: list[str]) -> None:
     """Read the flags of a command as its program does, and check the config that they make."""
+    if words[0] == "export":
+        return
+    if "=" in words[0]:  # a variable for the command
+        words = words[1:]
     if words[0] == "vae-jax":
         from vae_jax.tools import console
 
@@ -162,9 +175,11 @@ def check_flags(words: list[str]) -> None:
         at = rest.index("--")
         check_flags(["python", *rest[at + 1 :]])
         rest = rest[:at]
-    module = importlib.import_module(name)
-    if not hasattr(module, "define"):  # argparse: runs in the slow test
-        assert name in ("vae_jax.data", "vae_jax.data.__main__", "vae_jax.tools.predict")
+    module = importlib.import_module(MAINS.get(name, name))
+    if not hasattr(module, "define"):  # argparse, which has each flag as a text
+        source = inspect.getsource(module)
+        for flag in (word.partition("=")[0] for word in rest if word.startswith("--")):
+            assert f'"{flag}"' in source, f"{name} has no {flag}"
         return
     values, pairs = cli.parse([name, *rest], module.define)
     if "config" in values and not name.endswith("study"):
