@@ -200,7 +200,7 @@ def test_labels_shape_the_prior_and_the_bound_of_a_conditional_hierarchy(kind):
 
 
 def test_the_levels_of_a_labelled_bound_sum_to_its_kl():
-    """Example by example, as the bound of m2 has it; of images without a label no level is known."""
+    """Example by example, as the bound of m2 has it; without a label no level is known."""
     c, m, params = built("ladder", classes=3, **CONDITIONAL)
     rng, mesh = np.random.default_rng(0), sharding.make_mesh(c.mesh, jax.devices()[:1])
     split = data.Split(

@@ -119,7 +119,7 @@ def test_the_bound_rises_to_the_evidence_and_the_levels_kl_is_log_q_minus_log_p_
     ("name", "kwargs"), [("elbo", {"stl": True}), ("iwae", {"samples": 3, "estimator": "dreg"})]
 )
 def test_at_the_exact_posterior_the_path_gradient_has_no_noise(name, kwargs):
-    """log w does not depend on z there, so q's gradient is zero draw by draw; the plain one is not."""
+    """log w does not depend on z there, so q's gradient is zero draw by draw, unlike the plain one."""
 
     def gradient(params, key, **kwargs):
         def loss(q):

@@ -156,13 +156,13 @@ def to_input(
 ) -> jax.Array:
     """uint8 [B, H, W, C] -> float32 in [0, 1], binarised and augmented; runs inside jit.
 
-    ``how.binarize``: 'none'; 'threshold', x > 1/2; 'static', x ~ Bernoulli(value), the same whenever
-    an example (its id) is met; 'dynamic', drawn anew from the step's ``key`` (Burda et al. 2015,
-    arXiv:1509.00519). The probability is the value to 2^-16, and exact at 0 and 1. Training images
-    are then moved by up to ``how.shift`` pixels each way, where the image's own border is repeated,
-    and mirrored with probability 1/2 if ``how.flip``. ``key=None`` is evaluation: no augmentation, and
-    'dynamic' draws as 'static', so that no pass resamples the data. Every example has its own
-    stream, so the values do not depend on the number of devices.
+    ``how.binarize``: 'none'; 'threshold', x > 1/2; 'static', x ~ Bernoulli(value), the same
+    whenever an example (its id) is met; 'dynamic', drawn anew from the step's ``key`` (Burda et al.
+    2015, arXiv:1509.00519). The probability is the value to 2^-16, and exact at 0 and 1. Training
+    images are then moved by up to ``how.shift`` pixels each way, where the image's own border is
+    repeated, and mirrored with probability 1/2 if ``how.flip``. ``key=None`` is evaluation: no
+    augmentation, and 'dynamic' draws as 'static', so that no pass resamples the data. Every example
+    has its own stream, so the values do not depend on the number of devices.
     """
     if place_B is None and key is not None:
         place_B = jnp.arange(len(image))
