@@ -195,7 +195,7 @@ def test_the_work_of_the_mlp_is_what_its_widths_say() -> None:
 def test_xla_counts_the_same_work(name: str) -> None:
     """The gradient of the loss, without the optimiser, whose share falls with the batch."""
     c, m, mesh, dataset = setup(name, batch="20")
-    terms = step.make_terms(c, m, dataset)
+    terms = step.Objective(c, m, dataset)
     params = program.shapes(c, m, mesh)[0].params
 
     def loss(params: dict, batch: dict, key: jax.Array) -> jax.Array:

@@ -85,7 +85,7 @@ def test_a_config_file_steps_and_is_evaluated_on_two_images(name):
     m = models.build(c, shape=shape, levels=levels, classes=10, binary=binary)
     objective = config.resolve("objective", c.objective.name)
     tx = optim.optimizer(c.optim, c.steps)
-    terms = step.make_terms(c, m, dataset)
+    terms = step.Objective(c, m, dataset)
     update = step.Update(terms, tx, decay=c.optim.ema)
     two = random_batch(2, shape, levels, seed=1, objects=objects)
     batch = dict(two)

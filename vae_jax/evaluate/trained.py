@@ -28,7 +28,7 @@ def trains_classifier(subject: Subject) -> bool:
     split = data.labelled(subject.data.train)
     rows = np.arange(min(EXAMPLES, len(split.image)))
     batch = {"image": split.image[rows], "label": split.label[rows], "id": rows}
-    terms = step.make_terms(c, subject.model, subject.data)
+    terms = step.Objective(c, subject.model, subject.data)
     key = step.stream(c.seed, "trained")
 
     def loss(classifier: dict, others: dict, batch: dict[str, jax.Array]) -> jax.Array:

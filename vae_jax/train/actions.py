@@ -177,7 +177,7 @@ def evaluation_of(setup: Setup) -> Callable[..., list[Row]]:
 
     def metrics(params: Any, batch: dict[str, Any], key: jax.Array) -> Any:
         def of_one(c: ConfigDict, params: Any, key: jax.Array) -> Any:
-            terms = step.make_terms(c, setup.model, setup.dataset)
+            terms = step.Objective(c, setup.model, setup.dataset)
             return step.eval_step(params, batch, key, terms=terms)
 
         return program_lib.over_replicas(c, of_one)(params, key)

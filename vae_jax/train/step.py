@@ -186,9 +186,6 @@ class Objective:
         return {**batch, "image": data.to_input(batch["image"], batch["id"], key, place_B, how=how)}
 
 
-make_terms = Objective
-
-
 def raw_batch(
     shape: tuple[int, ...], *lead: int, labelled: int = 0, objects: tuple[int, ...] = ()
 ) -> dict[str, Any]:
