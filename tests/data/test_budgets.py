@@ -68,7 +68,7 @@ def test_no_label_outside_the_budget_is_read(monkeypatch):
     """Other labels permuted: the same data set, and the same parameters to the last bit after a few
     steps.
     """
-    image, label = data._digits()[2]["train"]
+    image, label, _ = data._digits()[2]["train"]
     c = semi_supervised(steps_per_call=4)
 
     def load(label):

@@ -170,6 +170,6 @@ def test_objects_stay_with_their_images():
     part = data.pick(dataset.train, np.array([5, 3]))
     np.testing.assert_array_equal(part.objects, dataset.train.objects[[5, 3]])
     assert dataset.object_shape == (2, 5)
-    (batch,) = data.host_batches(dataset.train, start=3, steps=1, batch=7, seed=0, prefetch=0)
+    (batch,) = data.host_batches(dataset.train, range(3, 4), batch=7, seed=0, prefetch=0)
     np.testing.assert_array_equal(batch["objects"], dataset.train.objects[batch["id"]])
     assert data.load(config(name="digits")).object_shape == ()

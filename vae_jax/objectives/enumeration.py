@@ -14,7 +14,7 @@ def enumerated(
     r"""The evidence lower bound, or the evidence itself, without a draw.
 
     .. math:: -\mathrm{loss} = \sum_z q(z|x) \big(\log p(x, z) - \log q(z|x)\big)
-              \quad\text{or}\quad \log \sum_z p(x, z)
+              \quad \mathrm{or} \quad \log \sum_z p(x, z)
 
     ``bound``: 'elbo' or 'evidence'. The decoder runs for every z, so the posterior and the prior
     must be of few codes (:data:`vae_jax.distributions.categorical.MOST_CODES`). Its gradients are

@@ -18,6 +18,7 @@ REPLACED = (
     (r"\\tfrac\s*(\w)\s*(\w)", r"\\frac{\1}{\2}"),
     (r"\\tfrac", r"\\frac"),
     (r"\\textstyle", ""),
+    (r"\\[bB]igg?[lr]?(?![A-Za-z])", ""),
     (r"‖", r"\\|"),
     (r"[,.]$", ""),
 )

@@ -129,7 +129,7 @@ def measure(
     }
     models = {"prior": s.model, "mixture": with_density(s.model, density)}
     for name, model in models.items():
-        figures, _ = quality.figures(dataclasses.replace(s, model=model), params, see, mark, images)
+        figures, _ = quality.figures(dataclasses.replace(subject, model=model), see, mark, images)
         for key, value in figures.items():
             of_samples = key.removesuffix(f"_{mark}") in OF_SAMPLES
             values[f"{name}_{key}" if of_samples else key] = value
