@@ -19,7 +19,7 @@ def rae(
 ) -> Terms:
     r"""RAE-L2: reconstruction from the mean of q(z|x), a small code and small decoder weights.
 
-    .. math:: \mathrm{loss} = -\log p(x|z) + \tfrac\beta2 \lVert z\rVert^2
+    .. math:: \mathrm{loss} = -\log p(x|z) + \tfrac{\beta}{2} \lVert z\rVert^2
               + \lambda \lVert\theta_{\mathrm{decoder}}\rVert^2, \qquad z = \mu(x)
 
     λ is ``decoder_l2``. Nothing trains the variance of q, so a bound that an evaluation takes of

@@ -19,7 +19,7 @@ REPLACED = (
     (r"\\tfrac", r"\\frac"),
     (r"\\textstyle", ""),
     (r"\\[bB]igg?[lr]?(?![A-Za-z])", ""),
-    (r"‖", r"\\|"),
+    (r"‖|\\[lr]Vert", r"\\|"),
     (r"[,.]$", ""),
 )
 
