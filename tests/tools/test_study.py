@@ -65,7 +65,7 @@ def test_a_study_does_every_cell_and_says_what_is_left(done):
     assert one["training_flops"] > 0
     assert read(root, "m1_svm-20-0")["figures"]["ece"] is None, "no probabilities"
     # M1 sees no labels: one program of two seeds serves every budget.
-    assert sorted(os.listdir(f"{root}/runs")) == ["m1", "net-20-0", "net-20-1"]
+    assert sorted(os.listdir(f"{root}/runs")) == ["index.html", "m1", "net-20-0", "net-20-1"]
     assert read(root, "m1_svm-20-1")["config"]["seed"] == 1
     assert os.path.isdir(f"{root}/runs/m1/replica_1")
 

@@ -154,7 +154,7 @@ def _points(column: Column) -> np.ndarray:
 
 
 def _draw_plane(theme: Theme, table: Sequence[Column], connected: bool) -> Figure:
-    figure = pictures.new_figure(6.4, 4.4)
+    figure = pictures.new_figure(4.8, 3.6)
     ax = figure.subplots()
     pictures.style_axes(ax, theme)
     means = []

@@ -169,6 +169,7 @@ class WandB:
             resume="allow",
             reinit="create_new",  # replicas are runs side by side
         )
+        self.hparams(read_fields(folder), {})  # a run that trains has them from its beginning
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
@@ -211,6 +212,7 @@ class MLflow:
         if not runs:
             runs = [self._client.create_run(number, run_name=_name(folder), tags=tags)]
         self._run = runs[0].info.run_id
+        self.hparams(read_fields(folder), {})
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
         now = int(1000 * time.time())
