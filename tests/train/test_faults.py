@@ -272,7 +272,8 @@ def test_the_opening_lines_say_how_many_images_and_classes_were_read():
     assert lines[0] == (
         "data: digits, 1,294 train, 144 validation, 359 test images of 8x8x1, 10 classes"
     )
-    assert lines[-1] == "program: jit on 1 device"
+    assert lines[-2].startswith("loss: elbo, beta=1.0")
+    assert lines[-1] == "program: jit on 1 cpu device, float32"
 
 
 @pytest.mark.parametrize("ahead", [3600.0, 1e9])

@@ -116,6 +116,8 @@ def train(
         for line in opening(parts):
             say(line)
         start = _restore_or_begin(parts, folders, workdir, say)
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(start.state.params))
+        say(f"model: {c.model.name}, {numbers:,} parameters, in {workdir}")
         stop = Stop()
         profiler = clock.Profile(workdir, profile, c.steps_per_call, say)
         run = Run(
@@ -126,7 +128,7 @@ def train(
             profiler,
         )
         with _closing(run, stop):
-            step = _loop(run, start, stop)
+            step = _loop(run, start, stop, say)
         hosts.agree(lambda: None)  # process 0 has written the last manifest
         if step > start.step:
             say(f"wall time: {clock.shares(run.watch.clock)}")
@@ -207,7 +209,7 @@ def _open(folders: Sequence[tuple[ConfigDict, str]], start: Start) -> list[Membe
     return runs
 
 
-def _loop(run: Run, start: Start, stop: Stop) -> int:
+def _loop(run: Run, start: Start, stop: Stop, say: Tell) -> int:
     """Train until the steps are done or a signal comes; the step that was reached."""
     c = run.c
     state = start.state
@@ -217,10 +219,12 @@ def _loop(run: Run, start: Start, stop: Stop) -> int:
     if step % c.steps_per_call:
         want = f"want a divisor of {step}, the step where the run stopped"
         raise UserError(f"steps_per_call={c.steps_per_call}: {want}")
+    earlier = run.watch.clock["compile_seconds"]
     with run.watch.part("compile"):
         program = program_lib.training(
             c, run.setup.model, run.setup.mesh, run.setup.dataset, state, start.places
         )
+    say(f"compiled in {run.watch.clock['compile_seconds'] - earlier:.1f} s")
     source = _sources(run, program, step)
     pending = Pending(Guard(c, program.names, run.saved))
     actions = (Log(run, program.names), Validate(run))

@@ -106,7 +106,7 @@ def claim(workdir: str, c: ConfigDict, say: Callable[[str], Any] = print) -> int
 
 
 def opening(s: Setup) -> list[str]:
-    """The first lines of a run: its data, what was noticed while reading them, its program."""
+    """The first lines of a run: its data, what was noticed while reading them, loss, program."""
     sizes = [
         f"{len(getattr(s.dataset, name).image):,} {name}"
         for name in ("train", "validation", "test")
@@ -115,10 +115,18 @@ def opening(s: Setup) -> list[str]:
     line = f"data: {s.dataset.name}, {', '.join(sizes)} images of {height}x{width}x{channels}"
     if s.dataset.classes:
         line += f", {len(s.dataset.classes)} classes"
+    weights = [f"{name}={value}" for name, value in s.c.objective.items() if name != "name"]
+    loss = f"loss: {', '.join([s.c.objective.name, *weights])}"
+    return [line, *s.dataset.notes, loss, _program(s)]
+
+
+def _program(s: Setup) -> str:
+    """The kind of the program, the devices and the mesh that it is for, and its dtype."""
     program = config_lib.program_name(s.c, s.mesh.shape["fsdp"])
-    axes = " ".join(f"{axis}={size}" for axis, size in s.mesh.shape.items() if size > 1)
-    devices = f"{s.mesh.size} device{'s' * (s.mesh.size > 1)}"
-    return [line, *s.dataset.notes, f"program: {program} on {devices}" + f", {axes}" * bool(axes)]
+    axes = [f"{axis}={size}" for axis, size in s.mesh.shape.items() if size > 1]
+    kind = s.mesh.devices.flat[0].platform
+    devices = f"{s.mesh.size} {kind} device{'s' * (s.mesh.size > 1)}"
+    return ", ".join([f"program: {program} on {devices}", *axes, s.c.dtype])
 
 
 def keep_data(
