@@ -191,6 +191,7 @@ def test_a_disk_that_cannot_be_written():
     one_line(train.run, argv, r"workdir=/proc/sys/vae_jax_run: cannot write")
 
 
+@pytest.mark.slow
 def test_a_home_folder_that_cannot_be_written_is_one_line(tmp_path):
     """Neither the compiler's cache nor matplotlib's and fontconfig's warn, nor write elsewhere."""
     unset = ("VAE_JAX_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR")

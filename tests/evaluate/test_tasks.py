@@ -90,6 +90,7 @@ def rows_of_pixels(image):
     return np.asarray(image).reshape(len(image), 8, -1).mean(2)
 
 
+@pytest.mark.slow
 def test_every_subject_through_eval(trained, tmp_path, monkeypatch, capsys):
     folder, _, _ = trained
     features = tmp_path / "features.py"

@@ -132,6 +132,7 @@ def test_kill_9_resumes_bit_for_bit(finished, tmp_path):
     assert same_rows
 
 
+@pytest.mark.slow
 def test_the_probe_of_gradient_estimators(workdir):
     gradients.run(
         ["gradients", f"--workdir={workdir}", "--samples=1,4", "--repeats=6", "--batch=8"]

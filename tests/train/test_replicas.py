@@ -77,6 +77,7 @@ def test_a_sweep_killed_between_two_saves_goes_on_from_the_step_that_all_have(sw
         jax.tree.map(np.testing.assert_array_equal, params(stopped / name), params(folder / name))
 
 
+@pytest.mark.slow
 def test_the_page_of_a_replica_says_which_it_is(swept, tmp_path):
     folder = shutil.copytree(swept[0], tmp_path / "run")
     _, run = assess.assess(str(folder / "replica_1"), assess.Request(iw_k=1), say=silent)
