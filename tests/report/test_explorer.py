@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tests.report.browser import Browser
+from tests.browser import Browser
 from vae_jax import config, data, models
 from vae_jax.models import Model
 from vae_jax.report import decoder, explorer, page
@@ -74,10 +74,9 @@ def subject():
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    one = Browser(str(tmp_path_factory.mktemp("chromium")))
-    yield one
-    one.close()
+def browser():
+    with Browser() as one:
+        yield one
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +87,7 @@ def path(subject, tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, path):
-    browser.open(path)
+    browser.open(f"file://{path}")
     return browser
 
 
@@ -254,7 +253,7 @@ def test_nothing_is_requested_and_nothing_fails(opened):
 
 def test_every_control_has_a_name_and_the_page_fits_a_phone(browser, path):
     for width in (390, 1280):
-        browser.open(path, width)
+        browser.open(f"file://{path}", width)
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
     nameless = browser.evaluate(
         "[...document.querySelectorAll('button, input, canvas')].filter((one) =>"
@@ -265,7 +264,7 @@ def test_every_control_has_a_name_and_the_page_fits_a_phone(browser, path):
 
 
 def test_without_script_the_page_is_read_as_it_is(browser, path):
-    browser.open(path, script=False)
+    browser.open(f"file://{path}", script=False)
     browser.call("Emulation.setScriptExecutionDisabled", value=False)  # for the questions below
     assert browser.evaluate("typeof startMap") == "undefined"
     seen = "[...document.querySelectorAll('h2')].filter((h) => h.checkVisibility())"

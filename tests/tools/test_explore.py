@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from tests import tiny
-from tests.tools.chromium import Browser
+from tests.browser import Browser
 from vae_jax.config import UserError
 from vae_jax.tools import explore
 from vae_jax.train import loop
@@ -274,34 +274,33 @@ def test_the_page_in_a_browser(server):
     run = server.explorer.run
     address = f"http://127.0.0.1:{server.server_port}/"
     with Browser() as browser:
-        browser.screen(390, 844, dark=True)
-        browser.open(address)
+        browser.open(address, width=390, dark=True)
         browser.wait('document.body && document.body.dataset.ready === "yes"')
-        browser.run(DROP.format(file_of(image)))
+        browser.evaluate(DROP.format(file_of(image)))
         browser.wait(f'document.getElementById("decoded").src && {LOADED}')
         top = str(run.classify(image)[0].argmax())
-        assert browser.run('document.querySelector("#classes span").textContent') == top
-        assert browser.run(text("familiarity")).endswith(" %")
+        assert browser.evaluate('document.querySelector("#classes span").textContent') == top
+        assert browser.evaluate(text("familiarity")).endswith(" %")
         count = 'document.querySelectorAll("#neighbours img").length'
-        assert browser.run(count) == explore.NEAREST
-        browser.run(SLIDE)
+        assert browser.evaluate(count) == explore.NEAREST
+        browser.evaluate(SLIDE)
         browser.wait(f'document.getElementById("decoded").src !== before && {LOADED}')
         z = run.encode(image)
         z[0, 2] = 1.5
-        drawn = np.array(browser.run(PIXELS)).reshape(112, 112, 4)[::14, ::14, 0]
+        drawn = np.array(browser.evaluate(PIXELS)).reshape(112, 112, 4)[::14, ::14, 0]
         assert np.abs(drawn - 255 * run.decode(z)[0, ..., 0]).max() <= 1
-        browser.run('document.getElementById("keep-a").click()')
-        browser.run('document.getElementById("reset").click()')
-        browser.run('document.getElementById("keep-b").click()')
+        browser.evaluate('document.getElementById("keep-a").click()')
+        browser.evaluate('document.getElementById("reset").click()')
+        browser.evaluate('document.getElementById("keep-b").click()')
         browser.wait('!document.getElementById("mix").hidden')
-        assert browser.run(text("kept")) == "A and B kept"
-        browser.run('document.getElementById("draw").click()')
+        assert browser.evaluate(text("kept")) == "A and B kept"
+        browser.evaluate('document.getElementById("draw").click()')
         browser.wait('!document.getElementById("samples").hidden')
         fits = "document.documentElement.scrollWidth <= window.innerWidth"
-        assert browser.run(fits), "the page is wider than a phone"
-        assert browser.errors == []
-        browser.run(DROP.format(base64.b64encode(b"no image").decode()))
+        assert browser.evaluate(fits), "the page is wider than a phone"
+        assert browser.errors() == []
+        browser.evaluate(DROP.format(base64.b64encode(b"no image").decode()))
         browser.wait(f'{text("error")} !== ""')
-        assert browser.run(text("error")).startswith("image: not a readable image")
+        assert browser.evaluate(text("error")).startswith("image: not a readable image")
         local = (address, "data:", "blob:")
-        assert all(one.startswith(local) for one in browser.requests), browser.requests
+        assert all(one.startswith(local) for one in browser.requests()), browser.requests()

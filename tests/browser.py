@@ -6,13 +6,17 @@ reads messages from descriptor 3 and writes them to 4, each ended by a zero byte
 
 import json
 import os
+import select
 import shutil
 import subprocess
+import tempfile
+import time
 from typing import Any
 
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+WAIT = 60  # seconds for one answer, on a busy machine
 
 
 def executable() -> str:
@@ -25,17 +29,19 @@ def executable() -> str:
 
 
 class Browser:
-    """One headless browser with one page."""
+    """One headless browser with one page; a context manager."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self) -> None:
+        program = executable()
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
-        flags += [f"--user-data-dir={folder}", "--no-first-run", "--disable-extensions"]
+        flags += [f"--user-data-dir={self._folder.name}", "--no-first-run", "--disable-extensions"]
         # The shell puts the two pipes where Chromium looks for them.
         command = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
         self._process = subprocess.Popen(
-            ["bash", "-c", command, "bash", executable(), *flags, "about:blank"],
+            ["bash", "-c", command, "bash", program, *flags, "about:blank"],
             pass_fds=(to_browser, from_browser),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -52,11 +58,23 @@ class Browser:
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
 
-    def _read(self) -> dict[str, Any]:
+    def __enter__(self) -> "Browser":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._in)
+        os.close(self._out)
+        self._folder.cleanup()
+
+    def _read(self, end: float) -> dict[str, Any]:
+        """The next message, before the time ``end``."""
         while b"\0" not in self._buffer:
-            part = os.read(self._in, 1 << 20)
+            ready, _, _ = select.select([self._in], [], [], max(end - time.monotonic(), 0))
+            part = os.read(self._in, 1 << 20) if ready else b""
             if not part:
-                raise RuntimeError("the browser ended")
+                raise RuntimeError("the browser ended" if ready else "the browser does not answer")
             self._buffer += part
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
@@ -68,23 +86,29 @@ class Browser:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._out, json.dumps(message).encode() + b"\0")
+        end = time.monotonic() + WAIT
         while True:
-            answer = self._read()
+            answer = self._read(end)
             if answer.get("id") == self._number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, path: str, width: int = 1280, script: bool = True) -> None:
-        """Load a file, and wait until it has loaded."""
+    def open(
+        self, address: str, width: int = 1280, *, script: bool = True, dark: bool = False
+    ) -> None:
+        """Load an address, and wait until it has loaded."""
         self.call("Emulation.setScriptExecutionDisabled", value=not script)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.events = []
-        self.call("Page.navigate", url=f"file://{path}")
+        self.call("Page.navigate", url=address)
+        end = time.monotonic() + WAIT
         while not self.named("Page.loadEventFired"):
-            self.events.append(self._read())
+            self.events.append(self._read(end))
 
     def named(self, method: str) -> list[dict[str, Any]]:
         """The parameters of all events of this name since the page was opened."""
@@ -97,6 +121,13 @@ class Browser:
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"])
         return answer["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        """Until a JavaScript expression is true."""
+        end = time.monotonic() + WAIT
+        while not self.evaluate(condition):
+            assert time.monotonic() < end, f"{condition}: not true; errors {self.errors()}"
+            time.sleep(0.05)
 
     def mouse(self, x: float, y: float, kind: str = "mouseMoved") -> None:
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
@@ -115,9 +146,3 @@ class Browser:
         entries = [one["entry"] for one in self.named("Log.entryAdded")]
         logged = [entry["text"] for entry in entries if entry["level"] == "error"]
         return self.named("Runtime.exceptionThrown") + logged
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-        os.close(self._in)
-        os.close(self._out)
