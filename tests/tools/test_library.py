@@ -183,9 +183,10 @@ def test_a_damaged_run_is_one_line(folder: str, tmp_path: pathlib.Path):
     ):
         vae_jax.load(copy)
     (copy / "config.json").write_text(text)
-    (copy / "data.json").write_text("[]")
-    with pytest.raises(UserError, match="not the description of a run's data"):
-        vae_jax.load(copy)
+    for damaged in ("[]", "[" * 100_000):
+        (copy / "data.json").write_text(damaged)
+        with pytest.raises(UserError, match="not the description of a run's data"):
+            vae_jax.load(copy)
 
 
 # --- fit -----------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import importlib
 import io
-import json
 import os
 import sys
 import types
@@ -21,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
 from vae_jax import cli as flags_lib
@@ -36,7 +34,7 @@ from vae_jax.models import Model
 from vae_jax.tools import assess, exported, inputs
 from vae_jax.tools.exported import Exported
 from vae_jax.tools.inputs import Images
-from vae_jax.train import checkpoint, log, loop, step
+from vae_jax.train import checkpoint, identity, log, loop, step
 from vae_jax.train import program as program_lib
 from vae_jax.train import run as run_lib
 
@@ -279,14 +277,7 @@ def load(path: str | os.PathLike[str], checkpoint: str | int = "best") -> Run | 
 def load_run(workdir: str | os.PathLike[str], checkpoint: str | int = "best") -> Run:
     """:func:`load` of the folder of a run."""
     folder = os.fspath(workdir)
-    c = run_lib.read_config(folder)
-    count = config_lib.replica_count(c)
-    if count:
-        raise UserError(f"workdir={folder}: holds {count} replicas; want {folder}/replica_0, …")
-    run_lib.check_manifests(folder, c)
-    c.mesh.data = -1  # of this machine, not of the one that trained
-    for axis in ("fsdp", "model", "samples"):
-        c.mesh[axis] = 1
+    c = run_lib.config_here(folder)
     dataset = _description(folder, c)
     mesh = rules.make_mesh(c.mesh)
     buildable = _without_lost_loss(c)
@@ -311,18 +302,17 @@ def _without_lost_loss(c: ConfigDict) -> ConfigDict:
 
 def _description(folder: str, c: ConfigDict) -> data.Dataset:
     """The run's data set without its images, from data.json; a run without one reads its data."""
-    path = epath.Path(folder, "data.json")
-    if not path.exists():
+    facts = identity.read(folder)
+    if facts is None:
         return data.load(c.data)
     try:
-        facts = json.loads(path.read_bytes())
         shape = tuple(facts["shape"])
         classes = tuple(facts["classes"])
         empty = data.Split(np.zeros((0, *shape), np.uint8), None)
         splits = dict.fromkeys(data.NAMES, empty)
         return data.Dataset(facts["name"], shape, facts["levels"], classes, **splits)
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not the description of a run's data") from None
+        raise UserError(f"{folder}/data.json: not the description of a run's data") from None
 
 
 # --- training on arrays --------------------------------------------------------------------------

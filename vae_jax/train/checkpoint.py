@@ -78,6 +78,15 @@ def steps(workdir: str) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
+def has_saved(workdir: str) -> bool:
+    """Whether a run, or a replica of it, has a checkpoint, good or not."""
+    replicas = [n for n in store.names(workdir) if n.startswith("replica_")]
+    for folder in [workdir, *(os.path.join(workdir, name) for name in replicas)]:
+        if steps(folder) or store.names(os.path.join(folder, "damaged")):
+            return True
+    return False
+
+
 def _manifest_path(workdir: str, step: int) -> epath.Path:
     return epath.Path(workdir, "manifests", f"{step}.json")
 

@@ -18,7 +18,7 @@ from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.mesh import hosts, rules, store
 from vae_jax.mesh.hosts import STOPPED
-from vae_jax.train import checkpoint, clock, log
+from vae_jax.train import checkpoint, clock, identity, log
 from vae_jax.train import program as program_lib
 from vae_jax.train.actions import Log, Member, Run, Save, Validate
 from vae_jax.train.guard import Guard, Pending
@@ -27,7 +27,6 @@ from vae_jax.train.run import (
     Setup,
     begin_from,
     claim,
-    keep_data,
     manifest_fields,
     members,
     opening,
@@ -110,7 +109,7 @@ def train(
             configs = {workdir: c} | {folder: one for one, folder in folders}
             for folder, one in configs.items():
                 locks.callback(os.close, claim(folder, one, say))
-                keep_data(folder, one, parts.dataset, accept_changed=accept_changed, say=say)
+                identity.keep(folder, one, parts.dataset, accept_changed=accept_changed, say=say)
 
         hosts.agree(claim_all)
         for line in opening(parts):

@@ -21,7 +21,7 @@ from vae_jax import data, models, nets
 from vae_jax.config import UserError
 from vae_jax.mesh import rules as sharding
 from vae_jax.mesh import store
-from vae_jax.train import checkpoint, contract, log, step
+from vae_jax.train import checkpoint, contract, identity, log, step
 from vae_jax.train import program as compile_lib
 
 # Fields that may differ when a run goes on: they change no number of it.
@@ -129,102 +129,6 @@ def _program(s: Setup) -> str:
     return ", ".join([f"program: {program} on {devices}", *axes, s.c.dtype])
 
 
-def keep_data(
-    workdir: str,
-    c: ConfigDict,
-    dataset: data.Dataset,
-    *,
-    accept_changed: bool = False,
-    say: Callable[[str], Any] = print,
-) -> None:
-    """Write data.json: what a run must find again to go on with the same images and functions.
-
-    Raises:
-      UserError: the run in the workdir has checkpoints and was trained on other images, or with
-        another text of an own loss or net, and ``accept_changed`` is not set.
-    """
-    if _has_saved(workdir):
-        check_data(workdir, c, dataset, accept_changed=accept_changed, say=say)
-    identity = data.identity(dataset) | {"sources": config_lib.sources(c)}
-    checkpoint.write_json(os.path.join(workdir, "data.json"), identity)
-
-
-def _saved_identity(workdir: str) -> dict[str, Any] | None:
-    """What data.json holds; None where there is none."""
-    path = epath.Path(workdir, "data.json")
-    if not path.exists():
-        return None
-    try:
-        identity = json.loads(path.read_bytes())
-        dict(identity["splits"])
-        known = {"name": str(identity["name"]), "sources": dict(identity.get("sources", {}))}
-        return identity | known
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        why = "not the description of a run's data"
-        raise UserError(f"{path}: {why}; --accept_changed_data goes on without it") from None
-
-
-def check_data(
-    workdir: str,
-    c: ConfigDict,
-    dataset: data.Dataset,
-    *,
-    accept_changed: bool = False,
-    say: Callable[[str], Any] = print,
-) -> None:
-    """Raise where a run's images, classes, splits or own functions changed since it was trained.
-
-    ``accept_changed``: say so in one line in the place of raising. Where the files lie does not
-    count.
-    """
-    try:
-        identity = _saved_identity(workdir)
-    except UserError as error:
-        if not accept_changed:
-            raise
-        say(f"{error}; accepted")
-        return
-    if identity is None:
-        return
-    kinds = {
-        "its data": _data_changes(identity, dataset),
-        "its own functions": _source_changes(identity, c),
-    }
-    reasons = []
-    for what, changed in kinds.items():
-        if changed:
-            reasons.append(f"{what} changed since it was trained ({'; '.join(changed)})")
-    if not reasons:
-        return
-    why = "; ".join(reasons)
-    if accept_changed:
-        say(f"workdir={workdir}: {why}; accepted")
-        return
-    raise UserError(
-        f"workdir={workdir}: {why}; want it as it was, or --accept_changed_data if you mean it"
-    )
-
-
-def _data_changes(identity: dict[str, Any], dataset: data.Dataset) -> list[str]:
-    """How the images, classes and splits differ from those in data.json."""
-    trees = []
-    for tree in (identity, data.identity(dataset)):
-        fields = config_lib.without_places({"data.name": tree["name"]})
-        trees.append(tree | {"name": fields["data.name"]})
-    return config_lib.differences(*trees, ("sources",))
-
-
-def _source_changes(identity: dict[str, Any], c: ConfigDict) -> list[str]:
-    """Which own losses and nets have another text than that in data.json."""
-    changed = []
-    for field, now in config_lib.sources(c).items():
-        before = identity["sources"].get(field, now)  # runs of older versions have none
-        if before != now:
-            name = c[field.partition(".")[0]].name
-            changed.append(f"{field}={name}: text {before} -> {now}")
-    return changed
-
-
 def _lock(workdir: str) -> int:
     """A store locks nothing: there, runs of one machine are kept apart."""
     path = os.path.join(workdir, "lock")
@@ -247,7 +151,7 @@ def _lock(workdir: str) -> int:
 def _check_config(workdir: str, c: ConfigDict, say: Callable[[str], Any]) -> None:
     """Raise where the run in a workdir is another config's and has saved something."""
     path = epath.Path(workdir, "config.json")
-    saved = _has_saved(workdir)
+    saved = checkpoint.has_saved(workdir)
     if path.exists():
         try:
             before = config_lib.absolute(read_config(workdir))
@@ -290,15 +194,6 @@ def _free(before: ConfigDict, now: ConfigDict) -> tuple[str, ...]:
     if now.steps > before.steps and before.optim.schedule == now.optim.schedule == "constant":
         return (*FREE, "steps")
     return FREE
-
-
-def _has_saved(workdir: str) -> bool:
-    """Whether a run, or a replica of it, has a checkpoint, good or not."""
-    replicas = [n for n in store.names(workdir) if n.startswith("replica_")]
-    for folder in [workdir, *(os.path.join(workdir, name) for name in replicas)]:
-        if checkpoint.steps(folder) or store.names(os.path.join(folder, "damaged")):
-            return True
-    return False
 
 
 def manifest_fields(c: ConfigDict) -> dict[str, Any]:
@@ -397,6 +292,23 @@ def read_config(workdir: str) -> ConfigDict:
         raise UserError(f"{path}: damaged: {error}") from None
 
 
+def config_here(workdir: str) -> ConfigDict:
+    """The config of the run in a workdir, for all devices of this machine.
+
+    Raises:
+      UserError: there is none, it is damaged, or not that of the checkpoints; or it has replicas.
+    """
+    c = read_config(workdir)
+    count = config_lib.replica_count(c)
+    if count:
+        raise UserError(f"workdir={workdir}: holds {count} replicas; want {workdir}/replica_0, …")
+    check_manifests(workdir, c)
+    c.mesh.data = -1
+    for axis in ("fsdp", "model", "samples"):
+        c.mesh[axis] = 1
+    return c
+
+
 @dataclasses.dataclass(frozen=True)
 class Files:
     """Where the files are now that a run was trained from, and whether they may have changed.
@@ -454,21 +366,14 @@ def restore(
     Raises:
       UserError: there is no run, no good checkpoint in it, or a file of it is damaged.
     """
-    c = read_config(workdir)
-    count = config_lib.replica_count(c)
-    if count:
-        raise UserError(f"workdir={workdir}: holds {count} replicas; want {workdir}/replica_0, …")
-    check_manifests(workdir, c)
+    c = config_here(workdir)
     log.read_history(workdir)  # a damaged one is named before the work, not after it
-    c.mesh.data = -1  # of this machine, not of the one that trained
-    for axis in ("fsdp", "model", "samples"):
-        c.mesh[axis] = 1
     c = config_lib.absolute(flags.apply(c, mesh))
     c.data.dir = files.data_dir or data_dir or c.data.dir
     config_lib.move(c, files.data_path, files.code_path)
     config_lib.check_places(c)
     s = setup(c)
-    check_data(workdir, c, s.dataset, accept_changed=files.accept_changed, say=say)
+    identity.check(workdir, c, s.dataset, accept_changed=files.accept_changed, say=say)
     shapes, places = compile_lib.shapes(c, s.model, s.mesh)
     return Restored(s, *read_checkpoint(workdir, shapes, places, which, say))
 
