@@ -100,7 +100,7 @@ def importance_bound(workdir: str, k: int, images: int, data_dir: str) -> dict[s
     key = step.stream(s.c.seed, "test")
     split = Split(s.dataset.test.image[:images], None)
     began = time.perf_counter()
-    subject = Subject(s.c, s.model, params, s.dataset, s.mesh)
+    subject = Subject.of(s, params)
     bounds = likelihood.log_likelihood(subject, split, key, k=k)
     iw_N = bounds["iw"]
     seconds = time.perf_counter() - began

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from vae_jax import config
+from vae_jax.evaluate.subject import Subject
+from vae_jax.mesh import rules
 from vae_jax.train import loop, step
 from vae_jax.train import run as workdir
 
@@ -28,3 +30,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, workdir.Setu
     loop.train(c, folder)
     s, state, _ = workdir.restore(folder, say=lambda _: None)
     return folder, s, jax.tree.map(np.asarray, step.averaged(state))
+
+
+@pytest.fixture(scope="session")
+def subject(trained: tuple[str, workdir.Setup, dict]) -> Subject:
+    """The trained run on one device."""
+    _, s, params = trained
+    mesh = rules.make_mesh(s.c.mesh, jax.devices()[:1])
+    return Subject(s.c, s.model, params, s.dataset, mesh)

@@ -3,19 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from vae_jax import config, data
 from vae_jax.evaluate import layers
 from vae_jax.evaluate.subject import Subject
-from vae_jax.mesh import rules
-
-
-@pytest.fixture(scope="module")
-def subject(trained):
-    _, s, params = trained
-    mesh = rules.make_mesh(s.c.mesh, jax.devices()[:1])
-    return Subject(s.c, s.model, params, s.dataset, mesh)
 
 
 def test_maps_are_averaged_over_even_cells():

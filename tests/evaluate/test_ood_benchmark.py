@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -11,15 +10,6 @@ from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.data import textures
 from vae_jax.evaluate import detection, ood, ood_benchmark
-from vae_jax.evaluate.subject import Subject
-from vae_jax.mesh import rules
-
-
-@pytest.fixture(scope="module")
-def subject(trained):
-    _, s, params = trained
-    mesh = rules.make_mesh(s.c.mesh, jax.devices()[:1])
-    return Subject(s.c, s.model, params, s.dataset, mesh)
 
 
 @pytest.fixture(scope="module")

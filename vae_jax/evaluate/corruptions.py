@@ -11,8 +11,6 @@ corruptions.json into the run's folder.
 
 import functools
 import io
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -21,10 +19,9 @@ from absl import flags
 from vae_jax import cli as flags_lib
 from vae_jax import data
 from vae_jax.config import UserError
-from vae_jax.evaluate import ood_benchmark, tasks
+from vae_jax.evaluate import command, tasks
 from vae_jax.evaluate.run import forward
 from vae_jax.evaluate.subject import Subject
-from vae_jax.train import checkpoint
 
 Corruption = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
@@ -286,23 +283,19 @@ def mean_error(rows: Mapping[str, Sequence[float]]) -> float:
 
 def define(values: flags.FlagValues) -> None:
     """Declare the flags of this script."""
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    command.define(values)
     flags.DEFINE_integer("images", tasks.IMAGES, "of the test set, at most", flag_values=values)
-    flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
 
 
 def run(argv: list[str]) -> int:
     """Measure the run that the flags name; the exit code."""
     values, _ = flags_lib.parse(argv, define)
-    if not values.workdir:
-        raise UserError("workdir: want --workdir=FOLDER")
-    subject = ood_benchmark.restored(values.workdir, values.data_dir)
+    subject = command.subject_of(values)
     if subject.model.classify is None or subject.data.test.label is None:
         raise UserError(f"workdir={values.workdir}: want a run with a classifier, on labelled data")
     rows = accuracies(subject, values.images)
     content = {"accuracy": rows, "mean_error": mean_error(rows)}
-    checkpoint.write_json(os.path.join(values.workdir, "corruptions.json"), content)
-    print(json.dumps(content, indent=1))
+    command.write(values, "corruptions.json", content)
     return 0
 
 

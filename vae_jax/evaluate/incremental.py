@@ -10,8 +10,6 @@ Bayes' rule among these is the classifier. ``--baseline`` is a config whose clas
 on one class after another (:func:`fine_tuned`). Writes incremental.json into the run's folder.
 """
 
-import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,10 +26,10 @@ from vae_jax import data, models
 from vae_jax.config import UserError
 from vae_jax.data import evaluation
 from vae_jax.distributions import example_keys, sample_keys
-from vae_jax.evaluate import likelihood, ood_benchmark
+from vae_jax.evaluate import command, likelihood
 from vae_jax.evaluate.subject import Subject
-from vae_jax.train import checkpoint, step
 from vae_jax.train import program as program_lib
+from vae_jax.train import step
 
 CHUNK = 100  # samples of an image and class in one call, at most
 
@@ -164,33 +162,29 @@ def measure(subject: Subject, samples: Sequence[int], images: int | None = None)
 
 def define(values: flags.FlagValues) -> None:
     """Declare the flags of this script."""
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    command.define(values)
     flags.DEFINE_list("samples", ["1", "10", "100"], "numbers S of samples", flag_values=values)
     flags.DEFINE_integer("images", 0, "test images; 0 = all", lower_bound=0, flag_values=values)
     flags.DEFINE_string("baseline", "", "config of a classifier", flag_values=values)
     flags.DEFINE_integer(
         "baseline_steps", 1000, "for each class", lower_bound=1, flag_values=values
     )
-    flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
 
 
 def run(argv: list[str]) -> int:
     """Measure the run that the flags name; the exit code."""
     values, _ = flags_lib.parse(argv, define)
-    if not values.workdir:
-        raise UserError("workdir: want --workdir=FOLDER")
     for word in values.samples:
         if not word.isdigit() or int(word) < 1:
             raise UserError(f"samples={word}: want whole numbers >= 1, such as 1,10,100")
     samples = sorted({int(word) for word in values.samples})
-    subject = ood_benchmark.restored(values.workdir, values.data_dir)
+    subject = command.subject_of(values)
     content = measure(subject, samples, values.images or None)
     if values.baseline:
         c = config_lib.load(values.baseline)
         tuned = fine_tuned(c, subject.data, values.baseline_steps)
         content["fine_tuned"] = [float(value) for value in tuned]
-    checkpoint.write_json(os.path.join(values.workdir, "incremental.json"), content)
-    print(json.dumps(content, indent=1))
+    command.write(values, "incremental.json", content)
     return 0
 
 

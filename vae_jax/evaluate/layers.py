@@ -9,8 +9,6 @@ regression of :mod:`vae_jax.evaluate.probes`, its strength chosen on validation.
 into the run's folder.
 """
 
-import json
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,9 +23,8 @@ from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.data import evaluation
-from vae_jax.evaluate import likelihood, ood_benchmark, probes
+from vae_jax.evaluate import command, likelihood, probes
 from vae_jax.evaluate.subject import Subject
-from vae_jax.train import checkpoint
 
 GRID = 4  # cells of a map along each side, at most
 PROBE = "logistic"
@@ -124,25 +121,21 @@ def accuracies(subject: Subject, images: int) -> dict[str, float]:
 
 def define(values: flags.FlagValues) -> None:
     """Declare the flags of this script."""
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    command.define(values)
     flags.DEFINE_integer(
         "images", 5000, "of training and of test, at most", lower_bound=20, flag_values=values
     )
-    flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
 
 
 def run(argv: list[str]) -> int:
     """Measure the run that the flags name; the exit code."""
     values, _ = flags_lib.parse(argv, define)
-    if not values.workdir:
-        raise UserError("workdir: want --workdir=FOLDER")
-    subject = ood_benchmark.restored(values.workdir, values.data_dir)
+    subject = command.subject_of(values)
     if subject.data.test.label is None:
         raise UserError(f"workdir={values.workdir}: the data has no labels; want a labelled set")
     content = {"images": values.images, "probe": PROBE, "accuracy": {}}
     content["accuracy"] = accuracies(subject, values.images)
-    checkpoint.write_json(os.path.join(values.workdir, "layers.json"), content)
-    print(json.dumps(content, indent=1))
+    command.write(values, "layers.json", content)
     return 0
 
 

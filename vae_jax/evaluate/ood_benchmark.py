@@ -26,12 +26,11 @@ from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.data import evaluation, sources, textures
 from vae_jax.distributions import example_keys, sample_keys
-from vae_jax.evaluate import detection, likelihood, ood, ood_scores, tasks
+from vae_jax.evaluate import command, detection, likelihood, ood, ood_scores, tasks
 from vae_jax.evaluate.run import Forward, forward
-from vae_jax.evaluate.subject import Subject
+from vae_jax.evaluate.subject import Subject, restored
 from vae_jax.models import Model
 from vae_jax.train import checkpoint, step
-from vae_jax.train import run as workdir
 
 DEEPEST = 4  # LLR>k for k up to this, or to the number of levels less one
 FITTED = 1_000  # training images that the corrections of grey levels are taken from
@@ -313,15 +312,9 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def restored(folder: str, data_dir: str = "") -> Subject:
-    """The best checkpoint of a run."""
-    setup, state, _ = workdir.restore(folder, data_dir=data_dir)
-    return Subject(setup.c, setup.model, step.averaged(state), setup.dataset, setup.mesh)
-
-
 def define(values: flags.FlagValues) -> None:
     """Declare the flags of this script."""
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    command.define(values)
     flags.DEFINE_list("near", [], "data sets in the run's format", flag_values=values)
     flags.DEFINE_list("far", [], "data sets of another kind, or textures", flag_values=values)
     flags.DEFINE_string("background", "", "folder of a run on mutated images", flag_values=values)
@@ -330,15 +323,12 @@ def define(values: flags.FlagValues) -> None:
         "images", tasks.IMAGES, "of each set, at most", lower_bound=20, flag_values=values
     )
     flags.DEFINE_float("false_alarm", 0.05, "rate of the thresholds", flag_values=values)
-    flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
 
 
 def run(argv: list[str]) -> int:
     """Measure the run that the flags name; the exit code."""
     values, _ = flags_lib.parse(argv, define)
-    if not values.workdir:
-        raise UserError("workdir: want --workdir=FOLDER")
-    subject = restored(values.workdir, values.data_dir)
+    subject = command.subject_of(values)
     background = None
     if values.background:
         background = restored(values.background, values.data_dir)

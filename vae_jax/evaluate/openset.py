@@ -26,7 +26,7 @@ from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.evaluate import detection, ood_benchmark, tasks
-from vae_jax.evaluate.subject import Subject
+from vae_jax.evaluate.subject import Subject, restored
 from vae_jax.train import checkpoint, loop
 
 SPLITS = "configs/openset_splits.json"
@@ -125,7 +125,7 @@ def measure(c: ConfigDict, folder: str, splits: Sequence[Sequence[int]], images:
         if not loop.train(config_of(c, known), workdir):
             raise UserError(f"workdir={workdir}: was stopped; give the same command to go on")
         row: dict[str, Any] = {"known": list(known)}
-        rows.append(row | judge(ood_benchmark.restored(workdir, c.data.dir), images))
+        rows.append(row | judge(restored(workdir, c.data.dir), images))
     figures = []
     for row in rows:
         figures.append({name: value for name, value in row.items() if name != "known"})

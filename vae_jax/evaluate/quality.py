@@ -35,7 +35,7 @@ from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.data import evaluation
-from vae_jax.evaluate.subject import Subject
+from vae_jax.evaluate.subject import Subject, restored
 from vae_jax.mesh import store
 from vae_jax.report.metrics import Metric, register
 from vae_jax.train import checkpoint, step
@@ -299,12 +299,11 @@ def measure(
 
     ``features``: another run on the same data, or the user's function.
     """
-    s, state, _ = workdir.restore(folder, data_dir=data_dir)
-    if s.model.decode is None:
+    subject = restored(folder, data_dir)
+    if subject.model.decode is None:
         raise UserError(f"workdir={folder}: makes no images; want a run with a decoder")
-    mark, see = named(features, s.dataset.shape, data_dir)
-    subject = Subject(s.c, s.model, step.averaged(state), s.dataset, s.mesh)
-    return s.c, *figures(subject, see, mark, images)
+    mark, see = named(features, subject.data.shape, data_dir)
+    return subject.config, *figures(subject, see, mark, images)
 
 
 def describe(names: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from vae_jax import data
 from vae_jax.config import UserError, own
 from vae_jax.models import Model
 from vae_jax.report.metrics import Metric, lookup, register
+from vae_jax.train import run, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,17 @@ class Subject:
     def levels(self) -> int:
         """Grey levels of the data."""
         return self.data.levels
+
+    @classmethod
+    def of(cls, setup: run.Setup, params: dict) -> "Subject":
+        """The parts that a run's config builds, with these parameters."""
+        return cls(setup.c, setup.model, params, setup.dataset, setup.mesh)
+
+
+def restored(workdir: str, data_dir: str = "") -> Subject:
+    """The best checkpoint of a run."""
+    setup, state, _ = run.restore(workdir, data_dir=data_dir)
+    return Subject.of(setup, step.averaged(state))
 
 
 def metric(

@@ -99,7 +99,7 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
     count = len(s.dataset.test.image)
     say(f"evaluating checkpoint {meta['step']} ({request.which}) on {count:,} test images")
     began = time.perf_counter()
-    subject = Subject(s.c, s.model, step.averaged(state), s.dataset, s.mesh)
+    subject = Subject.of(s, step.averaged(state))
     metrics, why, pictures = _measure(subject, workdir, request, s, meta["step"], say)
     run = _facts(s.c, meta, state, request.which)
     run |= {

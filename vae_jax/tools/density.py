@@ -26,11 +26,9 @@ from vae_jax.data import evaluation
 from vae_jax.distributions import example_keys
 from vae_jax.distributions.full_mixture import MixtureOfFullNormals
 from vae_jax.evaluate import likelihood, quality
-from vae_jax.evaluate.subject import Subject
-from vae_jax.mesh import store
+from vae_jax.evaluate.subject import Subject, restored
 from vae_jax.models import Model
 from vae_jax.train import checkpoint, log, step
-from vae_jax.train import run as workdir
 
 MOST = 20_000  # training images whose codes are fitted, an even stride apart
 OF_SAMPLES = ("fid", "kid", "precision", "recall", "sharpness_samples")  # what the density changes
@@ -97,13 +95,6 @@ def check(model: Model, folder: str) -> None:
         raise UserError(f"workdir={folder}: a model with {kind}; want one with p(x|z) p(z)")
 
 
-def features_of(name: str, s: workdir.Setup, data_dir: str) -> tuple[str, quality.See]:
-    """(mark, see) of another run, or of the user's ``file:function``."""
-    if ":" in name and not store.remote(name):
-        return quality.of_function(name)
-    return quality.of_run(name, s.dataset.shape, data_dir)
-
-
 def measure(
     folder: str, features: str, images: int, fit: Fit = Fit(), *, data_dir: str = ""
 ) -> tuple[MixtureOfFullNormals, dict[str, Any]]:
@@ -112,22 +103,20 @@ def measure(
     Keys are ``prior_…`` and ``mixture_…`` of what depends on the samples, and the floors.
     ``validation_nats`` is the mean log density of validation codes, under the mixture.
     """
-    s, state, _ = workdir.restore(folder, data_dir=data_dir)
-    check(s.model, folder)
+    subject = restored(folder, data_dir)
+    check(subject.model, folder)
     log.check_writable(os.path.join(folder, "density.json"))
-    params = step.averaged(state)
-    mark, see = features_of(features, s, data_dir)
-    subject = Subject(s.c, s.model, params, s.dataset, s.mesh)
-    z_NxD = codes(subject, data.some(s.dataset.train, MOST), fit.draws)
-    density = fit_mixture(z_NxD, fit.components, s.c.seed)
-    held_out = codes(subject, s.dataset.validation, fit.draws)
+    mark, see = quality.named(features, subject.data.shape, data_dir)
+    z_NxD = codes(subject, data.some(subject.data.train, MOST), fit.draws)
+    density = fit_mixture(z_NxD, fit.components, subject.config.seed)
+    held_out = codes(subject, subject.data.validation, fit.draws)
     values = {
         "components": fit.components,
         "codes": len(z_NxD),
         "draws": fit.draws,
         "validation_nats": float(density.log_prob(jnp.asarray(held_out)).mean()),
     }
-    models = {"prior": s.model, "mixture": with_density(s.model, density)}
+    models = {"prior": subject.model, "mixture": with_density(subject.model, density)}
     for name, model in models.items():
         figures, _ = quality.figures(dataclasses.replace(subject, model=model), see, mark, images)
         for key, value in figures.items():

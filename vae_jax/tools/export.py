@@ -159,7 +159,7 @@ def calibrated(s: workdir.Setup, params: dict) -> tuple[float, ood.Gaussians]:
 
     The temperature is fitted on the validation labels, 1 where there are none.
     """
-    look = forward(Subject(s.c, s.model, params, s.dataset, s.mesh))
+    look = forward(Subject.of(s, params))
     codes = ood.Gaussians(*tasks.gallery(s.dataset, look)[:2])
     split = s.dataset.validation
     temperature = 1.0
