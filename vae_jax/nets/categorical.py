@@ -24,6 +24,19 @@ def variables(latent: int, codes: int) -> int:
     return latent // codes
 
 
+def check_temperature(section: str, temperature: float) -> None:
+    """Raise UserError where ``temperature`` is no number > 0."""
+    if temperature <= 0:
+        raise UserError(f"{section}.temperature={temperature}: want a number > 0")
+
+
+def logits(head: nn.Module, h: jax.Array) -> jax.Array:
+    """…xNxC by a dense layer of ``head``, from features …xF; called within its ``__call__``."""
+    n = variables(head.shape, head.codes)
+    out = nn.Dense(head.shape, dtype=head.dtype, name="logits")(h).astype(jnp.float32)
+    return out.reshape(*h.shape[:-1], n, head.codes)
+
+
 class Categorical(nn.Module):
     """q(z|x): independent categorical variables.
 
@@ -43,16 +56,12 @@ class Categorical(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array) -> categorical.Categorical:
-        n = variables(self.shape, self.codes)
         if self.gradient not in ("gumbel", "straight_through"):
             raise UserError(f"posterior.gradient={self.gradient}: want gumbel or straight_through")
-        if self.temperature <= 0:
-            raise UserError(f"posterior.temperature={self.temperature}: want a number > 0")
-        logits = nn.Dense(self.shape, dtype=self.dtype, name="logits")(h).astype(jnp.float32)
-        logits = logits.reshape(*h.shape[:-1], n, self.codes)
+        check_temperature("posterior", self.temperature)
         if self.gradient == "straight_through":
-            return categorical.Categorical(logits)
-        return categorical.Categorical(logits, self.temperature)
+            return categorical.Categorical(logits(self, h))
+        return categorical.Categorical(logits(self, h), self.temperature)
 
 
 class CategoricalPrior(nn.Module):
@@ -92,12 +101,8 @@ class Concrete(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array) -> categorical.RelaxedCategorical:
-        if self.temperature <= 0:
-            raise UserError(f"posterior.temperature={self.temperature}: want a number > 0")
-        n = variables(self.shape, self.codes)
-        logits = nn.Dense(self.shape, dtype=self.dtype, name="logits")(h).astype(jnp.float32)
-        logits = logits.reshape(*h.shape[:-1], n, self.codes)
-        return categorical.RelaxedCategorical(logits, self.temperature)
+        check_temperature("posterior", self.temperature)
+        return categorical.RelaxedCategorical(logits(self, h), self.temperature)
 
 
 class ConcretePrior(nn.Module):
@@ -114,8 +119,7 @@ class ConcretePrior(nn.Module):
 
     @nn.compact
     def __call__(self) -> categorical.RelaxedCategorical:
-        if self.temperature <= 0:
-            raise UserError(f"prior.temperature={self.temperature}: want a number > 0")
+        check_temperature("prior", self.temperature)
         size = (variables(self.shape, self.codes), self.codes)
         return categorical.RelaxedCategorical(jnp.zeros(size), self.temperature)
 
