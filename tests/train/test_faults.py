@@ -293,7 +293,14 @@ def start(folder, *before):
     argv = [*before, sys.executable, "train.py", f"--workdir={folder}", "--config.steps=4000"]
     argv += ["--config.eval.every=1000", "--config.log_every=20", "--config.encoder.widths=(4,)"]
     pipe = subprocess.PIPE
-    return subprocess.Popen(argv, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        argv, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=listen_to_the_terminal
+    )
+
+
+def listen_to_the_terminal():
+    """A run ignores SIGHUP where it inherits that, as from a suite below ``nohup``."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_a_lost_terminal_saves(tmp_path):
