@@ -36,6 +36,7 @@ def build(
     likelihood = config_lib.build("likelihood", c.likelihood, levels=levels)
     distributions.check(likelihood, levels_of_data=levels, binarized=binary)
     check(c, classes)
+    check_batch(c)
     builder = config_lib.resolve("model", c.model.name)
     fields = {key: value for key, value in c.model.items() if key != "name"}
     return builder(Given(c, shape, classes, likelihood), **fields)
@@ -252,6 +253,17 @@ def check(c: ConfigDict, classes: int) -> None:
     for wrong, message in rules:
         if wrong:
             raise UserError(message)
+
+
+def check_batch(c: ConfigDict) -> None:
+    """Raise where an objective compares all examples of a batch and would see a part of them."""
+    needs = getattr(config_lib.resolve("objective", c.objective.name), "needs", "")
+    program = config_lib.program_name(c, 1 if c.mesh.fsdp == 1 else 2)
+    if needs == "batch" and (program != "jit" or c.accumulate > 1):
+        raise UserError(
+            f"objective.name={c.objective.name}: compares all examples of a batch; "
+            "want compile=jit and accumulate=1"
+        )
 
 
 def check_support(c: ConfigDict, posterior: Any, prior: Any) -> None:

@@ -20,15 +20,18 @@ A new objective is a function like these and its line in ``OBJECTIVES``; or, wit
 ``config.objective``. One that learns something of its own (a multiplier, a discriminator) has an
 attribute ``init(key, model) → params``, found in ``params["objective"]``. One that learns p(x|y,z)
 says ``needs = "labels"``, and wants such a ``model.name``; one of scenes, with their boxes in
-``batch["objects"]``, says ``needs = "objects"``.
+``batch["objects"]``, says ``needs = "objects"``; one whose equation needs the whole batch at once,
+``needs = "batch"``.
 """
 
 from vae_jax.objectives.aggregate import beta_tcvae, dip_vae, factor_vae, info_vae
 from vae_jax.objectives.air import air, air_rloo
+from vae_jax.objectives.contrastive import contrastive
 from vae_jax.objectives.detection import detection
 from vae_jax.objectives.enumeration import enumerated
 from vae_jax.objectives.evidence import capacity, elbo, free_bits, geco
 from vae_jax.objectives.labels import cross_entropy, joint, supervised
+from vae_jax.objectives.masked import masked
 from vae_jax.objectives.multisample import ciwae, iwae, miwae, piwae, renyi, tvo, vr_max
 from vae_jax.objectives.rae import rae
 from vae_jax.objectives.semi import m2
@@ -45,6 +48,7 @@ OBJECTIVES = {
         *(beta_tcvae, factor_vae, dip_vae, info_vae),
         *(joint, supervised, m2),
         *(enumerated, rae, vq),
+        *(masked, contrastive),
         *(air, air_rloo, detection),
     )
 }

@@ -79,7 +79,9 @@ def setup(c: ConfigDict) -> Setup:
     if c.eval.select not in names:
         has = ", ".join(sorted(names))
         raise UserError(f"eval.select={c.eval.select}: objective {objective} gives {has}")
-    if c.eval.select == "loss" and hasattr(config_lib.resolve("objective", objective), "init"):
+    resolved = config_lib.resolve("objective", objective)
+    changes = hasattr(resolved, "init") and not getattr(resolved, "stationary", False)
+    if c.eval.select == "loss" and changes:
         raise UserError(f"eval.select=loss: that of {objective} changes as it learns; want elbo")
     return s
 

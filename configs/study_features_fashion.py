@@ -1,0 +1,14 @@
+"""configs/study_features_mnist.py on Fashion-MNIST, images mirrored too.
+
+    python -m vae_jax.tools.study --config=configs/study_features_fashion.py --data_dir=~/data \
+        --workdir=runs/study_features_fashion
+
+Figures, times and device: results/study_features_fashion.json.
+"""
+
+from configs import study_features_mnist
+from vae_jax.tools.study import Study
+
+
+def get_study() -> Study:
+    return study_features_mnist.images("fashion_mnist", (100, 1000, 0), flip=True)
