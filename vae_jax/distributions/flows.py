@@ -7,6 +7,7 @@ of the map that was applied (nats). Leading axes broadcast, as in ``z_KxBxD``.
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax.distributions.normal import real, soft_clip
+from vae_jax.ops import softplus
 
 # (shift, log-scale) of a step as functions of z_BxD
 Conditioner = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -89,6 +91,107 @@ def autoregressive(
 
     x = jax.lax.fori_loop(0, d, solve, jnp.zeros_like(z))
     return x, jnp.sum(_affine(z, *conditioner(x), True)[1], axis=-1)
+
+
+def _bounded(v: jax.Array) -> jax.Array:
+    """A number > e^-3 − 1, increasing in v and 0 at v = 0: 1 + it is never below e^-LOG_SCALE."""
+    least = math.exp(-LOG_SCALE)
+    shift = math.log(math.expm1(1 - least))
+    return least - 1 + softplus(real(v) + shift)
+
+
+def planar(
+    params: tuple[jax.Array, jax.Array, jax.Array], z_BxD: jax.Array, inverse: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    r"""Space is moved along u, by as much as the place on the axis w says.
+
+    .. math:: z' = z + \hat u \tanh(w^T z + b), \qquad
+              \log\det = \log\big(1 + w^T\hat u\, (1 - \tanh^2(w^T z + b))\big)
+
+    Rezende & Mohamed 2015 (arXiv:1505.05770), eq. 10 to 12. û is u with its part along w changed so
+    that wᵀû > e^-3 − 1 (appendix A.1 has −1): the step is invertible and its determinant at least
+    e^-3; û = u where wᵀu = 0. The inverse solves one equation in one unknown, a = wᵀz + b, by
+    bisection.
+
+    ``params``: (u_BxD, w_BxD, b_B). Returns (z'_BxD, log_det_B).
+    """
+    u, w, b = (real(array) for array in params)
+    z = real(z_BxD)
+    product = jnp.sum(w * u, axis=-1)
+    square = jnp.maximum(jnp.sum(w**2, axis=-1), 1e-12)
+    slope = _bounded(product)  # wᵀû
+    moved = u + ((slope - product) / square)[..., None] * w
+    place = jnp.sum(w * z, axis=-1) + b
+    if inverse:
+        place = _solve_planar(place, slope)
+    t = jnp.tanh(place)
+    log_det = jnp.log1p(slope * (1 - t**2))
+    if inverse:
+        return z - moved * t[..., None], -log_det
+    return z + moved * t[..., None], log_det
+
+
+def _solve_planar(target: jax.Array, slope: jax.Array) -> jax.Array:
+    """a with a + slope · tanh(a) = target, for slope > −1.
+
+    tanh is within ±1, so a is within ``|slope|`` of the target. The halvings have no gradient; the
+    two steps of Newton's method after them have the root's, of first and second order.
+    """
+    target_value, slope_value = jax.lax.stop_gradient((target, slope))
+
+    def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        below, above = bracket
+        middle = 0.5 * (below + above)
+        high = middle + slope_value * jnp.tanh(middle) > target_value
+        return jnp.where(high, below, middle), jnp.where(high, middle, above)
+
+    reach = jnp.abs(slope_value)
+    bracket = (target_value - reach, target_value + reach)
+    below, above = jax.lax.fori_loop(0, 30, halve, bracket)
+    a = 0.5 * (below + above)
+    for _ in range(2):
+        t = jnp.tanh(a)
+        a -= (a + slope * t - target) / (1 + slope * (1 - t**2))
+    return a
+
+
+def radial(
+    params: tuple[jax.Array, jax.Array, jax.Array], z_BxD: jax.Array, inverse: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    r"""Space is drawn to a centre c, or pushed away from it.
+
+    .. math:: z' = c + s\,(z - c), \quad s = 1 + \frac{\alpha\beta}{\alpha + r}, \quad
+              \log\det = (D - 1) \log s + \log\Big(1 + \frac{\alpha^2\beta}{(\alpha + r)^2}\Big),
+              \quad r = \|z - c\|
+
+    Rezende & Mohamed 2015 (arXiv:1505.05770), eq. 14; their β is α times ours. α is in e^-3 … e^3
+    and β > e^-3 − 1 (appendix A.2 has −1), so that the step is invertible and neither factor is
+    below e^-3. The inverse is in closed form: r is the root of a quadratic.
+
+    ``params``: (c_BxD, log_alpha_B, beta_B), the last two without bounds; β = 0 at beta = 0.
+    Returns (z'_BxD, log_det_B).
+    """
+    centre, log_alpha, beta = (real(array) for array in params)
+    alpha = jnp.exp(soft_clip(log_alpha, -LOG_SCALE, LOG_SCALE))
+    beta = _bounded(beta)
+    difference = real(z_BxD) - centre
+    r = jnp.sqrt(jnp.sum(difference**2, axis=-1) + 1e-20)
+    if inverse:
+        r = _solve_radial(r, alpha, beta)
+    h = alpha * beta / (alpha + r)
+    log_det = (difference.shape[-1] - 1) * jnp.log1p(h) + jnp.log1p(h * alpha / (alpha + r))
+    if inverse:
+        return centre + difference / (1 + h)[..., None], -log_det
+    return centre + difference * (1 + h)[..., None], log_det
+
+
+def _solve_radial(target: jax.Array, alpha: jax.Array, beta: jax.Array) -> jax.Array:
+    """r > 0 with r (1 + α β / (α + r)) = target: of r² + b r − α · target = 0."""
+    b = alpha * (1 + beta) - target
+    root = jnp.sqrt(b**2 + 4 * alpha * target)
+    large = b > 0  # the sum without cancellation of either sign
+    denominator = jnp.where(large, b + root, 1.0)
+    return jnp.where(large, 2 * alpha * target / denominator, 0.5 * (root - b))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from vae_jax.models.auxiliary import auxiliary
 from vae_jax.models.build import MODELS, build, build_for
 from vae_jax.models.codebook import build_vq, with_codebook
 from vae_jax.models.core import Draw, Model, Spec, scale_gradient
+from vae_jax.models.hamiltonian import build_hamiltonian, hamiltonian
 from vae_jax.models.hierarchy import hierarchy
 from vae_jax.models.labels import per_class, with_labels
 from vae_jax.models.vae import Parts, vae
@@ -17,6 +18,7 @@ __all__ = [
     "auxiliary",
     "build",
     "build_for",
+    "hamiltonian",
     "hierarchy",
     "per_class",
     "scale_gradient",
@@ -26,3 +28,4 @@ __all__ = [
 ]
 
 MODELS["vq"] = build_vq
+MODELS["hamiltonian"] = build_hamiltonian
