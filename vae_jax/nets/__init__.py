@@ -17,7 +17,7 @@ the inputs of its levels to p(x|z)'s parameters; its encoder returns the feature
 Forward mode on a CPU needs the plain form of the operations: see :mod:`vae_jax.ops`.
 """
 
-from vae_jax.nets import categorical, hyperbolic, quantised
+from vae_jax.nets import autoregressive, categorical, hyperbolic, quantised
 from vae_jax.nets.conv import ConvDecoder, ConvEncoder
 from vae_jax.nets.heads import (
     FixedNormal,
@@ -65,4 +65,4 @@ PRIORS = {
     "sphere": UniformSphere,
 }
 POSTERIORS |= categorical.POSTERIORS | quantised.POSTERIORS | hyperbolic.POSTERIORS
-PRIORS |= categorical.PRIORS | quantised.PRIORS | hyperbolic.PRIORS
+PRIORS |= categorical.PRIORS | quantised.PRIORS | hyperbolic.PRIORS | autoregressive.PRIORS
