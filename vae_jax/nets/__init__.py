@@ -17,7 +17,7 @@ the inputs of its levels to p(x|z)'s parameters; its encoder returns the feature
 Forward mode on a CPU needs the plain form of the operations: see :mod:`vae_jax.ops`.
 """
 
-from vae_jax.nets import categorical, hyperbolic, posteriors, quantised
+from vae_jax.nets import autoregressive, categorical, hyperbolic, posteriors, quantised
 from vae_jax.nets.conv import ConvDecoder, ConvEncoder
 from vae_jax.nets.heads import (
     FixedNormal,
@@ -66,4 +66,4 @@ PRIORS = {
 }
 POSTERIORS |= posteriors.POSTERIORS
 POSTERIORS |= categorical.POSTERIORS | quantised.POSTERIORS | hyperbolic.POSTERIORS
-PRIORS |= categorical.PRIORS | quantised.PRIORS | hyperbolic.PRIORS
+PRIORS |= categorical.PRIORS | quantised.PRIORS | hyperbolic.PRIORS | autoregressive.PRIORS
