@@ -13,7 +13,7 @@ from PIL import Image
 from tests.browser import Browser
 from vae_jax import config, data, models
 from vae_jax.models import Model
-from vae_jax.report import decoder, explorer, page
+from vae_jax.report import decoder, explorer, page, strips
 from vae_jax.report.panels import Pictures
 from vae_jax.train.film import Frames
 
@@ -290,7 +290,7 @@ def test_points_are_errors_first_then_each_class_in_turn():
 
 def test_a_sprite_holds_every_image():
     images = np.random.default_rng(0).integers(0, 256, (95, 5, 7, 3), np.uint8)
-    sheet = np.asarray(Image.open(io.BytesIO(explorer.sprite(images))))
+    sheet = np.asarray(Image.open(io.BytesIO(strips.sprite(images, explorer.COLUMNS))))
     for i in (0, 39, 40, 94):
         y, x = divmod(i, explorer.COLUMNS)
         tile = sheet[5 * y : 5 * y + 5, 7 * x : 7 * x + 7]
@@ -312,8 +312,8 @@ def test_the_page_grid_of_traversals_is_pythons(subject):
     _, model, params, e = subject
     one = e.ranges[0]
     start = int((e.labels != e.predicted).sum())
-    z = np.repeat(e.codes[start : start + 1], explorer.STEPS, 0)
-    z[:, one.dim] = np.linspace(one.low, one.high, explorer.STEPS)
+    z = np.repeat(e.codes[start : start + 1], strips.STOPS, 0)
+    z[:, one.dim] = np.linspace(one.low, one.high, strips.STOPS)
     want = np.asarray(model.likelihood.mean(model.decode(params, z)))
     np.testing.assert_allclose(e.traversals[0] / 255, np.clip(want, 0, 1), atol=0.51 / 255)
 

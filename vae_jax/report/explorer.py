@@ -12,40 +12,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from vae_jax.data import Dataset, evaluation
-from vae_jax.models import Model
+from vae_jax.data import evaluation
 from vae_jax.report import decoder as decoder_lib
-from vae_jax.report import pictures, plots
+from vae_jax.report import pictures, plots, strips
 from vae_jax.report.decoder import Decoder
+from vae_jax.report.strips import Levels, Range, Source
 from vae_jax.train import program
 
 POINTS = 2000  # images on the map at most
 CHUNK = 250  # images that the model sees at once
-SLIDERS = 12  # dimensions with a slider or a row of the traversals at most
-STEPS = 9  # images in a row of the traversals
 # Of sprites and weights together: a third more as base64, so 2 MB of a page of 3 MB at most.
 BYTES = 1_500_000
 COLUMNS = 40  # tiles in a row of a sprite
 MISTAKES = 24  # of the gallery of errors
-
-
-class Source(NamedTuple):
-    """The model and the data that the explorer is of."""
-
-    config: ConfigDict
-    model: Model
-    params: dict[str, Any]
-    dataset: Dataset
-
-
-class Range(NamedTuple):
-    """Where a slider begins and ends."""
-
-    dim: int
-    low: float
-    high: float
 
 
 class Explorer(NamedTuple):
@@ -64,6 +44,7 @@ class Explorer(NamedTuple):
     decoder: Decoder | None = None
     ranges: tuple[Range, ...] = ()  # of the sliders, the most active dimension first
     traversals: np.ndarray | None = None  # RxSxHxWxC, a row for each range
+    levels: Levels | None = None  # of a hierarchy
 
 
 def choose(errors: np.ndarray, labels_N: np.ndarray | None, n: int, most: int) -> np.ndarray:
@@ -104,7 +85,7 @@ def collect(source: Source, logits_NxY: np.ndarray | None) -> Explorer:
     rows = choose(errors, labels, len(test.image), POINTS)
     ask = _asker(source)
     answers = ask(source.params, rows)
-    parts = {"rows": rows, "images": _bytes(answers["image"]), "codes": answers["code"]}
+    parts = {"rows": rows, "images": strips.to_bytes(answers["image"]), "codes": answers["code"]}
     if labels is not None:
         parts["labels"] = labels[rows]
     if logits_NxY is not None:
@@ -112,39 +93,20 @@ def collect(source: Source, logits_NxY: np.ndarray | None) -> Explorer:
         parts["confidence"] = confidence[rows]
     if source.model.decode is None:
         return Explorer(**parts)
-    parts["reconstructions"] = _bytes(answers["mean"])
+    parts["reconstructions"] = strips.to_bytes(answers["mean"])
     packed = decoder_lib.pack(source.config, source.params, source.model.spec)
     if packed is not None:
         half = decoder_lib.rounded(source.params)
         if _moved(answers["mean"][:CHUNK], ask(half, rows[:CHUNK])["mean"]) <= 1:
             parts["decoder"] = packed
+    start = min(len(errors), POINTS // 2, len(rows) - 1)  # the first that is no error
     if source.config.posterior.name != "von_mises_fisher":  # a straight line leaves the sphere
-        parts["ranges"] = ranges(answers["code"])
-        start = min(len(errors), len(rows) - 1)  # the first that is no error
-        parts["traversals"] = _bytes(_traversals(source, rows[start : start + 1], parts["ranges"]))
+        kl_D = answers["kl"].mean(0) if "kl" in answers else None
+        parts["ranges"] = strips.ranges(answers["code"], kl_D)
+        parts["traversals"] = strips.traversals(source, int(rows[start]), parts["ranges"])
+    if source.model.complete is not None:
+        parts["levels"] = strips.levels(source, rows[start:])
     return Explorer(**parts)
-
-
-def ranges(codes_PxD: np.ndarray) -> tuple[Range, ...]:
-    """Of the most active dimensions: the codes' mean ± 3 standard deviations."""
-    centre = codes_PxD.mean(0)
-    spread = codes_PxD.std(0)
-    result = []
-    for dim in np.argsort(-spread, kind="stable")[:SLIDERS].tolist():
-        low = float(centre[dim] - 3 * spread[dim])
-        high = float(centre[dim] + 3 * spread[dim])
-        result.append(Range(dim, low, high))
-    return tuple(result)
-
-
-def _bytes(images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] as uint8."""
-    return np.rint(255 * np.clip(np.nan_to_num(images), 0, 1)).astype(np.uint8)
-
-
-def _batch(source: Source, rows: np.ndarray) -> dict[str, jax.Array]:
-    image = jnp.asarray(source.dataset.test.image[rows])
-    return {"image": image, "id": jnp.asarray(rows)}
 
 
 def _asker(source: Source) -> Callable[[dict[str, Any], np.ndarray], dict[str, np.ndarray]]:
@@ -156,8 +118,12 @@ def _asker(source: Source) -> Callable[[dict[str, Any], np.ndarray], dict[str, n
     def run(params: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         x = to_x(batch)
         y = model.map_label(params, x)
-        mu = model.encode(params, x, y).mu
+        q = model.encode(params, x, y)
+        mu = q.mu
         answers = {"image": x, "code": mu[:, : model.spec.code]}
+        kl = strips.kl_of(model, params, q)
+        if kl is not None:
+            answers["kl"] = kl
         if model.decode is not None:
             answers["mean"] = model.likelihood.mean(model.decode(params, mu, y))
         return answers
@@ -167,7 +133,7 @@ def _asker(source: Source) -> Callable[[dict[str, Any], np.ndarray], dict[str, n
         size = min(CHUNK, len(source.dataset.test.image))
         for start in range(0, len(rows), size):
             some = np.resize(rows[start : start + size], size)  # the last ones again: one shape
-            answers = jax.tree.map(np.asarray, run(params, _batch(source, some)))
+            answers = jax.tree.map(np.asarray, run(params, strips.batch_of(source, some)))
             parts.append({name: a[: len(rows) - start] for name, a in answers.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -179,45 +145,7 @@ def _moved(exact: np.ndarray, rounded: np.ndarray) -> float:
     return float(255 * np.abs(np.clip(exact, 0, 1) - np.clip(rounded, 0, 1)).max())
 
 
-def _traversals(source: Source, row: np.ndarray, ranges: tuple[Range, ...]) -> np.ndarray:
-    """RxSxHxWxC: decodings of one image's code, along each range in S steps."""
-    model = source.model
-    to_x = evaluation.seen(source.config, source.dataset.levels)
-    dims = jnp.asarray([one.dim for one in ranges])
-    values_RxS = jnp.asarray([np.linspace(one.low, one.high, STEPS) for one in ranges])
-
-    @program.simple
-    def run(params: dict[str, Any], batch: dict[str, jax.Array]) -> jax.Array:
-        x = to_x(batch)
-        y = model.map_label(params, x)
-        mu = model.encode(params, x, y).mu
-        moved = jnp.tile(mu, (len(ranges), STEPS, 1))
-        moved = moved.at[jnp.arange(len(ranges)), :, dims].set(values_RxS)
-        label = None if y is None else y[0]
-        out = model.decode(params, moved.reshape(-1, mu.shape[1]), label)
-        return model.likelihood.mean(out).reshape(len(ranges), STEPS, *model.shape)
-
-    return np.asarray(run(source.params, _batch(source, row)))
-
-
 # --- for the page --------------------------------------------------------------------------------
-
-
-def sprite(images_PxHxWxC: np.ndarray, columns: int = COLUMNS) -> bytes:
-    """One PNG of all images, ``columns`` in a row, a pixel for a pixel.
-
-    Three channels are RGB; any other number is averaged.
-    """
-    n, height, width, channels = images_PxHxWxC.shape
-    tiles = images_PxHxWxC
-    if channels != 3:
-        tiles = np.rint(tiles.mean(-1, keepdims=True)).astype(np.uint8)
-    rows = -(-n // columns)
-    sheet = np.zeros((rows * columns, height, width, tiles.shape[-1]), np.uint8)
-    sheet[:n] = tiles
-    sheet = sheet.reshape(rows, columns, *sheet.shape[1:]).swapaxes(1, 2)
-    sheet = sheet.reshape(rows * height, columns * width, -1)
-    return pictures.png(sheet if channels == 3 else sheet[..., 0])
 
 
 def _numbers(array: np.ndarray, digits: int) -> list[float]:
@@ -231,32 +159,45 @@ def plane(e: Explorer, count: int) -> dict[str, Any]:
     return {"axes": list(axes), "x": _numbers(x, 3), "y": _numbers(y, 3)}
 
 
-def fitting(e: Explorer) -> int:
+def fitting(e: Explorer, taken: int = 0) -> int:
     """How many images fit into :data:`BYTES` beside the decoder's weights, by those of the first.
 
-    With the decoder in the page reconstructions need no sprite.
+    Other sprites have ``taken`` so many of the bytes. With the decoder in the page reconstructions
+    need no sprite.
     """
     probe = min(200, len(e.images))
-    size = len(sprite(e.images[:probe])) / probe
-    room = BYTES
+    size = len(strips.sprite(e.images[:probe], COLUMNS)) / probe
+    room = BYTES - taken
     if e.decoder is not None:
         room -= e.decoder.weights.nbytes
         size += 2 * e.codes.shape[1]
     elif e.reconstructions is not None:
-        size += len(sprite(e.reconstructions[:probe])) / probe
+        size += len(strips.sprite(e.reconstructions[:probe], COLUMNS)) / probe
     return int(np.clip(room / size, min(20, probe), len(e.images)))
+
+
+def _strips(e: Explorer) -> dict[str, Any]:
+    """Sprites of the sliders; the decoder in the page needs none of the traversals."""
+    result = {}
+    if e.decoder is None and e.traversals is not None:
+        result["traversals"] = strips.view_traversals(e.ranges, e.traversals)
+    if e.levels is not None:
+        result["levels"] = strips.view_levels(e.levels)
+    return result
 
 
 def view(e: Explorer, classes: Sequence[str]) -> dict[str, Any]:
     """The explorer as JSON for the page's script."""
-    count = fitting(e)
-    packed: dict[str, Any] = {
+    moved = _strips(e)
+    taken = sum(3 * len(one["image"]) // 4 for one in moved.values())  # of base64
+    count = fitting(e, taken)
+    packed: dict[str, Any] = moved | {
         "count": count,
         "height": e.images.shape[1],
         "width": e.images.shape[2],
         "columns": COLUMNS,
         "rows": e.rows[:count].tolist(),
-        "images": pictures.uri(sprite(e.images[:count]), "png"),
+        "images": pictures.uri(strips.sprite(e.images[:count], COLUMNS), "png"),
         "plane": plane(e, count),
         "classes": list(map(str, classes)),
         "colours": list(pictures.CLASS_COLOURS),
@@ -271,7 +212,8 @@ def view(e: Explorer, classes: Sequence[str]) -> dict[str, Any]:
         packed["codes"] = decoder_lib.text_of(e.codes[:count])
         packed["sliders"] = [one._asdict() for one in e.ranges]
     elif e.reconstructions is not None:
-        packed["reconstructions"] = pictures.uri(sprite(e.reconstructions[:count]), "png")
+        png = strips.sprite(e.reconstructions[:count], COLUMNS)
+        packed["reconstructions"] = pictures.uri(png, "png")
     return packed
 
 

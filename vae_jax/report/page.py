@@ -299,6 +299,8 @@ def _html(report: Report, panels: Mapping[str, Panel], tasks: Mapping[str, Panel
         page=page,
         explorer=_explorer_json(report) if page["latents"] else "",
         has_decoder=explorer is not None and explorer.decoder is not None,
+        has_strips=explorer is not None and explorer.traversals is not None,
+        has_levels=explorer is not None and explorer.levels is not None,
         mistakes=mistakes,
         tasks=[panel.view | {"name": name} for name, panel in tasks.items()],
         config=_config_groups(report.config),

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vae_jax.report import pictures, plots, scenes, words
-from vae_jax.report.explorer import Explorer, sprite
+from vae_jax.report.explorer import Explorer
 from vae_jax.report.plots import Lines
+from vae_jax.report.strips import sprite
 from vae_jax.train.film import Frames
 
 ROWS = ("levels", "temperatures", "inpainting", "neighbours")  # rows of different kinds of images

@@ -243,14 +243,19 @@ def _best(metric: registry.Metric, table: Sequence[Column], means: Sequence[floa
 # --- images --------------------------------------------------------------------------------------
 
 
-def strips(table: Sequence[Column], data_dir: str = "") -> Strips:
+def strips(table: Sequence[Column], data_dir: str = "", checkpoint: str = "best") -> Strips:
     """The same test images, and the same noise of the prior, through the first run of each column.
 
-    Runs on images of another shape, and those that cannot be loaded, are named in the notes.
+    Runs on images of another shape, without a decoder, or that cannot be loaded, are named in the
+    notes.
     """
     notes = []
     rows = []
     dataset = None
+    plain = [first.name for _, (first, *_) in table if first.config.decoder.name == "none"]
+    if plain:
+        notes.append(f"Without a decoder, so without images: {', '.join(plain)}.")
+    table = [column for column in table if column.entries[0].name not in plain]
     for name, (entry, *_) in table[:LOADED]:
         try:
             if dataset is None:
@@ -260,7 +265,7 @@ def strips(table: Sequence[Column], data_dir: str = "") -> Strips:
                 dataset = data.load(c)
                 chosen = pictures.first_images(dataset.test.label, IMAGES)
                 image = np.asarray(dataset.test.image[np.sort(chosen)])
-            trained = library.load(entry.folder)
+            trained = library.load_run(entry.folder, checkpoint)
             levels = trained.subject.levels
             if (trained.model.shape, levels) != (dataset.shape, dataset.levels):
                 raise UserError(f"its images are of another kind than those of {dataset.name}")
@@ -308,11 +313,32 @@ def write(folders: Sequence[str], out: str = "", *, data_dir: str = "", command:
     """
     entries = read_all(folders)
     out = out or default_out(folders)
+    title = f"{len(entries)} runs side by side"
+    command = command or assess.command()
+    return write_entries(entries, out, title=title, data_dir=data_dir, command=command)
+
+
+def write_entries(
+    entries: Sequence[Entry],
+    out: str,
+    *,
+    title: str,
+    checkpoint: str = "best",
+    data_dir: str = "",
+    command: str,
+) -> str:
+    """Write the page of runs that are read already; its path.
+
+    Args:
+      checkpoint: 'best' or 'latest', of the images.
+
+    Others are as of :func:`write`.
+    """
     log.check_writable(out)
     table = columns(entries)
     html = page.render(
         "compare.html.j2",
-        title=f"{len(entries)} runs side by side",
+        title=title,
         names=[column.name for column in table],
         runs=[_links(column, os.path.dirname(os.path.abspath(out))) for column in table],
         fields=field_rows(entries, table),
@@ -320,8 +346,9 @@ def write(folders: Sequence[str], out: str = "", *, data_dir: str = "", command:
         curves=compare_page.curves(table),
         colours=compare_page.keys(table),
         plane=compare_page.plane(table, connected=is_sweep(entries)),
-        strips=compare_page.strips(strips(compare_page.separate(table), data_dir)),
-        command=command or assess.command(),
+        strips=compare_page.strips(strips(compare_page.separate(table), data_dir, checkpoint)),
+        checkpoint=checkpoint,
+        command=command,
     )
     log.replace(out, html.encode())
     return out

@@ -11,6 +11,7 @@ again. With ``--only`` several processes may share the work of one workdir.
     splits/100-0.json   which examples had labels, and checksums of the images
     cells/              metrics of each method, budget and seed: the test set, read once
     report/             index.html, table.md, table.csv, table.tex; written after every tenth cell
+    report/compare.html the runs of the best methods side by side; written at the end
 
 A seed determines the parameters, the noise, the order of the batches and, within a budget, which
 examples have labels. The last checkpoint is evaluated; none is selected. Validation labels are part
@@ -36,7 +37,7 @@ from vae_jax.evaluate import classification, generative, probes
 from vae_jax.evaluate.run import forward
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import store
-from vae_jax.tools import assess, compare, results
+from vae_jax.tools import assess, compare, results, study_compare
 from vae_jax.tools import study_page as tabulate
 from vae_jax.tools.study_plan import Cell, Method, Run, Study, Trained, cells, check, fits, needed
 from vae_jax.train import checkpoint, log, loop, step
@@ -293,7 +294,7 @@ def run(
         performed += 1
         if performed % PAGE_EVERY == 0:
             write_page(study, root, table, rows, say)
-    finished = write_page(study, root, table, rows, say)
+    finished = write_page(study, root, table, rows, say, beside=performed > 0)
     if publish:
         _publish(publish, study, finished)
     return True
@@ -314,14 +315,22 @@ def write_page(
     table: list[Cell],
     rows: Rows,
     say: Say,
+    *,
+    beside: bool = False,
 ) -> list[dict]:
-    """Write the page of all cells that are done, by other processes too; returns their rows."""
+    """Write the page of all cells that are done, by other processes too; returns their rows.
+
+    Args:
+      beside: write the page of the runs side by side too, which loads some of them.
+    """
     finished = []
     for cell in table:
         row = rows[cell.name] or done(cell, root)
         if row is not None:
             finished.append(row)
     folder = os.path.join(root, "report")
+    if beside:
+        study_compare.write(study, root, table, finished, command=assess.command())
     path = tabulate.write(folder, study, finished, command=assess.command())
     compare.write_index(os.path.join(root, "runs"))
     say(f"{len(finished)} of {len(table)} cells: {path}")

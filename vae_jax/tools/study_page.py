@@ -397,6 +397,8 @@ def _facts(study: Study, rows: Sequence[Row], command: str) -> dict[str, str]:
 def write(folder: str, study: Study, rows: Sequence[Row], *, command: str) -> str:
     """Write index.html, table.md, table.csv and table.tex into ``folder``; the path of the page.
 
+    The page has a link to the runs side by side where the folder has their page.
+
     Args:
       rows: of the cells that are done, in the study's order; there may be none.
       command: what was run.
@@ -414,6 +416,7 @@ def write(folder: str, study: Study, rows: Sequence[Row], *, command: str) -> st
         order=named(study.detail[0]) if study.detail else "",
         picture=pictures.both(draw),
         facts=_facts(study, rows, command),
+        beside=os.path.isfile(os.path.join(folder, "compare.html")),
     )
     texts = {
         "table.md": markdown(result),

@@ -530,6 +530,93 @@ function startWalk() {
   }
 }
 
+// --- sliders over images that Python has computed -----------------------------------------------
+
+/** Copy tile i of a sprite of ``columns`` tiles in a row to (x, y) of a canvas. */
+function copyTile(context, sprite, columns, i, x, y) {
+  const { width, height } = data;
+  const left = (i % columns) * width;
+  const top = Math.floor(i / columns) * height;
+  context.drawImage(sprite, left, top, width, height, x, y, width, height);
+}
+
+function addStrip({ dim, kl, values }, row) {
+  const figure = document.createElement("figure");
+  const canvas = document.createElement("canvas");
+  const label = document.createElement("label");
+  const input = document.createElement("input");
+  const output = document.createElement("output");
+  const middle = (values.length - 1) / 2;
+  Object.assign(canvas, { width: data.width, height: data.height });
+  Object.assign(input, { id: `strip-${dim}`, type: "range", min: 0, max: values.length - 1 });
+  input.step = 1;
+  input.value = middle;
+  label.htmlFor = input.id;
+  canvas.setAttribute("role", "img");
+  const rate = kl === null ? "" : `, ${kl.toFixed(2)} nats`;
+  label.append(`z ${dim + 1}${rate}: `, output, input);
+  const draw = () => {
+    const stop = Number(input.value);
+    const value = values[stop].toFixed(2);
+    output.textContent = value;
+    input.setAttribute("aria-valuetext", value);
+    canvas.setAttribute("aria-label", `The image at z ${dim + 1} = ${value}`);
+    const place = row * values.length + stop;
+    copyTile(canvas.getContext("2d"), sprites.traversals, values.length, place, 0, 0);
+  };
+  input.addEventListener("input", draw);
+  figure.append(canvas, label);
+  element("strips-images").append(figure);
+  draw();
+}
+
+async function startStrips() {
+  sprites.traversals = loadSprite(data.traversals.image);
+  await sprites.traversals.decode();
+  element("strips").hidden = false;
+  if (element("traversals-still")) element("traversals-still").hidden = true;
+  data.traversals.sliders.forEach(addStrip);
+}
+
+/** Row 0 of the sprite has the test images; a row follows for each count and temperature. */
+function showLevels() {
+  const { counts, temperatures, columns } = data.levels;
+  const j = Number(element("levels-first").value);
+  const t = Number(element("levels-heat").value);
+  const gap = Math.ceil(data.height / 8);
+  const canvas = element("levels-image");
+  canvas.width = columns * data.width;
+  canvas.height = 2 * data.height + gap;
+  const context = canvas.getContext("2d");
+  const row = 1 + j * temperatures.length + t;
+  for (let i = 0; i < columns; i++) {
+    copyTile(context, sprites.levels, columns, i, i * data.width, 0);
+    copyTile(context, sprites.levels, columns, row * columns + i, i * data.width, data.height + gap);
+  }
+  const count = `${counts[j]} of ${counts.at(-1)}`;
+  const value = temperatures[t].toFixed(1);
+  element("levels-count").textContent = count;
+  element("levels-value").textContent = value;
+  element("levels-first").setAttribute("aria-valuetext", count);
+  element("levels-heat").setAttribute("aria-valuetext", value);
+  const words = `${count} levels from the image, the others at temperature ${value}`;
+  canvas.setAttribute("aria-label", `Test images, and below them images with ${words}`);
+}
+
+async function startLevels() {
+  sprites.levels = loadSprite(data.levels.image);
+  await sprites.levels.decode();
+  const inputs = { "levels-first": data.levels.counts, "levels-heat": data.levels.temperatures };
+  for (const [id, values] of Object.entries(inputs)) {
+    element(id).max = values.length - 1;
+    element(id).value = Math.floor((values.length - 1) / 2);
+    element(id).addEventListener("input", showLevels);
+  }
+  element("levels").hidden = false;
+  if (element("levels-still")) element("levels-still").hidden = true;
+  showLevels();
+}
+
 // --- training as a film -------------------------------------------------------------------------
 
 /** The still picture has a row of tiles for each validation; the film shows one row. */
@@ -575,5 +662,7 @@ if (data) {
     startSliders();
     startWalk();
   }
+  if (data.traversals) startStrips();
+  if (data.levels) startLevels();
 }
 if (element("film-still")) startFilm();
