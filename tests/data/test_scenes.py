@@ -75,6 +75,18 @@ def test_counts_and_sizes_follow_their_law():
     assert longest.min() >= 4 and longest.max() <= 11
 
 
+@pytest.mark.parametrize("law", ["counts+least=1", "boxes"])
+def test_a_scale_changes_the_size_of_objects(law):
+    longest = {}
+    for scale in (100, 50):
+        name = f"scenes:digits+{law}+size=24+scale={scale}+train=200+validation=1+test=1"
+        objects = data.load(config(name=name)).train.objects
+        longest[scale] = objects[objects[..., 4] >= 0][:, 2:4].max(1)
+    # The filter adds a pixel or two to both.
+    assert longest[50].max() <= 6 < longest[100].min() + 3
+    assert 0.5 < longest[50].mean() / longest[100].mean() < 0.75
+
+
 def test_boxes_overlap_no_more_than_the_law_says():
     train = data.load(config(name=BOXES + "+size=16")).train
     worst = 0
@@ -142,6 +154,8 @@ def test_resampling_moves_whole_pixels_exactly():
         ("scenes:digits+most=0", "most=0: want a number > 0"),
         ("scenes:digits+least=3", "least=3: want no more than most=2"),
         ("scenes:digits+size=7", "size=7: objects of up to 8 pixels do not fit; want at least 8"),
+        ("scenes:digits+scale=0", "scale=0: want a number > 0"),
+        ("scenes:digits+scale=200", "size=14: objects of up to 16 pixels do not fit"),
         ("scenes:digits+boxes+size=8+least=4+most=4+train=1", "no canvas of 4 objects on 8 pixels"),
     ],
 )

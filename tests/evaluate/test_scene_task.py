@@ -35,6 +35,13 @@ def air():
     return c
 
 
+def grid():
+    c = air()
+    c.encoder = config.call("encoder", "conv", widths=(4,), strides=(5,), dense=1)
+    c.model = config.call("model", "grid", window=8, units=4, scale=0.45)
+    return c
+
+
 @pytest.fixture(autouse=True, scope="module")
 def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -48,7 +55,7 @@ def perform(subject):
     return metrics, why, lines
 
 
-@pytest.mark.parametrize("make", [detector, air])
+@pytest.mark.parametrize("make", [detector, air, grid])
 def test_the_task_measures_boxes_and_counts(make):
     subject = subject_of(make())
     metrics, why, _ = perform(subject)
@@ -56,7 +63,7 @@ def test_the_task_measures_boxes_and_counts(make):
     assert all(0 <= value <= 1 for value in values)
     counts = np.unique(subject.data.test.label)
     assert {f"count_accuracy@{n}" for n in counts} < set(metrics)
-    windows = make is air
+    windows = make is not detector
     assert ("ap50_window" in metrics) == windows and ("ap50" in why) == windows
     out = scenes.detect(subject)
     assert out["box"].shape[0] == 20, "padding is left out"

@@ -12,7 +12,8 @@ canvases hold test images only. G is the side of BASE's images, S that of a canv
   positions, drawn anew where two boxes have an IoU above 0.25; the brightest object is seen.
   S = 64 G / 28.
 
-The label of a canvas is its number of objects. ``Split.objects`` [N, M, 5] has x, y, w, h in pixels
+``scale=P`` draws objects of P % of these sizes. The label of a canvas is its number of objects.
+``Split.objects`` [N, M, 5] has x, y, w, h in pixels
 and the class of each of at most M objects: the smallest box of the object's own pixels above 0.
 Rows beyond the count are (0, 0, 0, 0, −1).
 """
@@ -20,6 +21,7 @@ Rows beyond the count are (0, 0, 0, 0, −1).
 import dataclasses
 import functools
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -54,6 +56,7 @@ class Law:
     validation: int = 2_000
     test: int = 10_000
     seed: int = 0
+    scale: int = 100  # % of an object's usual side
 
 
 DEFAULTS = {
@@ -103,15 +106,17 @@ def law_of(name: str, side: int) -> Law:
     _, kind, fields = parse(name)
     values = {"size": round(SIDES[kind] * side), **DEFAULTS[kind], **fields}
     law = Law(kind, **values)
-    for field in ("most", *SPLITS):
-        if values[field] < 1:
-            raise UserError(f"data.name={name}: {field}={values[field]}: want a number > 0")
+    for field in ("most", "scale", *SPLITS):
+        number = getattr(law, field)
+        if number < 1:
+            raise UserError(f"data.name={name}: {field}={number}: want a number > 0")
     if law.least > law.most:
         raise UserError(f"data.name={name}: least={law.least}: want no more than most={law.most}")
-    if law.size < side:
+    largest = math.ceil(side * law.scale / 100)
+    if law.size < largest:
         raise UserError(
-            f"data.name={name}: size={law.size}: objects of up to {side} pixels do not fit; "
-            f"want at least {side}"
+            f"data.name={name}: size={law.size}: objects of up to {largest} pixels do not fit; "
+            f"want at least {largest}"
         )
     return law
 
@@ -184,7 +189,7 @@ def compose(
         chosen = rng.integers(len(label_N), size=count)
         placed = []
         for index in chosen:
-            one = PLACE[law.kind](rng, image_NxGxGxC[index], law.size, levels - 1)
+            one = PLACE[law.kind](rng, image_NxGxGxC[index], law, levels - 1)
             if one is not None:
                 placed.append(one)
         if len(placed) < count:
@@ -250,27 +255,27 @@ def iou(a_Nx4: np.ndarray, b_Mx4: np.ndarray) -> np.ndarray:
 
 
 def _place_scaled(
-    rng: np.random.Generator, image: np.ndarray, size: int, white: int
+    rng: np.random.Generator, image: np.ndarray, law: Law, white: int
 ) -> Placed | None:
     """The law *counts*: the whole image, G / N(1.3, 0.1) pixels wide, anywhere on the canvas."""
-    shape = np.array(image.shape[:2]) / max(rng.normal(1.3, 0.1), 1.0)
-    corner = rng.uniform(0, size - shape)
-    return paste(image, size, corner, shape, white)
+    shape = np.array(image.shape[:2]) * (law.scale / 100) / max(rng.normal(1.3, 0.1), 1.0)
+    corner = rng.uniform(0, law.size - shape)
+    return paste(image, law.size, corner, shape, white)
 
 
 def _place_sized(
-    rng: np.random.Generator, image: np.ndarray, size: int, white: int
+    rng: np.random.Generator, image: np.ndarray, law: Law, white: int
 ) -> Placed | None:
     """The law *boxes*: what is seen of the image, with a longer side of G / 2 to G pixels."""
     box = tight_box(image)
     side = max(image.shape[:2])
-    length = rng.uniform(side / 2, side)
+    length = rng.uniform(side / 2, side) * (law.scale / 100)
     if box is None:
         return None
     x, y, w, h = box
     shape = np.array([h, w]) * length / max(h, w)
-    corner = rng.uniform(0, size - shape)
-    return paste(image[y : y + h, x : x + w], size, corner, shape, white)
+    corner = rng.uniform(0, law.size - shape)
+    return paste(image[y : y + h, x : x + w], law.size, corner, shape, white)
 
 
 def _add(placed: list[Placed], shape: tuple[int, ...], white: int) -> np.ndarray | None:

@@ -132,6 +132,18 @@ def write(glyph_BxGxGxC: Array, box_Bx4: Array, side: int) -> Array:
     return _products(matrices[0], glyph_BxGxGxC, matrices[1])
 
 
+def write_sum(glyph_BxTxGxGxC: Array, box_BxTx4: Array, side: int) -> Array:
+    """The sum over T of what :func:`write` draws, BxSxSxC, without a canvas for each."""
+    centres = jnp.arange(side) + 0.5
+    window = glyph_BxTxGxGxC.shape[2]
+    matrices = []
+    for along in axes(box_BxTx4):
+        points = (centres - along[..., :1]) / along[..., 1:] * window
+        matrices.append(interpolation(points, window))
+    half = jnp.einsum("btya,btacz->btycz", matrices[0], glyph_BxTxGxGxC)
+    return jnp.einsum("btycz,btxc->byxz", half, matrices[1])
+
+
 def _products(rows: Array, image: Array, columns: Array) -> Array:
     half = jnp.einsum("bya,bacz->bycz", rows, image)
     return jnp.einsum("bycz,bxc->byxz", half, columns)
@@ -159,11 +171,16 @@ def _at_risk(present_BxT: Array) -> Array:
     return jnp.pad(present_BxT, ((0, 0), (1, 0)), constant_values=1.0)[:, :-1]
 
 
-def log_presence(present_BxT: Array, logit_BxT: Array) -> Array:
-    """log q(present) for each example: Σ_t of the steps that are decided."""
+def log_bernoulli(present_BxT: Array, logit_BxT: Array) -> Array:
+    """log q of each presence by itself, BxT."""
     yes = present_BxT * jax.nn.log_sigmoid(logit_BxT)
     no = (1 - present_BxT) * jax.nn.log_sigmoid(-logit_BxT)
-    return jnp.sum(_at_risk(present_BxT) * (yes + no), axis=-1)
+    return yes + no
+
+
+def log_presence(present_BxT: Array, logit_BxT: Array) -> Array:
+    """log q(present) for each example: Σ_t of the steps that are decided."""
+    return jnp.sum(_at_risk(present_BxT) * log_bernoulli(present_BxT, logit_BxT), axis=-1)
 
 
 class Prior(NamedTuple):
@@ -248,6 +265,18 @@ class Air:
             rows.append((Latents(present, where, what), Beliefs(logit, q_where, q_what)))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rows)
 
+    def windows(self, where: Array, side: int) -> Array:
+        """Boxes BxTx4 of where, BxTx3, on a canvas of ``side`` pixels."""
+        return windows(where, self.law, side)
+
+    def decided(self, present: Array) -> Array:
+        """1 where a presence is decided at all, given those before it; BxT."""
+        return _at_risk(present)
+
+    def log_presence(self, present: Array, logit: Array) -> Array:
+        """log q(present) with these logits, B."""
+        return jnp.sum(self.decided(present) * log_bernoulli(present, logit), axis=-1)
+
     def draws(self, keys_B: Array, temperature: float | None = None) -> Choose:
         """Draws from q; with a temperature presences are relaxed ("concrete").
 
@@ -291,13 +320,24 @@ class Air:
     def layers(self, params: Params, z: Latents) -> Array:
         """Each step's object on a canvas of its own, as if present: BxTxSxSxC."""
         side = self.spec.shape[0]
-        box = windows(z.where, self.law, side).reshape(-1, 4)
-        glyph = self.parts.glyph(params, z.what.reshape(-1, z.what.shape[-1]))
+        box = self.windows(z.where, side).reshape(-1, 4)
+        glyph = self.glyphs(params, z.what).reshape(-1, *self.glyph_shape)
         return write(glyph, box, side).reshape(*z.present.shape, *self.spec.shape)
+
+    @property
+    def glyph_shape(self) -> tuple[int, int, int]:
+        return (self.law.window, self.law.window, self.spec.shape[2])
+
+    def glyphs(self, params: Params, what: Array) -> Array:
+        """What each step draws into its window, BxTxGxGxC."""
+        glyph = self.parts.glyph(params, what.reshape(-1, what.shape[-1]))
+        return glyph.reshape(*what.shape[:2], *self.glyph_shape)
 
     def canvas(self, params: Params, z: Latents) -> Array:
         """The parameters of p(x|z): the sum of the objects that are present, or its logits."""
-        total = jnp.sum(z.present[..., None, None, None] * self.layers(params, z), axis=1)
+        side = self.spec.shape[0]
+        glyph = z.present[..., None, None, None] * self.glyphs(params, z.what)
+        total = write_sum(glyph, self.windows(z.where, side), side)
         if self.spec.likelihood.data != "binary":
             return total
         total = jnp.clip(total, DARKEST, 1 - DARKEST)
@@ -308,7 +348,7 @@ class Air:
 
     def log_q(self, z: Latents, q: Beliefs) -> Array:
         """log q(z|x) of beliefs that were formed along z."""
-        log_q = log_presence(z.present, q.logit)
+        log_q = self.log_presence(z.present, q.logit)
         for value, belief in ((z.where, q.where), (z.what, q.what)):
             log_q += jnp.sum(z.present * belief.log_prob(value), axis=-1)
         return log_q
@@ -319,7 +359,7 @@ class Air:
         rho = self.law.present
         yes = p * (jax.nn.log_sigmoid(q.logit) - math.log(rho))
         no = (1 - p) * (jax.nn.log_sigmoid(-q.logit) - math.log1p(-rho))
-        rate = _at_risk(z.present) * (yes + no)
+        rate = self.decided(z.present) * (yes + no)
         for belief in (q.where, q.what):
             rate += z.present * distributions.kl_std_normal(*belief)
         return jnp.sum(rate, axis=-1)
@@ -337,11 +377,11 @@ class Air:
         log_w = jnp.zeros(len(x))
         if temperature is None:
             log_w = log_px + self.prior.log_prob(flat) - self.log_q(z, q)
-        extra = {"log_q_count": log_presence(z.present, q.logit)}
+        extra = {"log_q_count": self.log_presence(z.present, q.logit)}
         return Draw(log_px, self.rate(z, q)[:, None], log_w, flat, extra)
 
     @property
-    def prior(self) -> Prior:
+    def prior(self) -> Any:
         return Prior(self.law, self.what)
 
     def draw(self, params: Params, x: Array, keys: Array, y: Array | None = None) -> Draw:
@@ -380,22 +420,30 @@ class Air:
     def classify(self, params: Params, x: Array, keys: Array | None = None) -> Array:
         """Logits of the number of objects, 0 … Y − 1: q(n|x) along the means."""
         _, q = self.infer(params, x, self.means(every=True))
-        log_q = count_of_logits(q.logit)
-        missing = self.spec.classes - log_q.shape[1]
-        if missing > 0:
-            return jnp.pad(log_q, ((0, 0), (0, missing)), constant_values=-30.0)
-        last = jax.nn.logsumexp(log_q[:, self.spec.classes - 1 :], axis=-1, keepdims=True)
-        return jnp.concatenate([log_q[:, : self.spec.classes - 1], last], axis=-1)
+        return fit_classes(self.log_count(q.logit), self.spec.classes)
+
+    def log_count(self, logit: Array) -> Array:
+        """log q(n) of n = 0 … T, BxT + 1, where presences have these logits."""
+        return count_of_logits(logit)
 
     def detect(self, params: Params, x: Array) -> Detections:
         """Each step's object: the box of its own pixels above :data:`LIT`, and its window."""
         z, q = self.infer(params, x, self.means())
         lit = self.layers(params, z).max(-1) > LIT
-        window = windows(z.where, self.law, x.shape[1])
+        window = self.windows(z.where, x.shape[1])
         # A step counts only if all before it do.
-        logit = jnp.where(_at_risk(z.present) > 0, q.logit, jnp.minimum(q.logit, 0) - 30)
+        logit = jnp.where(self.decided(z.present) > 0, q.logit, jnp.minimum(q.logit, 0) - 30)
         one_class = jnp.zeros((*logit.shape, 1))
         return Detections(lit_boxes(lit), logit, one_class, window)
+
+
+def fit_classes(log_q_BxN: Array, classes: int) -> Array:
+    """log q of the counts 0 … ``classes`` − 1, the last one's with all beyond it."""
+    missing = classes - log_q_BxN.shape[1]
+    if missing > 0:
+        return jnp.pad(log_q_BxN, ((0, 0), (0, missing)), constant_values=-30.0)
+    last = jax.nn.logsumexp(log_q_BxN[:, classes - 1 :], axis=-1, keepdims=True)
+    return jnp.concatenate([log_q_BxN[:, : classes - 1], last], axis=-1)
 
 
 def lit_boxes(lit: Array) -> Array:
@@ -413,10 +461,14 @@ def _ends(lit: Array) -> tuple[Array, Array]:
 
 def attend_infer_repeat(spec: Spec, parts: Parts, law: Law) -> Model:
     """The model as a value. ``nets`` is the :class:`Air` with its relaxed draws."""
-    air = Air(spec, parts, law)
+    return of_passes(Air(spec, parts, law))
+
+
+def of_passes(air: Air) -> Model:
+    """A Model of an :class:`Air`'s passes."""
     return Model(
-        spec=spec,
-        init=parts.init,
+        spec=air.spec,
+        init=air.parts.init,
         draw=air.draw,
         log_joint=air.log_joint,
         log_posterior=air.log_posterior,
@@ -424,7 +476,7 @@ def attend_infer_repeat(spec: Spec, parts: Parts, law: Law) -> Model:
         prior=lambda params: air.prior,
         decode=air.decode,
         sample=lambda params, keys_N, y=None: air.prior.sample(keys_N),
-        classify=air.classify if spec.classes else None,
+        classify=air.classify if air.spec.classes else None,
         detect=air.detect,
         nets=air,
     )

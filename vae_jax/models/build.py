@@ -15,7 +15,7 @@ from vae_jax.models.core import Array, Model, Params, Spec
 from vae_jax.models.hierarchy import hierarchy
 from vae_jax.models.labels import per_class, with_labels
 from vae_jax.models.nets import AuxiliaryNets, Given, Nets
-from vae_jax.models.scenes import build_air, with_detector
+from vae_jax.models.scenes import build_air, build_grid, with_detector
 from vae_jax.models.vae import vae
 
 LABELLED = ("m2", "per_class", "adgm", "sdgm", "m1m2")
@@ -186,6 +186,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     "sdgm": build_sdgm,
     "m1m2": build_m1m2,
     "attend_infer_repeat": build_air,
+    "grid": build_grid,
     "detector": build_detector,
 }
 

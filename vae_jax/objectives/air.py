@@ -87,7 +87,7 @@ def _counts(model: Model, d: Draw, batch: dict) -> dict[str, jax.Array]:
 
 def _check(model: Model, objective: str) -> None:
     if not hasattr(model.nets, "relaxed"):
-        raise UserError(f"objective.name={objective}: want model.name=attend_infer_repeat")
+        raise UserError(f"objective.name={objective}: want model.name=attend_infer_repeat or grid")
 
 
 air.needs = "objects"
