@@ -1,13 +1,15 @@
-"""Classify images with an exported classifier: JAX, numpy and Pillow, no model code.
+"""Classify images, or find the objects in them, with an export: JAX, numpy, Pillow, no model code.
 
     python -m vae_jax.tools.predict classifier.jaxexport image.png folder/
+    python -m vae_jax.tools.predict detector.jaxexport image.png --out=boxes
 
 ``python -m vae_jax.tools.export`` writes the file, its metadata (.json) and a copy of this file, so
 that the folder runs anywhere as ``python predict.py …``. Familiarity is the share of the validation
-images that are at least as unusual, by −ELBO and by the distance of the code to those of training.
-So a rule "refuse below 1 %" refuses 1 % of the images that are like training's; the metadata has
-the share of the test set (``false_alarms``). Near 0 % the class means nothing. Files that are no
-images are named, and the others are classified (exit code 1).
+images that are at least as unusual, by the scores that the metadata names. An image is called
+"unfamiliar" where its familiarity is below ``--false_alarm``: of images like training's, that share
+is; the metadata has the share of the test set (``false_alarms``). Of an unfamiliar image the class
+means nothing. A box is x, y, w, h in pixels of the file. Files that are no images are named, and
+the others are read (exit code 1).
 """
 
 import argparse
@@ -17,6 +19,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -84,6 +87,18 @@ def is_image(path: pathlib.Path) -> bool:
     return path.is_file() or not path.exists()  # a pipe or a device would be waited for
 
 
+def upright(image):
+    """A Pillow image turned upright, with 8 bits of grey where it has 16."""
+    import PIL.Image
+    import PIL.ImageOps
+
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # convert("L") would clip at 255
+        grey = np.clip(np.asarray(image), 0, 65535) >> 8
+        image = PIL.Image.fromarray(grey.astype(np.uint8))
+    return image
+
+
 def convert(image, shape: tuple[int, int, int], levels: int = 256) -> np.ndarray:
     """uint8 [H, W, C] of a Pillow image of any size and mode, for training and prediction alike.
 
@@ -95,10 +110,7 @@ def convert(image, shape: tuple[int, int, int], levels: int = 256) -> np.ndarray
     import PIL.ImageOps
 
     height, width, channels = shape
-    image = PIL.ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey; convert("L") would clip at 255
-        grey = np.clip(np.asarray(image), 0, 65535) >> 8
-        image = PIL.Image.fromarray(grey.astype(np.uint8))
+    image = upright(image)
     if image.mode == "F":
         raise ValueError("values are floats; want 8 or 16 bits")
     if image.has_transparency_data:
@@ -206,24 +218,214 @@ def files(names: Iterable[str]) -> Iterator[pathlib.Path]:
             yield name
 
 
-def main(argv: list[str] | None = None) -> int:
+# --- Boxes and maps ---
+
+
+def placed(box_Dx4: np.ndarray, shape: tuple[int, int, int], size: tuple[int, int]) -> np.ndarray:
+    """Boxes of a converted image in pixels of the image of this (width, height): Dx4.
+
+    The inverse of what :func:`convert` does to places: a crop to the centre after one resizing.
+    """
+    height, width, _ = shape
+    scale = min(size[0] / width, size[1] / height)
+    corner = (np.array(size) - scale * np.array([width, height])) / 2
+    box = scale * np.asarray(box_Dx4, np.float64)
+    box[:, :2] += corner
+    return box
+
+
+def opened(path: pathlib.Path):
+    """The Pillow image of a file, as :func:`upright` gives it."""
+    import PIL.Image
+
+    with PIL.Image.open(path) as image:
+        return upright(image)
+
+
+def enlarged(image, least: int = 256):
+    """A Pillow image whose shorter side has ``least`` pixels or more: each pixel a square."""
+    import PIL.Image
+
+    times = max(1, -(-least // min(image.size)))
+    size = (times * image.size[0], times * image.size[1])
+    return image.resize(size, PIL.Image.Resampling.NEAREST)
+
+
+def draw(image, objects: list[dict]):
+    """The image in colour, with the box, class and score of each object, as a Pillow image."""
+    import PIL.ImageDraw
+
+    picture = enlarged(image.convert("RGB"))
+    scale = picture.size[0] / image.size[0]
+    pen = PIL.ImageDraw.Draw(picture)
+    for one in objects:
+        x, y, w, h = (scale * value for value in one["box"])
+        pen.rectangle((x, y, x + w, y + h), outline=(230, 60, 30), width=2)
+        pen.text((x + 4, y + 2), f"{one['class']} {one['score']:.0%}", fill=(230, 160, 30))
+    return picture
+
+
+def map_beside(image_HxWxC: np.ndarray, map_HxW: np.ndarray, levels: int):
+    """The image as the program saw it, and its map on its right; 1 and above are white."""
+    import PIL.Image
+
+    grey = np.asarray(image_HxWxC, np.float64).mean(-1) / (levels - 1)
+    shade = np.clip(map_HxW, 0, 1)
+    both = np.rint(255 * np.concatenate([grey, shade], axis=1)).astype(np.uint8)
+    return enlarged(PIL.Image.fromarray(both))
+
+
+class Folder:
+    """PNG files in a folder, each named after an image's file."""
+
+    def __init__(self, path: str):
+        self.path = pathlib.Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.names: set[str] = set()
+
+    def save(self, picture, file: pathlib.Path) -> None:
+        """Write a picture; of files of one name, each later one has its number in it."""
+        name = file.stem
+        number = 1
+        while name in self.names:
+            number += 1
+            name = f"{file.stem}_{number}"
+        self.names.add(name)
+        picture.save(self.path / f"{name}.png")
+
+
+# --- The command ---
+
+
+class Batch(NamedTuple):
+    """Files that are images, and what the program is given of each."""
+
+    paths: list[pathlib.Path]
+    images: list[np.ndarray]
+
+
+def _classes(call: Callable, meta: dict, batch: Batch, alarm: float) -> list[dict]:
+    """{'file', 'classes': the three most probable, 'familiarity', 'unfamiliar'} of each image."""
+    out = {key: np.asarray(value) for key, value in call(np.stack(batch.images)).items()}
+    shares = familiarity(out, meta["familiarity"])
+    rows = []
+    for path, p_Y, share in zip(batch.paths, out["probabilities"], shares, strict=True):
+        best = {printable(meta["classes"][y]): float(p_Y[y]) for y in np.argsort(-p_Y)[:3]}
+        row = {"file": printable(path), "classes": best, "familiarity": float(share)}
+        rows.append(row | {"unfamiliar": bool(share < alarm)})
+    return rows
+
+
+def _objects(call: Callable, meta: dict, batch: Batch, alarm: float) -> list[dict]:
+    """{'file', 'objects': [{'class', 'score', 'box'}], the most certain first} of each image."""
+    out = {key: np.asarray(value) for key, value in call(np.stack(batch.images)).items()}
+    rows = []
+    for i, path in enumerate(batch.paths):
+        kept = np.flatnonzero(out["keep"][i])
+        kept = kept[np.argsort(-out["score"][i][kept], kind="stable")]
+        box_Dx4 = placed(out["box"][i][kept], meta["image"]["shape"], opened(path).size)
+        objects = []
+        for m, box in zip(kept, box_Dx4, strict=True):
+            name = printable(meta["objects"][out["label"][i, m]])
+            score = float(out["score"][i, m])
+            objects.append({"class": name, "score": score, "box": box.round(2).tolist()})
+        rows.append({"file": printable(path), "objects": objects})
+    return rows
+
+
+def _readable(paths: list[pathlib.Path], meta: dict) -> Batch:
+    """The images of these files; files that are none are named on stderr."""
+    batch = Batch([], [])
+    for path in paths:
+        try:
+            batch.images.append(read(path, meta["image"]["shape"], meta["image"]["levels"]))
+            batch.paths.append(path)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+    return batch
+
+
+def _lines(row: dict) -> list[str]:
+    """What is printed of an image without --json."""
+    if "classes" in row:
+        words = [row["file"], *(f"{name} {p:.1%}" for name, p in row["classes"].items())]
+        if row["unfamiliar"]:
+            words.append("unfamiliar")
+        return ["  ".join([*words, f"familiarity {row['familiarity']:.0%}"])]
+    if not row["objects"]:
+        return [f"{row['file']}  no object"]
+    lines = []
+    for one in row["objects"]:
+        x, y, w, h = one["box"]
+        place = f"x {x:.1f}  y {y:.1f}  w {w:.1f}  h {h:.1f}"
+        lines.append(f"{row['file']}  {one['class']} {one['score']:.1%}  {place}")
+    return lines
+
+
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="predict", description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="classifier.jaxexport, its .json beside it")
+    parser.add_argument("model", help="classifier.jaxexport or detector.jaxexport, .json beside it")
     parser.add_argument("images", nargs="+", help="image files and folders of them")
-    args = parser.parse_args(argv)
+    parser.add_argument("--json", action="store_true", help="a JSON object for each image")
+    parser.add_argument("--out", metavar="FOLDER", help="where images with their boxes go")
+    parser.add_argument("--maps", metavar="FOLDER", help="where maps of what is unusual go")
+    rate = "share of usual images that are called unfamiliar; 0.01 unless given"
+    parser.add_argument("--false_alarm", type=float, default=0.01, metavar="RATE", help=rate)
+    return parser.parse_args(argv)
+
+
+KINDS = {"classifier": _classes, "detector": _objects}
+
+
+def _loaded(args: argparse.Namespace, model: str) -> tuple[Callable, dict, Callable | None]:
+    """(program, its metadata, the program of maps or None); :class:`Refused` where they misfit."""
+    call, meta = load(model)
+    if meta["what"] not in KINDS:
+        what = meta["what"]
+        raise Refused(f"{model}: made by --what={what}; want one of --what=classifier or detector")
+    if args.out and meta["what"] != "detector":
+        raise Refused(f"out={args.out}: {model} finds no boxes; want one of --what=detector")
+    if not 0 < args.false_alarm < 1:
+        raise Refused(f"false_alarm={args.false_alarm}: want a rate between 0 and 1")
+    if not args.maps:
+        return call, meta, None
+    path = pathlib.Path(model).with_name("maps.jaxexport")
+    if not path.exists():
+        raise Refused(f"maps={args.maps}: {path} is not there; export it with --what=maps")
+    maps, about = load(path)
+    if about["image"] != meta["image"]:
+        raise Refused(f"maps={args.maps}: {path} is of other images than {model}")
+    return call, meta, lambda image: maps(image)["anomaly"] / about["usual_maximum"]
+
+
+def main(argv: list[str] | None = None, find: Callable[[str], str] = str) -> int:
+    """The command; ``find`` gives the exported file of what is named as the model."""
+    args = _parsed(argv)
     try:
-        call, meta = load(args.model)
-        if meta["what"] != "classifier":
-            what = meta["what"]
-            raise Refused(f"{args.model}: made by --what={what}; want one of --what=classifier")
+        call, meta, maps = _loaded(args, find(args.model))
         paths = list(files(args.images))
         if not paths:
             raise Refused(f"{printable(' '.join(args.images))}: no images in it")
+        out = Folder(args.out) if args.out else None
+        shades = Folder(args.maps) if args.maps else None
     except (Refused, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    bad = 0
     try:
-        bad = _classify(call, meta, paths)
+        for start in range(0, len(paths), BATCH):
+            part = paths[start : start + BATCH]
+            batch = _readable(part, meta)
+            bad += len(part) - len(batch.paths)
+            if not batch.paths:
+                continue
+            rows = KINDS[meta["what"]](call, meta, batch, args.false_alarm)
+            for row in rows:
+                print("\n".join([json.dumps(row)] if args.json else _lines(row)))
+            if out:
+                _save_boxes(rows, batch, out)
+            if shades:
+                _save_maps(maps, meta["image"]["levels"], batch, shades)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -231,28 +433,15 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if bad else 0
 
 
-def _classify(call: Callable, meta: dict, paths: list[pathlib.Path]) -> int:
-    """Print a line for each image; returns how many could not be read."""
-    shape = meta["image"]["shape"]
-    bad = 0
-    for start in range(0, len(paths), BATCH):
-        images = []
-        names = []
-        for path in paths[start : start + BATCH]:
-            try:
-                images.append(read(path, shape, meta["image"]["levels"]))
-                names.append(printable(path))
-            except ValueError as error:
-                print(f"error: {error}", file=sys.stderr)
-                bad += 1
-        if not names:
-            continue
-        out = {key: np.asarray(value) for key, value in call(np.stack(images)).items()}
-        shares = familiarity(out, meta["familiarity"])
-        for name, p_Y, share in zip(names, out["probabilities"], shares, strict=True):
-            best = [f"{printable(meta['classes'][y])} {p_Y[y]:.1%}" for y in np.argsort(-p_Y)[:3]]
-            print("  ".join([name, *best, f"familiarity {share:.0%}"]))
-    return bad
+def _save_boxes(rows: list[dict], batch: Batch, folder: Folder) -> None:
+    for path, row in zip(batch.paths, rows, strict=True):
+        folder.save(draw(opened(path), row["objects"]), path)
+
+
+def _save_maps(maps: Callable, levels: int, batch: Batch, folder: Folder) -> None:
+    map_BxHxW = np.asarray(maps(np.stack(batch.images)))
+    for path, image, one in zip(batch.paths, batch.images, map_BxHxW, strict=True):
+        folder.save(map_beside(image, one, levels), path)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,14 @@ writes WORKDIR/export/classifier.jaxexport, a program for cpu, cuda and tpu with
 a batch of any size; classifier.json, its inputs and outputs; and predict.py, which needs JAX, numpy
 and Pillow alone.
 
-    classifier  images uint8 BxHxWxC → probabilities BxY, distance B to the codes of training, and
-                neg_elbo B (nats) where there is a decoder
+    classifier  images uint8 BxHxWxC → probabilities BxY; scores of how unusual an image is, B each:
+                distance (of its code to those of training), energy (of the logits), and neg_elbo
+                (nats) where there is a decoder
     encoder     images uint8 BxHxWxC → mu BxD, and logvar BxD where q(z|x) is a diagonal Gaussian
     sampler     seeds uint32 B (conditional: and labels int32 B) → image BxHxWxC in [0, 1]
+    detector    images uint8 BxHxWxC → box BxMx4 (x, y, w, h in pixels), label BxM, score BxM in
+                [0, 1], and keep BxM: the objects that are left after suppression
+    maps        images uint8 BxHxWxC → anomaly BxHxW: how unusual each pixel is
 
 From Python, without this package::
 
@@ -33,11 +37,13 @@ from vae_jax import cli as flags_lib
 from vae_jax import data
 from vae_jax import distributions as densities
 from vae_jax.config import UserError
-from vae_jax.data import evaluation, predict
-from vae_jax.evaluate import classification, likelihood, ood, tasks
+from vae_jax.data import evaluation, predict, scenes
+from vae_jax.distributions import example_keys
+from vae_jax.evaluate import classification, likelihood, ood, ood_scores, tasks
 from vae_jax.evaluate.run import forward
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import hosts
+from vae_jax.models import boxes
 from vae_jax.tools import results
 from vae_jax.train import checkpoint, log, step
 from vae_jax.train import program as compile_lib
@@ -45,11 +51,20 @@ from vae_jax.train import run as workdir
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ELBO_DRAWS = 4
+# Sets of scores among which an export chooses.
+SCORES = (
+    ("distance",),
+    ("neg_elbo",),
+    ("distance", "neg_elbo"),
+    ("energy",),
+    ("distance", "energy", "neg_elbo"),
+)
 IMAGES = 5_000  # of validation and of the test set, by which familiarity is measured, at most
 
 
 Inputs = list[tuple[tuple[int, ...], jax.typing.DTypeLike]]  # shape without B, dtype
 Program = tuple[Callable[..., dict[str, jax.Array]], Inputs]
+Tell = Callable[[str], object]
 
 
 def program(
@@ -69,8 +84,8 @@ def program(
     Raises:
       UserError: the model has no such part.
     """
-    if what == "sampler":
-        return _sampler(s, params)
+    if what in OTHERS:
+        return OTHERS[what](s, params)
     model = s.model
     params = jax.tree.map(hosts.fetch, params)
     to_x = _inputs(evaluation.seen, s)
@@ -85,6 +100,7 @@ def program(
         mu = q.mu[:, : model.spec.code]
         logits = model.classify(params, x)
         out = {"probabilities": jax.nn.softmax(logits / temperature), "distance": codes(mu, jnp)}
+        out["energy"] = -jax.nn.logsumexp(logits, axis=-1)  # ood_scores.energy
         if model.decode is not None:
             out["neg_elbo"] = neg_elbo(image)
         return out
@@ -147,6 +163,83 @@ def _sampler(s: workdir.Setup, params: dict) -> Program:
     return sampler, inputs
 
 
+def _detector(s: workdir.Setup, params: dict) -> Program:
+    """The objects of each image, suppressed and kept as ``evaluate.scenes`` counts them."""
+    model = s.model
+    params = jax.tree.map(hosts.fetch, params)
+    if model.detect is None:
+        raise UserError("what=detector: the run's model finds no objects; want another")
+    to_x = _inputs(evaluation.seen, s)
+
+    def of_one(x_HxWxC: jax.Array) -> dict[str, jax.Array]:
+        d = jax.tree.map(lambda leaf: leaf[0], model.detect(params, x_HxWxC[None]))
+        log_p_M = jax.nn.log_softmax(d.class_logits).max(-1)
+        label_M = jnp.argmax(d.class_logits, -1)
+        keep_M = d.logit > 0
+        if d.windows is None:  # a model that looks at windows explains each object once
+            keep_M &= boxes.suppress(d.boxes, d.logit + log_p_M, label_M)
+        score_M = jax.nn.sigmoid(d.logit) * jnp.exp(log_p_M)
+        return {"box": d.boxes, "label": label_M, "score": score_M, "keep": keep_M}
+
+    def detector(image: jax.Array) -> dict[str, jax.Array]:
+        return jax.vmap(of_one)(to_x(image))  # the models read the length of a batch, here symbolic
+
+    return detector, [(s.dataset.shape, jnp.uint8)]
+
+
+def object_names(s: workdir.Setup, params: dict) -> list[str]:
+    """The classes of what a detector finds: those of the scenes' base where it has them."""
+    image = jax.ShapeDtypeStruct((1, *s.dataset.shape), jnp.float32)
+    shapes = jax.eval_shape(s.model.detect, params, image)
+    count = shapes.class_logits.shape[-1]
+    if count == 1:
+        return ["object"]
+    name = s.c.data.name
+    if name.startswith(scenes.PREFIX):
+        base = s.c.data.copy_and_resolve_references()
+        base.name, _, _ = scenes.parse(name)
+        classes = data.load(base).classes
+        if len(classes) == count:
+            return list(classes)
+    return [str(y) for y in range(count)]
+
+
+def _maps(s: workdir.Setup, params: dict) -> Program:
+    """``ood_scores.anomaly_maps``' ``combined`` map, each image with the noise of example 0."""
+    model = s.model
+    params = jax.tree.map(hosts.fetch, params)
+    if model.decode is None:
+        raise UserError("what=maps: the run's model has no decoder; want another")
+    to_x = _inputs(evaluation.inputs, s)
+    key = step.stream(s.c.seed, "familiarity")
+    anomaly = ood_scores.anomaly_maps(model)
+
+    def maps(image: jax.Array) -> dict[str, jax.Array]:
+        keys_B = example_keys(key, jnp.zeros(image.shape[0], jnp.int32))
+        return {"anomaly": anomaly(params, to_x(image), keys_B)["combined"]}
+
+    return maps, [(s.dataset.shape, jnp.uint8)]
+
+
+OTHERS = {"sampler": _sampler, "detector": _detector, "maps": _maps}  # than of one code an image
+
+
+def usual_maximum(s: workdir.Setup, maps: Callable) -> float:
+    """What the greatest pixel of a validation image's anomaly map is below in 95 of 100 images."""
+    greatest = _over(maps, np.asarray(data.some(s.dataset.validation, IMAGES).image))
+    return float(np.quantile(greatest["anomaly"].max((1, 2)), 0.95))
+
+
+def _over(function: Callable, image_NxHxWxC: np.ndarray) -> dict[str, np.ndarray]:
+    """{name: its rows} of a program of all images, 250 at a time."""
+    run = compile_lib.simple(function)
+    parts = []
+    for index, mask in data.eval_batches(len(image_NxHxWxC), min(250, len(image_NxHxWxC))):
+        out = run(image_NxHxWxC[index])
+        parts.append({name: np.asarray(v)[mask] for name, v in out.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def exported(function: Callable[..., dict], arguments: Inputs) -> export.Exported:
     """A function exported for :data:`PLATFORMS`, the leading dimension of all arguments free."""
     (b,) = export.symbolic_shape("b")
@@ -190,19 +283,15 @@ def unusual(image_NxHxWxC: np.ndarray, levels: int) -> dict[str, np.ndarray]:
 def familiarity(s: workdir.Setup, classifier: Callable) -> dict:
     """What :func:`predict.familiarity` needs: which scores, and their quantiles on validation.
 
-    Of −ELBO, the distance of the code, and the smaller of both ranks, the one is chosen whose AUROC
-    over the kinds of :func:`unusual` images is the best at its worst. ``false_alarms``: the share
-    of the test images whose familiarity is below 1 and below 5 %.
+    Of the sets of scores in :data:`SCORES` the one is chosen, by the smallest rank over its scores,
+    whose AUROC over the kinds of :func:`unusual` images is the best at its worst. ``false_alarms``:
+    the share of the test images whose familiarity is below 1 and below 5 %.
     """
-    run = compile_lib.simple(classifier)
 
     def scores(image_NxHxWxC: np.ndarray) -> dict[str, np.ndarray]:
-        parts = []
-        for index, mask in data.eval_batches(len(image_NxHxWxC), min(250, len(image_NxHxWxC))):
-            out = run(image_NxHxWxC[index])
-            parts.append({name: np.asarray(v)[mask] for name, v in out.items()})
-        names = [name for name in parts[0] if name != "probabilities"]
-        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+        out = _over(classifier, image_NxHxWxC)
+        del out["probabilities"]
+        return out
 
     image = np.asarray(data.some(s.dataset.validation, IMAGES).image)
     usual = scores(image)
@@ -210,10 +299,10 @@ def familiarity(s: workdir.Setup, classifier: Callable) -> dict:
     others = {kind: scores(one) for kind, one in kinds.items()}
     levels = np.linspace(0, 1, 1001)
     best: dict = {}
-    for names in ({"distance"}, {"neg_elbo"}, {"distance", "neg_elbo"}):
-        if not names <= set(usual):
+    for names in SCORES:
+        if not set(names) <= set(usual):
             continue
-        quantiles = {name: np.quantile(usual[name], levels).tolist() for name in sorted(names)}
+        quantiles = {name: np.quantile(usual[name], levels).tolist() for name in names}
         smallest = predict.smallest_rank(usual, quantiles)
         auroc = {}
         for kind, out in others.items():
@@ -228,32 +317,45 @@ def familiarity(s: workdir.Setup, classifier: Callable) -> dict:
     return best
 
 
+def _described(what: str, s: workdir.Setup, params: dict, say: Tell) -> tuple[Program, dict]:
+    """The program of an export, and what its metadata says of it alone."""
+    if what == "detector":
+        made = program(what, s, params)
+        return made, {"objects": object_names(s, params)}
+    if what == "maps":
+        made = program(what, s, params)
+        return made, {"usual_maximum": usual_maximum(s, made[0])}
+    if what != "classifier":
+        return program(what, s, params), {}
+    program(what, s, params)  # raises before the work where there is no classifier
+    temperature, codes = calibrated(s, params)
+    made = program(what, s, params, temperature=temperature, codes=codes)
+    reference = familiarity(s, made[0])
+    alarms = reference["false_alarms"]["0.01"]
+    names = " and ".join(reference["quantiles"])
+    say(f"familiarity by {names}: below 1 % for {alarms:.1%} of the test images")
+    return made, {"temperature": temperature, "familiarity": reference}
+
+
 def write(
     folder: str,
-    what: str,
+    what: str = "",
     *,
     which: str | int = "best",
     data_dir: str = "",
     files: workdir.Files = workdir.UNMOVED,
-    say: Callable[[str], None] = print,
+    say: Tell = print,
 ) -> str:
     """Export from a run's folder; the path of the file. ``files``: what has moved since.
+
+    Without ``what``, the detector of a model that finds objects, else the classifier.
 
     Raises:
       UserError: there is no such run, or its model has no such part.
     """
     s, state, meta = workdir.restore(folder, which, data_dir=data_dir, files=files, say=say)
-    params = step.averaged(state)
-    about = {}
-    function, arguments = program(what, s, params)
-    if what == "classifier":
-        temperature, codes = calibrated(s, params)
-        function, _ = program(what, s, params, temperature=temperature, codes=codes)
-        about["temperature"] = temperature
-        about["familiarity"] = familiarity(s, function)
-        alarms = about["familiarity"]["false_alarms"]["0.01"]
-        names = " and ".join(about["familiarity"]["quantiles"])
-        say(f"familiarity by {names}: below 1 % for {alarms:.1%} of the test images")
+    what = what or ("classifier" if s.model.detect is None else "detector")
+    (function, arguments), about = _described(what, s, step.averaged(state), say)
     blob = exported(function, arguments).serialize()
     figures = epath.Path(folder, "metrics.json")
     path = os.path.join(folder, "export", f"{what}.jaxexport")
@@ -286,7 +388,7 @@ def write(
 
 def define(values: flags.FlagValues) -> None:
     """Declare the flags of this script."""
-    kinds = ["classifier", "encoder", "sampler"]
+    kinds = ["classifier", "encoder", *OTHERS]
     flags.DEFINE_enum("what", "classifier", kinds, "what to export", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("checkpoint", "best", "best or latest", flag_values=values)
