@@ -86,7 +86,8 @@ def collect(source: Source, logits_NxY: np.ndarray | None) -> Explorer:
     rows = choose(errors, labels, len(test.image), POINTS)
     ask = _asker(source)
     answers = ask(source.params, rows)
-    parts = {"rows": rows, "images": strips.to_bytes(answers["image"]), "codes": answers["code"]}
+    parts: dict[str, Any] = {"rows": rows, "codes": answers["code"]}
+    parts["images"] = strips.to_bytes(answers["image"])
     if labels is not None:
         parts["labels"] = labels[rows]
     if logits_NxY is not None:

@@ -208,7 +208,7 @@ def _judgement(report: Report) -> str:
 
 def _run_text(key: str, value: Any, run: Mapping[str, Any]) -> str:
     if key.endswith("seconds") and isinstance(value, numbers.Real):
-        return words.duration(value)
+        return words.duration(float(value))
     if key == "seed":
         return str(value)
     if key == "wall_time" and not run.get("restarts"):
