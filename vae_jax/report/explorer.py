@@ -101,13 +101,14 @@ def collect(source: Source, logits_NxY: np.ndarray | None) -> Explorer:
         half = decoder_lib.rounded(source.params)
         if _moved(answers["mean"][:CHUNK], ask(half, rows[:CHUNK])["mean"]) <= 1:
             parts["decoder"] = packed
-    start = min(len(errors), POINTS // 2, len(rows) - 1)  # the first that is no error
     if source.config.posterior.name != "von_mises_fisher":  # a straight line leaves the sphere
+        start = min(len(errors), POINTS // 2, len(rows) - 1)  # the first that is no error
         kl_D = answers["kl"].mean(0) if "kl" in answers else None
         parts["ranges"] = strips.ranges(answers["code"], kl_D)
         parts["traversals"] = strips.traversals(source, int(rows[start]), parts["ranges"])
     if source.model.complete is not None:
-        parts["levels"] = strips.levels(source, rows[start:])
+        shown = pictures.first_images(labels, min(strips.IMAGES, len(test.image)))
+        parts["levels"] = strips.levels(source, shown)
     return Explorer(**parts)
 
 
