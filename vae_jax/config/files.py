@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -92,7 +93,7 @@ def _python_files(folder: str) -> list[str]:
     return [name for name in files if name != "__init__.py"]
 
 
-def load(path: str, function: str = "get_config") -> object:
+def load(path: str, function: str = "get_config") -> Any:
     """``get_config()`` of a config file, or ``get_study()`` of a study's.
 
     ``path`` may be the name of a config file that comes with the package, such as ``digits``.

@@ -26,6 +26,7 @@ CHUNK = 250  # images that the model sees at once
 BYTES = 1_500_000
 COLUMNS = 40  # tiles in a row of a sprite
 MISTAKES = 24  # of the gallery of errors
+FEATURES = 30  # principal components of the codes that t-SNE reads, at most
 
 
 class Explorer(NamedTuple):
@@ -85,7 +86,8 @@ def collect(source: Source, logits_NxY: np.ndarray | None) -> Explorer:
     rows = choose(errors, labels, len(test.image), POINTS)
     ask = _asker(source)
     answers = ask(source.params, rows)
-    parts = {"rows": rows, "images": strips.to_bytes(answers["image"]), "codes": answers["code"]}
+    parts: dict[str, Any] = {"rows": rows, "codes": answers["code"]}
+    parts["images"] = strips.to_bytes(answers["image"])
     if labels is not None:
         parts["labels"] = labels[rows]
     if logits_NxY is not None:
@@ -99,13 +101,14 @@ def collect(source: Source, logits_NxY: np.ndarray | None) -> Explorer:
         half = decoder_lib.rounded(source.params)
         if _moved(answers["mean"][:CHUNK], ask(half, rows[:CHUNK])["mean"]) <= 1:
             parts["decoder"] = packed
-    start = min(len(errors), POINTS // 2, len(rows) - 1)  # the first that is no error
     if source.config.posterior.name != "von_mises_fisher":  # a straight line leaves the sphere
+        start = min(len(errors), POINTS // 2, len(rows) - 1)  # the first that is no error
         kl_D = answers["kl"].mean(0) if "kl" in answers else None
         parts["ranges"] = strips.ranges(answers["code"], kl_D)
         parts["traversals"] = strips.traversals(source, int(rows[start]), parts["ranges"])
     if source.model.complete is not None:
-        parts["levels"] = strips.levels(source, rows[start:])
+        shown = pictures.first_images(labels, min(strips.IMAGES, len(test.image)))
+        parts["levels"] = strips.levels(source, shown)
     return Explorer(**parts)
 
 
@@ -159,6 +162,22 @@ def plane(e: Explorer, count: int) -> dict[str, Any]:
     return {"axes": list(axes), "x": _numbers(x, 3), "y": _numbers(y, 3)}
 
 
+def features(e: Explorer) -> np.ndarray | None:
+    """What t-SNE reads: the codes, PxD, or their first principal components where they are many.
+
+    Scaled to a standard deviation of 1 over all numbers: t-SNE takes any scale for the same. None
+    for codes of two dimensions, which are a map already.
+    """
+    z = np.nan_to_num(np.asarray(e.codes, np.float64))
+    if z.shape[1] <= 2:
+        return None
+    z = z - z.mean(0)
+    if z.shape[1] > FEATURES:
+        _, _, axes = np.linalg.svd(z, full_matrices=False)
+        z = z @ axes[:FEATURES].T
+    return z / (z.std() or 1.0)
+
+
 def fitting(e: Explorer, taken: int = 0) -> int:
     """How many images fit into :data:`BYTES` beside the decoder's weights, by those of the first.
 
@@ -173,6 +192,7 @@ def fitting(e: Explorer, taken: int = 0) -> int:
         size += 2 * e.codes.shape[1]
     elif e.reconstructions is not None:
         size += len(strips.sprite(e.reconstructions[:probe], COLUMNS)) / probe
+    size += 2 * min(e.codes.shape[1], FEATURES)
     return int(np.clip(room / size, min(20, probe), len(e.images)))
 
 
@@ -202,6 +222,9 @@ def view(e: Explorer, classes: Sequence[str]) -> dict[str, Any]:
         "classes": list(map(str, classes)),
         "colours": list(pictures.CLASS_COLOURS),
     }
+    rows = features(e)
+    if rows is not None:
+        packed["features"] = decoder_lib.text_of(rows[:count])
     if e.labels is not None:
         packed["labels"] = e.labels[:count].tolist()
     if e.predicted is not None:

@@ -1,7 +1,7 @@
 """The report of a run: one page that a person opens, and its summary on the terminal.
 
 The page (:func:`write`) needs no network and no other file: pictures are inside it, once for a
-light screen and once for a dark one. Its only script (``templates/report.js``) makes the latent
+light screen and once for a dark one. Its only script (:data:`SCRIPTS`) makes the latent
 map, the confusion matrix and the decoder interactive; without it the page can still be read.
 """
 
@@ -55,6 +55,7 @@ RUN = {  # key of ``run`` → its name on the page
     "versions": "Versions",
 }
 TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
+SCRIPTS = ("tsne.js", "report.js")  # one script, in this order
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def _judgement(report: Report) -> str:
 
 def _run_text(key: str, value: Any, run: Mapping[str, Any]) -> str:
     if key.endswith("seconds") and isinstance(value, numbers.Real):
-        return words.duration(value)
+        return words.duration(float(value))
     if key == "seed":
         return str(value)
     if key == "wall_time" and not run.get("restarts"):
@@ -262,8 +263,11 @@ def render(template: str, **values: Any) -> str:
 
 def _script() -> str:
     """The page's only script."""
-    with open(os.path.join(TEMPLATES, "report.js"), encoding="utf-8") as file:
-        return file.read()
+    parts = []
+    for name in SCRIPTS:
+        with open(os.path.join(TEMPLATES, name), encoding="utf-8") as file:
+            parts.append(file.read())
+    return "".join(parts)
 
 
 def _explorer_json(report: Report) -> str:

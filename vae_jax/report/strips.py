@@ -24,7 +24,7 @@ STOPS = 9  # images along one dimension
 SPAN = 2.0  # standard deviations of the test set's codes, on both sides of their mean
 COUNTS = 7  # numbers of levels from the image, at most
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-IMAGES = 8  # of the levels, at most
+IMAGES = 10  # of the levels, at most
 BYTES = 400_000  # of the sprite of the levels: fewer images where they are large
 
 

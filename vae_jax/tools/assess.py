@@ -28,6 +28,7 @@ from vae_jax.report.metrics import lookup
 from vae_jax.tools import results
 from vae_jax.train import checkpoint, film, step
 from vae_jax.train import clock as watch
+from vae_jax.train.alive import alive
 from vae_jax.train.log import check_writable, read_history, write_evaluation
 from vae_jax.train.run import (
     UNMOVED,
@@ -100,7 +101,8 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
     say(f"evaluating checkpoint {meta['step']} ({request.which}) on {count:,} test images")
     began = time.perf_counter()
     subject = Subject.of(s, step.averaged(state))
-    metrics, why, pictures = _measure(subject, workdir, request, s, meta["step"], say)
+    with alive("evaluating", say):
+        metrics, why, pictures = _measure(subject, workdir, request, s, meta["step"], say)
     run = _facts(s.c, meta, state, request.which)
     run |= {
         "name": os.path.basename(os.path.normpath(workdir)),
@@ -111,7 +113,8 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
         run["replica"] = replica
     if not hosts.first():
         return metrics, run
-    _write(workdir, s, metrics, pictures, run)
+    with alive("writing the report", say):
+        _write(workdir, s, metrics, pictures, run)
     write_evaluation(workdir, meta["step"], metrics)
     if request.publish:
         _publish(request.publish, s.c, metrics, run)

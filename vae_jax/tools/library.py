@@ -204,9 +204,10 @@ class Run:
     @functools.cached_property
     def _decoder(self) -> Callable[..., dict[str, jax.Array]]:
         model = self.model
+        decode = self._check_decoder("decode")
 
         def program(params: dict, batch: dict) -> dict[str, jax.Array]:
-            out = model.decode(params, batch["image"], batch.get("label"))
+            out = decode(params, batch["image"], batch.get("label"))
             return {"image": model.likelihood.mean(out)}
 
         return program_lib.over_batches(program, self.subject.mesh)
@@ -214,11 +215,12 @@ class Run:
     @functools.cached_property
     def _sampler(self) -> Callable[..., dict[str, jax.Array]]:
         model = self.model
+        decode = self._check_decoder("sample")
 
         def program(params: dict, batch: dict, key: jax.Array) -> dict[str, jax.Array]:
             y = batch.get("label")
             keys_N = distributions.example_keys(key, batch["id"])
-            out = model.decode(params, model.sample(params, keys_N, y), y)
+            out = decode(params, model.sample(params, keys_N, y), y)
             return {"image": model.likelihood.mean(out)}
 
         return program_lib.over_batches(program, self.subject.mesh)
@@ -240,9 +242,11 @@ class Run:
 
     # --- input -----------------------------------------------------------------------------------
 
-    def _check_decoder(self, method: str) -> None:
+    def _check_decoder(self, method: str) -> Callable[..., jax.Array]:
+        """The model's ``decode``, which a classifier alone does not have."""
         if self.model.decode is None:
             raise UserError(f"{method}: the model of {self.workdir} has no decoder")
+        return self.model.decode
 
     def _labels(self, labels: Any, n: int) -> np.ndarray | None:
         """int32 [n] where the model has labels, else None."""

@@ -24,7 +24,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -150,7 +150,7 @@ def figures(reading: Reading, label_N: np.ndarray, classes: int) -> tuple[dict, 
     """
     predicted = reading.predicted
     counts = classification.confusion(label_N, predicted, classes)
-    metrics = dict.fromkeys(("cross_entropy_nats", "ece", "brier"))
+    metrics: dict[str, Any] = dict.fromkeys(("cross_entropy_nats", "ece", "brier"))
     if reading.logits is not None:
         metrics |= classification.figures(reading.logits, label_N)[0]
     metrics["accuracy"] = float((predicted == label_N).mean())
@@ -172,7 +172,7 @@ def save_split(root: str, cell: Cell, dataset: data.Dataset) -> None:
     for name, split in splits.items():
         pixels = np.ascontiguousarray(split.image[:])
         images[name] = [len(split.image), zlib.crc32(pixels)]
-    content = {"images": images}
+    content: dict[str, Any] = {"images": images}
     if cell.labels:
         for name in ("train", "validation"):
             content[name] = np.flatnonzero(splits[name].label >= 0).tolist()

@@ -21,6 +21,7 @@ from vae_jax.mesh.hosts import STOPPED
 from vae_jax.train import checkpoint, clock, identity, log
 from vae_jax.train import program as program_lib
 from vae_jax.train.actions import Log, Member, Run, Save, Validate
+from vae_jax.train.alive import alive
 from vae_jax.train.guard import Guard, Pending
 from vae_jax.train.progress import Progress
 from vae_jax.train.run import (
@@ -219,7 +220,7 @@ def _loop(run: Run, start: Start, stop: Stop, say: Tell) -> int:
         want = f"want a divisor of {step}, the step where the run stopped"
         raise UserError(f"steps_per_call={c.steps_per_call}: {want}")
     earlier = run.watch.clock["compile_seconds"]
-    with run.watch.part("compile"):
+    with run.watch.part("compile"), alive("compiling", say):
         program = program_lib.training(
             c, run.setup.model, run.setup.mesh, run.setup.dataset, state, start.places
         )

@@ -1,4 +1,3 @@
-"use strict";
 // The page can be read without this script. It adds what a still page cannot show: the image behind
 // a point of the latent map, the images of a cell of the confusion matrix, the decoding of any code.
 
@@ -156,11 +155,13 @@ function decode(code) {
   return image;
 }
 
+let codes = null; // of all images, read at the first use
+
 /** The code of image i. */
 function codeOf(i) {
-  if (typeof data.codes === "string") data.codes = readHalves(data.codes);
-  const size = data.codes.length / data.count;
-  return data.codes.slice(i * size, (i + 1) * size);
+  codes ??= readHalves(data.codes);
+  const size = codes.length / data.count;
+  return codes.slice(i * size, (i + 1) * size);
 }
 
 // --- images -------------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ function describe(i) {
 
 // --- the latent map -----------------------------------------------------------------------------
 
-const map = { selected: 0, hidden: new Set(), onlyErrors: false, limits: null };
+const map = { selected: 0, hidden: new Set(), onlyErrors: false, plane: null, limits: null };
 
 function isVisible(i) {
   if (map.onlyErrors && !isError(i)) return false;
@@ -248,8 +249,8 @@ function isVisible(i) {
 
 /** The place of point i on the canvas, in CSS pixels. */
 function placeOf(i) {
-  const { x, y } = data.plane;
-  const { limits } = map;
+  const { limits, plane } = map;
+  const { x, y } = plane;
   const canvas = element("map-canvas");
   const margin = 10;
   const across = (x[i] - limits[0]) / (limits[1] - limits[0]);
@@ -391,9 +392,8 @@ function addClassToggles() {
 function startMap() {
   element("map-still").hidden = true;
   element("map").hidden = false;
-  map.limits = [...span(data.plane.x), ...span(data.plane.y)];
+  showPlane(data.plane, data.plane.axes.join(", "));
   addClassToggles();
-  element("map-axes").textContent = data.plane.axes.join(", ");
   const canvas = element("map-canvas");
   canvas.addEventListener("pointermove", (event) => {
     if (event.pointerType === "mouse") selectAt(event); // a finger scrolls; it selects by a tap
@@ -404,6 +404,68 @@ function startMap() {
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
   element("map-reconstruction").parentElement.hidden = !data.decoder && !data.reconstructions;
   select(0);
+  if (data.features) addPlanes();
+}
+
+function showPlane(plane, words) {
+  map.plane = plane;
+  map.limits = [...span(plane.x), ...span(plane.y)];
+  element("map-axes").textContent = words;
+}
+
+// --- t-SNE beside PCA ---------------------------------------------------------------------------
+
+const tsne = { state: null, chosen: false, running: false };
+
+function showTsne() {
+  const { step, points } = tsne.state;
+  const plane = { x: points.filter((_, i) => i % 2 === 0), y: points.filter((_, i) => i % 2) };
+  const words = tsne.running
+    ? `t-SNE, step ${step} of ${TSNE.steps}`
+    : `t-SNE, perplexity ${TSNE.perplexity}, ${step} steps: neighbours are alike; ` +
+      "distances between groups mean little";
+  showPlane(plane, words);
+  drawMap();
+}
+
+/** Steps for 50 ms, then the page's turn; stops after TSNE.seconds. */
+function runTsne(end) {
+  const until = performance.now() + 50;
+  while (tsne.state.step < TSNE.steps && performance.now() < until) stepTsne(tsne.state);
+  tsne.running = tsne.state.step < TSNE.steps && performance.now() < end;
+  if (tsne.chosen) showTsne();
+  if (tsne.running) setTimeout(() => runTsne(end), 0);
+}
+
+function chooseTsne() {
+  tsne.chosen = true;
+  if (tsne.state) {
+    showTsne();
+    return;
+  }
+  tsne.state = startTsne(readHalves(data.features), data.plane);
+  runTsne(performance.now() + 1000 * TSNE.seconds);
+}
+
+function choosePca() {
+  tsne.chosen = false;
+  showPlane(data.plane, data.plane.axes.join(", "));
+  drawMap();
+}
+
+/** Two buttons, of which one is pressed. */
+function addPlanes() {
+  const buttons = [];
+  for (const [name, choose] of [["PCA", choosePca], ["t-SNE", chooseTsne]]) {
+    const button = makeButton(name, () => {
+      for (const one of buttons) one.setAttribute("aria-pressed", String(one === button));
+      choose();
+    });
+    button.setAttribute("aria-pressed", String(name === "PCA"));
+    buttons.push(button);
+  }
+  element("map-planes").append(...buttons);
+  element("map-planes").hidden = false;
 }
 
 // --- the images of a cell of the confusion matrix -----------------------------------------------
