@@ -334,7 +334,7 @@ def _noise(m: Any, keys_B: jax.Array, samples: int) -> np.ndarray:
     if m.levels == 1:
         return np.asarray(distributions.standard_normal(keys_KxB, m.latent))
     sizes = []
-    for levels, size in m.groups:
+    for levels, size in m.spec.groups:
         sizes += [size] * levels
     draws = []
     for level_keys, size in zip(distributions.split_keys(keys_KxB, m.levels), sizes, strict=True):

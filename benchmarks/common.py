@@ -34,14 +34,16 @@ class Recorder:
         self.began = time.time()
         self.command = shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
 
-    def write(self, config: str | dict | None, figures: FIGURES) -> None:
+    def write(
+        self, config: str | dict | None, figures: FIGURES, seeds: int | list[int] = 0
+    ) -> None:
         from vae_jax.tools import results
 
         results.write(
             self.out,
             command=self.command,
             config=config,
-            seed=0,
+            seed=seeds,
             seconds=time.time() - self.began,
             figures=figures,
         )

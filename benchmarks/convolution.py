@@ -35,13 +35,13 @@ class Layer(NamedTuple):
 
 
 LAYERS = {
-    "64 to 64 at 32x32": Layer((128, 32, 32, 64), (3, 3, 64, 64), 1),
-    "3 to 64 at 32x32": Layer((128, 32, 32, 3), (3, 3, 3, 64), 1),
-    "64 to 64 at 16x16, up": Layer((128, 16, 16, 64), (3, 3, 64, 64), 2, transposed=True),
-    "32 to 64 at 14x14, down": Layer((128, 14, 14, 32), (4, 4, 32, 64), 2),
-    "64 to 32 at 14x14, up": Layer((128, 14, 14, 64), (4, 4, 32, 64), 2, transposed=True),
+    "same_64_64_at_32": Layer((128, 32, 32, 64), (3, 3, 64, 64), 1),
+    "same_3_64_at_32": Layer((128, 32, 32, 3), (3, 3, 3, 64), 1),
+    "up_64_64_at_16": Layer((128, 16, 16, 64), (3, 3, 64, 64), 2, transposed=True),
+    "down_32_64_at_14": Layer((128, 14, 14, 32), (4, 4, 32, 64), 2),
+    "up_64_32_at_7": Layer((128, 7, 7, 64), (4, 4, 32, 64), 2, transposed=True),
 }
-PARTS = ("forward", "input gradient", "kernel gradient")
+PARTS = ("forward", "input_gradient", "kernel_gradient")
 
 
 def parts_of_jax(layer: Layer, x: np.ndarray, w: np.ndarray) -> dict[str, Call]:
@@ -63,8 +63,8 @@ def parts_of_jax(layer: Layer, x: np.ndarray, w: np.ndarray) -> dict[str, Call]:
     g = jnp.ones_like(function(x_device, w_device))
     programs = {
         "forward": (function, (x_device, w_device)),
-        "input gradient": (input_gradient, (x_device, w_device, g)),
-        "kernel gradient": (kernel_gradient, (x_device, w_device, g)),
+        "input_gradient": (input_gradient, (x_device, w_device, g)),
+        "kernel_gradient": (kernel_gradient, (x_device, w_device, g)),
     }
     calls = {}
     for part, (program, arguments) in programs.items():
@@ -100,8 +100,8 @@ def parts_of_torch(layer: Layer, x: np.ndarray, w: np.ndarray, layout: str) -> d
 
     return {
         "forward": forward,
-        "input gradient": lambda: gradient([True, False, False]),
-        "kernel gradient": lambda: gradient([False, True, False]),
+        "input_gradient": lambda: gradient([True, False, False]),
+        "kernel_gradient": lambda: gradient([False, True, False]),
     }
 
 
@@ -112,9 +112,9 @@ def lanes(layer: Layer, part: str) -> dict[str, Call]:
     w = generator.standard_normal(layer.kernel_hxwxIxO, np.float32)
     calls = {"ours": parts_of_jax(layer, x, w)[part]}
     with ops.plain():
-        calls["XLA"] = parts_of_jax(layer, x, w)[part]
+        calls["xla"] = parts_of_jax(layer, x, w)[part]
     for layout in ("contiguous", "channels_last"):
-        calls[f"torch, {layout}"] = parts_of_torch(layer, x, w, layout)[part]
+        calls[f"torch_{layout}"] = parts_of_torch(layer, x, w, layout)[part]
     return calls
 
 
@@ -162,7 +162,7 @@ def main() -> None:
         for part in PARTS:
             measured = compare(lanes(layer, part), args.rounds, args.seconds)
             print(name, part, {key: round(f["value"], 2) for key, f in measured.items()})
-            figures |= {f"{name}, {part}.{key}": value for key, value in measured.items()}
+            figures |= {f"{name}.{part}.{key}": value for key, value in measured.items()}
             recorder.write(None, figures)
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scipy import stats
 
 import benchmark
 from benchmarks import cells
@@ -151,3 +152,23 @@ def test_a_peer_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatc
     message = r"peer=torch: torch is not installed; want: pip install '\.\[peers\]'"
     with pytest.raises(UserError, match=message):
         benchmark.run(["benchmark.py", "--peer=torch"])
+
+
+@pytest.mark.parametrize("name", ["mlp", "vdvae"])
+def test_a_peer_is_given_one_standard_normal_for_each_number_of_z(name: str) -> None:
+    c, dataset, params = load(*FUNCTIONS[name])
+    noises = []
+
+    class Stops(Exception):
+        pass
+
+    class Peer:
+        def loss_and_gradients(self, image, label, noise, labelled) -> None:
+            noises.append(noise)
+            raise Stops
+
+    with pytest.raises(Stops):
+        cells.agreement(c, dataset, params, Peer())
+    latent = models.build_for(c, dataset).latent
+    assert noises[0].shape[-1] == latent
+    assert stats.kstest(noises[0].ravel(), "norm").pvalue > 1e-3

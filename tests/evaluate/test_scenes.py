@@ -7,6 +7,7 @@ import pytest
 
 from vae_jax.data.scenes import iou
 from vae_jax.evaluate import scenes
+from vae_jax.evaluate.average_precision import average_precision, without_classes
 from vae_jax.evaluate.scenes import Boxes
 from vae_jax.models import boxes as boxes_lib
 from vae_jax.train import program
@@ -58,14 +59,14 @@ RECALL_HALF = 51  # of 101 recalls, 0 to 0.5
     ],
 )
 def test_average_precision_of_known_boxes(rows, expected):
-    ap = scenes.average_precision([boxes(*rows)], [TRUE])
+    ap = average_precision([boxes(*rows)], [TRUE])
     assert ap[0] == pytest.approx(expected)
 
 
 def test_a_box_counts_up_to_its_iou():
     """IoU 0.62 passes the thresholds 0.5, 0.55 and 0.6."""
     one = boxes((0, 0, 10, 6.2, 0, 0.9))
-    ap = scenes.average_precision([one], [boxes((0, 0, 10, 10, 0, 1))])
+    ap = average_precision([one], [boxes((0, 0, 10, 10, 0, 1))])
     np.testing.assert_allclose(ap, [1, 1, 1, 0, 0, 0, 0, 0, 0, 0])
 
 
@@ -73,9 +74,9 @@ def test_classes_count_alike_and_images_are_ranked_together():
     truth = [boxes((0, 0, 9, 9, 0, 1), (20, 0, 9, 9, 1, 1)), boxes((0, 0, 9, 9, 0, 1))]
     detections = [boxes((0, 0, 9, 9, 0, 0.5)), boxes((40, 0, 9, 9, 0, 0.9))]
     # Class 0: false, true of two: precision 1/2 to recall 1/2. Class 1: nothing.
-    ap = scenes.average_precision(detections, truth)
+    ap = average_precision(detections, truth)
     assert ap[0] == pytest.approx(RECALL_HALF * 0.5 / 101 / 2)
-    together = scenes.average_precision(*map(scenes.without_classes, (detections, truth)))
+    together = average_precision(*map(without_classes, (detections, truth)))
     assert together[0] == pytest.approx(34 * 0.5 / 101), "recall 1/3: 34 recalls"
 
 
@@ -103,7 +104,7 @@ def test_average_precision_is_pycocotools(capsys):
     measure.accumulate()
     measure.summarize()
     capsys.readouterr()
-    ap = scenes.average_precision(detections, truth)
+    ap = average_precision(detections, truth)
     assert ap.mean() == pytest.approx(measure.stats[0], abs=1e-6)
     assert ap[0] == pytest.approx(measure.stats[1], abs=1e-6)
     assert 0.1 < ap.mean() < 0.9

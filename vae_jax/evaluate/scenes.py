@@ -1,23 +1,24 @@
 """Objects in scenes: average precision, counts, and ``eval.py --tasks=scenes``."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vae_jax.data import evaluation
-from vae_jax.data.scenes import iou
+from vae_jax.evaluate import scene_pictures
+from vae_jax.evaluate.average_precision import (
+    Boxes,
+    average_precision,
+    precision_curve,
+    true_boxes,
+    without_classes,
+)
 from vae_jax.evaluate.likelihood import over_split
 from vae_jax.evaluate.run import Forward, Result
 from vae_jax.evaluate.subject import Subject
 from vae_jax.models import boxes as boxes_lib
 from vae_jax.report.metrics import Metric, register
 
-THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
-RECALLS = np.linspace(0, 1, 101)
-MOST = 100  # boxes of an image that count, as in COCO's measure
 AP = ("ap50", "ap", "ap50_any_class", "ap_any_class")
 _MEANINGS = {
     "count_accuracy": "Scenes whose number of boxes with probability above 1/2 is true.",
@@ -30,96 +31,6 @@ _MEANINGS = {
 }
 for _name, _meaning in _MEANINGS.items():
     register(Metric(_name, _name.replace("_", " "), "%", "higher", _meaning))
-
-
-class Boxes(NamedTuple):
-    """The boxes of one image; of true objects the score is not used."""
-
-    box: np.ndarray  # Dx4: x, y, w, h
-    label: np.ndarray  # D
-    score: np.ndarray  # D
-
-
-def true_boxes(objects_Mx5: np.ndarray) -> Boxes:
-    """The objects of one scene, without the empty rows."""
-    real = objects_Mx5[objects_Mx5[:, 4] >= 0]
-    return Boxes(real[:, :4], real[:, 4], np.ones(len(real)))
-
-
-def matches(overlap_DxK: np.ndarray, threshold: float) -> np.ndarray:
-    """Which of D boxes, in falling order of score, match one of K true boxes; bool, shape D.
-
-    Each takes the true box of the highest IoU that no box before it has taken, if that IoU is at
-    least ``threshold``.
-    """
-    overlap = overlap_DxK.copy()
-    hit = np.zeros(len(overlap), bool)
-    if not overlap.shape[1]:
-        return hit
-    for i, row in enumerate(overlap):
-        best = row.argmax()
-        if row[best] >= threshold:
-            hit[i] = True
-            overlap[:, best] = -1
-    return hit
-
-
-def precision_at_recalls(score_N: np.ndarray, hit_N: np.ndarray, count: int) -> np.ndarray:
-    """Interpolated precision at :data:`RECALLS`: the highest at this recall or a higher one.
-
-    ``count``: true objects. 0 at recalls that are not reached.
-    """
-    order = np.argsort(-score_N, kind="stable")
-    true = np.cumsum(hit_N[order])
-    precision = true / np.arange(1, len(true) + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    place = np.searchsorted(true / count, RECALLS, side="left")
-    return np.append(precision, 0.0)[place]
-
-
-def precision_curve(
-    detections: Sequence[Boxes], truth: Sequence[Boxes], threshold: float
-) -> np.ndarray:
-    """Precision at :data:`RECALLS` of the boxes of all images, whatever their class."""
-    scores = []
-    hits = []
-    for one, true in zip(detections, truth, strict=True):
-        order = np.argsort(-one.score, kind="stable")[:MOST]
-        scores.append(one.score[order])
-        hits.append(matches(iou(one.box[order], true.box), threshold))
-    count = sum(len(true.label) for true in truth)
-    return precision_at_recalls(np.concatenate(scores), np.concatenate(hits), count)
-
-
-def average_precision(
-    detections: Sequence[Boxes],
-    truth: Sequence[Boxes],
-    thresholds: Sequence[float] = THRESHOLDS,
-) -> np.ndarray:
-    """COCO's AP at each IoU threshold: the mean over recalls, then over the classes in ``truth``.
-
-    NaN where there are no true objects. Lin et al. 2014 (arXiv:1405.0312).
-    """
-    classes = np.unique(np.concatenate([true.label for true in truth]))
-    values = np.full((len(thresholds), len(classes)), np.nan)
-    for y, label in enumerate(classes):
-        ours = [_of_class(one, label) for one in detections]
-        theirs = [_of_class(one, label) for one in truth]
-        for t, threshold in enumerate(thresholds):
-            values[t, y] = precision_curve(ours, theirs, threshold).mean()
-    if not len(classes):
-        return np.full(len(thresholds), np.nan)
-    return values.mean(1)
-
-
-def _of_class(one: Boxes, label: int) -> Boxes:
-    mine = one.label == label
-    return Boxes(one.box[mine], one.label[mine], one.score[mine])
-
-
-def without_classes(images: Sequence[Boxes]) -> list[Boxes]:
-    """The same boxes, all of one class."""
-    return [one._replace(label=np.zeros(len(one.label), int)) for one in images]
 
 
 def detect(subject: Subject) -> dict[str, np.ndarray]:
@@ -164,12 +75,18 @@ def task(subject: Subject, look: Forward) -> Result:
     out = detect(subject)
     truth = [true_boxes(one) for one in objects]
     keep = out["keep"] > 0
+
+    def chosen(i: int, mine: np.ndarray) -> Boxes:
+        return Boxes(out["box"][i][mine], out["label"][i][mine], out["score"][i][mine])
+
     metrics = count_accuracies((keep & (out["logit"] > 0)).sum(1), subject.data.test.label)
     detections = []
+    probable = []  # those with a probability above 1/2
     windows = []
     for i, mine in enumerate(keep):
-        one = Boxes(out["box"][i][mine], out["label"][i][mine], out["score"][i][mine])
+        one = chosen(i, mine)
         detections.append(one)
+        probable.append(chosen(i, mine & (out["logit"][i] > 0)))
         if "window" in out:
             windows.append(one._replace(box=out["window"][i][mine]))
     why = {}
@@ -184,4 +101,10 @@ def task(subject: Subject, look: Forward) -> Result:
     else:
         by_class = average_precision(detections, truth)
         metrics |= {"ap50": by_class[0], "ap": by_class.mean()}
-    return metrics, why, {}
+    curves = {}
+    for threshold in (0.5, 0.75):
+        pair = (without_classes(detections), without_classes(truth))
+        curves[f"IoU {threshold}"] = precision_curve(*pair, threshold)
+    image = subject.data.test.image / (subject.levels - 1)
+    panels = scene_pictures.pictures(image, probable, truth, curves, classes=not windows)
+    return metrics, why, panels
