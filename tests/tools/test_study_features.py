@@ -38,9 +38,9 @@ def test_all_arms_have_one_encoder_and_tuned_ones_begin_with_a_run(name):
 
 @pytest.mark.slow
 def test_a_small_study_of_digits_is_done(tmp_path):
-    plan = study_features.digits(40, budgets=(100,), seeds=(0,), detail=(100,))
+    plan = study_features.digits(40, budgets=(100,), seeds=(0, 1), detail=(100,))
     assert study.run(plan, str(tmp_path), say=silent)
     rows = [study.done(cell, str(tmp_path)) for cell in cells(plan, str(tmp_path))]
-    assert len(rows) == 8
+    assert len(rows) == 2 * 8
     for row in rows:
         assert 0.1 < row["figures"]["accuracy"] <= 1

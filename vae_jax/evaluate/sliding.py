@@ -30,14 +30,14 @@ from vae_jax.config import UserError
 from vae_jax.data import evaluation, scenes
 from vae_jax.distributions import example_keys, sample_keys
 from vae_jax.evaluate import command, likelihood
-from vae_jax.evaluate.generative import label_bounds
-from vae_jax.evaluate.scenes import (
+from vae_jax.evaluate.average_precision import (
     Boxes,
     average_precision,
-    count_accuracies,
     true_boxes,
     without_classes,
 )
+from vae_jax.evaluate.generative import label_bounds
+from vae_jax.evaluate.scenes import count_accuracies
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import layout
 from vae_jax.mesh import rules as sharding

@@ -267,6 +267,8 @@ def run(
       UserError: the study has a wrong name, or a file in ``root`` is of another study.
     """
     check(study)
+    if study.counts != "labels":
+        raise UserError(f"config={study.title}: want python -m vae_jax.tools.detection_study")
     if store.remote(root):
         wanted = "a study wants a folder of a disk; each of its runs alone may be in a store"
         raise UserError(f"workdir={root}: {wanted}")

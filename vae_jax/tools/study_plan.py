@@ -46,6 +46,7 @@ class Study(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     detail: tuple[int, ...] = (100, 0)  # budgets with all metrics, the others have accuracy
     iw_k: int = 50  # importance samples of Bayes' rule
+    counts: str = "labels"  # of a budget; or "canvases", which a run's config names in its data
 
 
 class Trained(NamedTuple):
@@ -109,8 +110,9 @@ def _trained(root: str, study: Study, name: str, labels: int, seed: int) -> Trai
         labels = 0
     c = run.config(labels)
     c.seed = seed
-    c.data.labels = labels
-    c.data.labels_seed = seed if labels else 0
+    if study.counts == "labels":
+        c.data.labels = labels
+        c.data.labels_seed = seed if labels else 0
     c.mesh.data = math.gcd(c.batch, c.data.labelled_batch, jax.device_count())
     if run.begin:
         c.init_from = _trained(root, study, run.begin, 0, seed).folder
