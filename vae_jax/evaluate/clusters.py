@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from vae_jax import data
-from vae_jax.distributions import MixtureOfNormals
 from vae_jax.evaluate.run import Forward, Result
 from vae_jax.evaluate.subject import Subject
 from vae_jax.objectives.vade import log_assignments
@@ -79,11 +78,18 @@ def clustering(subject: Subject, look: Forward) -> Result:
     metrics = {}
     for kind, clusters in fitted(look(few)["mu"], count, subject.config.seed).items():
         metrics |= named(kind, agreement(clusters.predict(z), label))
-    prior = subject.model.prior(subject.params) if subject.model.levels == 1 else None
-    if isinstance(prior, MixtureOfNormals) and len(prior.mu) == count:
+    if has_clusters(subject, count):
+        prior = subject.model.prior(subject.params)
         own = np.asarray(log_assignments(prior, z)).argmax(-1)
         metrics |= named("prior_", agreement(own, label))
     return metrics, {}, {}
+
+
+def has_clusters(subject: Subject, count: int) -> bool:
+    """Whether p(z) of the code is a mixture of so many components that no label has shaped."""
+    c = subject.config
+    mixture = c.prior.name == "mixture" and c.prior.components == count
+    return mixture and not subject.model.spec.auxiliary
 
 
 def fitted(z_NxD: np.ndarray, count: int, seed: int) -> dict[str, Any]:
