@@ -14,6 +14,7 @@ def get_config():
     c = config.default()
     c.steps = 200
     c.steps_per_call = 50
+    c.unroll = False
     c.latent = 6
     c.encoder = config.call("encoder", "mlp", widths=(64,))
     c.decoder = config.call("decoder", "mlp", widths=(64,))
