@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c = config.default()
     c.data.name = "mnist"
     c.data.binarize = "dynamic"
-    c.steps = 40_000
+    c.steps = 15_000
     c.batch = 128
     c.steps_per_call = 50
     c.unroll = False
@@ -33,10 +33,10 @@ def get_config() -> ConfigDict:
     c.prior = config.call("prior", "autoregressive", codes=10, hidden=(512,))
     c.likelihood = config.call("likelihood", "bernoulli")
     c.objective = config.call("objective", "elbo")
-    c.warmup.steps = 5000
+    c.warmup.steps = 3000
     c.optim.ema = 0.999
-    c.eval.every = 5000
+    c.eval.every = 2500
     c.log_every = 1000
     c.eval.select = "elbo"
-    c.eval.iw_k = 500
+    c.eval.iw_k = 100
     return c

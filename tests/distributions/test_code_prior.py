@@ -60,6 +60,8 @@ def test_it_sums_to_one_and_its_draws_have_its_probabilities(kind, count):
     same = np.asarray(draws).reshape(-1, 1, z.shape[-1]) == np.asarray(z)
     seen = same.all(-1).sum(0)
     assert seen.sum() == 20_000, "each draw is one of the codes"
+    log_mu = log_prob(p.mu)
+    assert (seen.argmax() == probability.argmax()) and log_mu >= np.log(probability.mean())
     common = probability > 5 / 20_000
     rest = [seen[~common].sum()] if (~common).any() else []
     mass = [probability[~common].sum()] if rest else []

@@ -10,8 +10,12 @@ import pytest
 from vae_jax import config, models
 from vae_jax.config import UserError
 from vae_jax.distributions.full_mixture import MixtureOfFullNormals
+from vae_jax.evaluate import tasks
+from vae_jax.evaluate.subject import restored
 from vae_jax.objectives import OBJECTIVES
-from vae_jax.tools import density
+from vae_jax.objectives.rae import squared_jacobian
+from vae_jax.tools import density, results
+from vae_jax.train import loop
 
 RNG = np.random.default_rng(0)
 
@@ -60,10 +64,10 @@ def test_the_fit_is_scikit_learns():
         density.fit_mixture(z, 600, seed=0)
 
 
-def test_a_run_gets_a_density_and_its_figures(trained, capsys):
+def test_a_run_gets_a_density_and_its_figures(trained, tmp_path, capsys):
     """The run's own classifier gives the features."""
     folder, _, _ = trained
-    flags = ["--images=60", "--components=8"]
+    flags = ["--images=60", "--components=8", f"--results={tmp_path}/density_digits.json"]
     density.run(["density", f"--workdir={folder}", f"--features={folder}", *flags])
     printed = capsys.readouterr().out
     with open(f"{folder}/density.json") as file:
@@ -74,8 +78,62 @@ def test_a_run_gets_a_density_and_its_figures(trained, capsys):
     (floor,) = [value for key, value in figures.items() if key.startswith("fid_floor_")]
     assert fitted < prior, "a mixture fits the codes of eight digits better than one Gaussian"
     assert floor > 0 and figures["components"] == 8 and np.isfinite(figures["validation_nats"])
+    (rebuilt,) = [value for key, value in figures.items() if key.startswith("reconstruction_fid_")]
+    assert rebuilt > 0
+    published = results.read(tmp_path / "density_digits.json")["figures"]
+    assert {key: one["value"] for key, one in published.items()} == figures
     with np.load(f"{folder}/density.npz") as arrays:
         assert arrays["scale_tril"].shape == (8, 8, 8)
+
+
+def test_the_fid_of_reconstructions_is_that_of_their_shift(subject):
+    """Training images themselves have 0, and a grey veil of c has c² a pixel."""
+    rows = np.arange(100) * (len(subject.data.train.image) // 100)
+    image = subject.data.train.image[rows] / (subject.data.levels - 1)
+
+    def pixels(x):
+        return np.asarray(x).reshape(len(x), -1)
+
+    for c in (0.0, 0.1):
+        fid = density.reconstruction_fid(subject, pixels, {"reconstructions": image + c})
+        assert fid == pytest.approx(64 * c**2, abs=1e-3)
+
+
+def test_a_run_is_written_under_a_mixture_and_training_begins_from_it(trained, tmp_path):
+    """Its prior is scikit-learn's mixture; its clusters and VaDE's after it are the digits."""
+    from sklearn.mixture import GaussianMixture
+
+    folder, s, params = trained
+    into = str(tmp_path / "mixture")
+    density.run(["density", f"--workdir={folder}", f"--into={into}", "--components=8"])
+    subject = restored(into)
+    assert subject.config.prior.name == "mixture"
+    for part in ("encoder", "decoder"):
+        jax.tree.map(np.testing.assert_array_equal, subject.params[part], params[part])
+    z = density.codes(subject, s.dataset.train, draws=False)
+    ridge = 1e-4 * z.var(0).mean() + 1e-12
+    options = {"covariance_type": "diag", "reg_covar": ridge, "random_state": s.c.seed}
+    theirs = GaussianMixture(8, **options).fit(z)
+    prior = subject.model.prior(subject.params)
+    got = jax.jit(prior.log_prob)(jnp.asarray(z, jnp.float32))
+    np.testing.assert_allclose(got, theirs.score_samples(z), rtol=1e-3, atol=1e-2)
+    metrics, _, _ = tasks.perform(["clusters"], subject)["clusters"]
+    assert metrics["prior_cluster_accuracy"] > 0.6
+    with pytest.raises(UserError, match="holds a run; want another folder"):
+        density.write_run(folder, into, density.Fit(8))
+
+    c = subject.config.copy_and_resolve_references()
+    c.objective = config.call("objective", "vade")
+    c.init_from = into
+    c.steps = 40
+    c.eval.every = 40
+    c.eval.select = "elbo"
+    loop.train(c, str(tmp_path / "vade"), say=lambda line: None)
+    after = restored(str(tmp_path / "vade"))
+    moved = np.abs(after.params["prior"]["mu"] - subject.params["prior"]["mu"]).max()
+    assert 0 < moved < 0.5, "VaDE began at the mixture"
+    metrics, _, _ = tasks.perform(["clusters"], after)["clusters"]
+    assert metrics["prior_cluster_accuracy"] > 0.6
 
 
 def rae_model():
@@ -106,6 +164,34 @@ def test_rae_is_its_equation_and_has_no_noise_and_no_bound():
     )
     out = grads["posterior"]["Dense_0"]["kernel"]
     assert np.abs(out[:, :3]).max() > 0 and np.abs(out[:, 3:]).max() == 0, "nothing trains log σ²"
+
+
+def test_rae_gp_is_its_equation_with_the_square_of_the_jacobian():
+    """Of many directions the mean is autodiff's ‖J‖²; one direction is in the loss."""
+    m, params = rae_model()
+    x = jax.random.uniform(jax.random.key(1), (5, 4, 4, 1))
+    options = {"beta": 0.5, "gradient_penalty": 0.3}
+
+    @jax.jit
+    def everything(params, keys_KxB):
+        z = m.encode(params, x).mu
+
+        def mean(z_D):
+            return m.likelihood.mean(m.decode(params, z_D[None]))[0]
+
+        exact = jnp.sum(jax.vmap(jax.jacobian(mean))(z) ** 2, axis=(1, 2, 3, 4))
+        directions = jax.lax.map(lambda k: squared_jacobian(m, params, z, k), keys_KxB)
+        log_px = m.likelihood.log_prob(m.decode(params, z), x)
+        t = OBJECTIVES["rae_gp"](m, params, {"image": x}, keys_KxB[0], **options)
+        return t, exact, directions, 0.25 * (z**2).sum(-1) - log_px
+
+    keys = jax.random.split(jax.random.key(2), (4000, 5))
+    t, exact, directions, plain = everything(params, keys)
+    error = directions.std(0) / np.sqrt(len(directions))
+    assert (np.abs(directions.mean(0) - exact) < 4 * error + 1e-3 * exact).all()
+    assert (exact > 10 * error).all(), "else the mean says little"
+    np.testing.assert_allclose(t.loss, plain + 0.3 * directions[0], rtol=1e-5)
+    assert t.elbo is None
 
 
 def test_what_has_no_single_code_is_one_line():

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy import optimize
+from scipy.special import logsumexp
 
 from vae_jax import config, data
 from vae_jax.data import sprites
@@ -97,6 +99,69 @@ def test_information_is_the_double_sum():
     there = joint > 0
     want = (joint[there] * np.log(joint[there] / product[there])).sum()
     assert factors.information(z, v)[0, 0] == pytest.approx(want, rel=1e-9)
+
+
+def by_hand(z, v):
+    """InfoMEC of discrete codes: plain sums, and scipy's minimiser for the linear classifier."""
+    r = np.zeros((z.shape[1], v.shape[1]))
+    for d in range(z.shape[1]):
+        for f in range(v.shape[1]):
+            for a in np.unique(z[:, d]):
+                for b in np.unique(v[:, f]):
+                    both = ((z[:, d] == a) & (v[:, f] == b)).mean()
+                    if both:
+                        apart = (z[:, d] == a).mean() * (v[:, f] == b).mean()
+                        r[d, f] += both * np.log(both / apart)
+    entropies = []
+    gains = []
+    rows = np.concatenate([(z[:, [d]] == np.unique(z[:, d])) for d in range(z.shape[1])], 1)
+    for f in range(v.shape[1]):
+        share = np.bincount(v[:, f]) / len(v)
+        entropies.append(-(share * np.log(share)).sum())
+        one_hot = v[:, [f]] == np.arange(len(share))
+
+        def cost(w, one_hot=one_hot):
+            logits = rows @ w.reshape(rows.shape[1], -1)
+            log_p = logits - logsumexp(logits, axis=1, keepdims=True)
+            slope = rows.T @ (np.exp(log_p) - one_hot) / len(rows)
+            return -(one_hot * log_p).sum() / len(rows), slope.ravel()
+
+        start = np.zeros(rows.shape[1] * len(share))
+        best = optimize.minimize(cost, start, jac=True, method="L-BFGS-B")
+        gains.append(1 - best.fun / entropies[-1])
+    r /= np.array(entropies)
+    modular = np.mean([row.max() / row.sum() for row in r])
+    compact = np.mean([column.max() / column.sum() for column in r.T])
+    d, f = r.shape
+    return (modular - 1 / f) / (1 - 1 / f), np.mean(gains), (compact - 1 / d) / (1 - 1 / d)
+
+
+def test_info_mec_is_a_second_implementation_of_it():
+    """Codes that mix two factors and forget parts of them."""
+    v = V[:600, :3]
+    mixed = np.stack([v[:, 0] + v[:, 1] // 2, v[:, 1] % 4, (v[:, 2] + v[:, 0]) // 3], -1)
+    got = factors.info_mec(mixed.astype(float), v)
+    np.testing.assert_allclose(got, by_hand(mixed, v), atol=5e-3)
+    assert 0.2 < got[0] < 0.95 and 0.2 < got[1] < 0.95, "else little is compared"
+
+
+def test_info_mec_of_known_codes():
+    """The factors are perfect, in any order; a copy costs compactness; noise knows nothing."""
+    v = V[:1200, :3]
+    plain = factors.info_mec(v.astype(float), v)
+    assert min(plain) > 0.95
+    rng = np.random.default_rng(1)
+    jitter = v + 0.01 * rng.normal(size=v.shape)  # continuous codes
+    np.testing.assert_allclose(factors.info_mec(jitter, v)[::2], plain[::2], atol=0.05)
+    twice = factors.info_mec(np.concatenate([v[:, ::-1] * 3.0, v], 1), v)
+    chance = 1 / 6  # each factor has half of its information in each of two dimensions
+    assert twice[2] == pytest.approx((0.5 - chance) / (1 - chance), abs=0.03)
+    assert twice[:2] == pytest.approx(plain[:2], abs=0.02)
+    turn = np.array([[1, 0, 0], [0, 0.8, 0.6], [0, -0.6, 0.8]])
+    turned = factors.info_mec(jitter @ turn, v)
+    assert turned[0] < plain[0] - 0.1 and turned[2] < plain[2] - 0.1
+    assert factors.info_mec(rng.normal(size=v.shape), v)[1] < 0.02
+    assert factors.info_mec(np.zeros(v.shape), v) == (0, 0, 0)
 
 
 @pytest.fixture(scope="module")

@@ -128,24 +128,38 @@ class Autoregressive:
         rows = self.space.rows(real(z))
         return jnp.sum(rows * self.log_pi(rows), axis=(-2, -1))
 
+    @property
+    def mu(self) -> jax.Array:
+        """The code of the most probable variables, one after the other, D: no mean."""
+
+        def largest(key: jax.Array, logits_C: jax.Array) -> jax.Array:
+            return jnp.argmax(logits_C)
+
+        return self.space.point(self._codes(largest, jax.random.key(0)))
+
     def sample(self, keys: jax.Array) -> jax.Array:
         """A draw for each key, variable by variable; (*keys.shape, D)."""
+
+        def draw(key: jax.Array) -> jax.Array:
+            return self._codes(jax.random.categorical, key)
+
+        index = jax.vmap(draw)(keys.reshape(-1))
+        return self.space.point(index.reshape(*keys.shape, index.shape[-1]))
+
+    def _codes(self, choose: Callable[..., jax.Array], key: jax.Array) -> jax.Array:
+        """The codes N that ``choose(key, logits_C)`` takes, each given those before it."""
         sizes = np.array(self.space.sizes)
         shape = (len(sizes), sizes.max())
         there = np.arange(shape[1]) < sizes[:, None]
 
-        def draw(key: jax.Array) -> jax.Array:
-            def add(rows: jax.Array, place: tuple) -> tuple[jax.Array, jax.Array]:
-                n, key, there_C = place
-                logits_C = jnp.where(there_C, self.log_pi(rows)[n], -jnp.inf)
-                index = jax.random.categorical(key, logits_C)
-                return rows.at[n].set(jax.nn.one_hot(index, shape[1])), index
+        def add(rows: jax.Array, place: tuple) -> tuple[jax.Array, jax.Array]:
+            n, key, there_C = place
+            logits_C = jnp.where(there_C, self.log_pi(rows)[n], -jnp.inf)
+            index = choose(key, logits_C)
+            return rows.at[n].set(jax.nn.one_hot(index, shape[1])), index
 
-            places = (jnp.arange(shape[0]), jax.random.split(key, shape[0]), jnp.asarray(there))
-            return jax.lax.scan(add, jnp.zeros(shape), places)[1]
-
-        index = jax.vmap(draw)(keys.reshape(-1))
-        return self.space.point(index.reshape(*keys.shape, shape[0]))
+        places = (jnp.arange(shape[0]), jax.random.split(key, shape[0]), jnp.asarray(there))
+        return jax.lax.scan(add, jnp.zeros(shape), places)[1]
 
     def sample_and_log_prob(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         z = self.sample(keys)

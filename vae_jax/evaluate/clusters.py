@@ -1,43 +1,40 @@
 """Whether clusters of the codes are the classes: the task ``clusters`` of eval.py."""
 
+from typing import Any
+
 import numpy as np
 
 from vae_jax import data
 from vae_jax.evaluate.run import Forward, Result
 from vae_jax.evaluate.subject import Subject
+from vae_jax.objectives.vade import log_assignments
 from vae_jax.report.metrics import Metric, register
 
 MOST = 20_000  # training images that k-means is fitted to, an even stride apart
 STARTS = 10  # of k-means; the one with the smallest sum of squares is kept
+FULL = 64  # most dimensions of codes whose mixture has full covariances, not diagonal ones
+RIDGE = 1e-4  # of the codes' mean variance, added to each of a mixture: a dead dimension has one
 KEYS = ("cluster_accuracy", "cluster_nmi", "cluster_ari")
-_MEANINGS = (
-    Metric(
-        "cluster_accuracy",
-        "Clustering accuracy",
-        "%",
-        "higher",
-        "k-means on the codes of training, as many clusters as classes, best one-to-one "
-        "assignment on the test set.",
+KINDS = {  # what comes before the names of KEYS → a title, and whose clusters they are
+    "": ("Clusters of k-means", "k-means on the codes of training, as many clusters as classes"),
+    "mixture_": (
+        "Clusters of a mixture",
+        "A mixture of Gaussians, fitted to the codes of training",
     ),
-    Metric(
-        "cluster_nmi",
-        "… mutual information",
-        "",
-        "higher",
-        "Of clusters and classes, over the mean of their entropies; 0 to 1.",
-        form=".3f",
+    "prior_": (
+        "Clusters of the prior",
+        "The component with the largest p(c|z) of the mixture p(z)",
     ),
-    Metric(
-        "cluster_ari",
-        "… adjusted Rand index",
-        "",
-        "higher",
-        "Share of pairs on which clusters and classes agree, 0 by chance, 1 at best.",
-        form=".3f",
-    ),
+}
+_ROWS = (
+    ("", "%", "accuracy on the test set under the best one-to-one assignment.", ""),
+    ("… mutual information", "", "of clusters and classes, over their mean entropy.", ".3f"),
+    ("… adjusted Rand index", "", "pairs on which both agree: 0 by chance, 1 at best.", ".3f"),
 )
-for _metric in _MEANINGS:
-    register(_metric)
+for _kind, (_first, _whose) in KINDS.items():
+    for _key, (_title, _unit, _meaning, _form) in zip(KEYS, _ROWS, strict=True):
+        _words = (_title or _first, _unit, "higher", f"{_whose}; {_meaning}")
+        register(Metric(_kind + _key, *_words, form=_form))
 
 
 def assignment_accuracy(cluster_N: np.ndarray, label_N: np.ndarray) -> float:
@@ -63,12 +60,11 @@ def agreement(cluster_N: np.ndarray, label_N: np.ndarray) -> dict[str, float]:
 
 
 def clustering(subject: Subject, look: Forward) -> Result:
-    """``clusters``: k-means of the latent means of training images, judged on the test set.
+    """``clusters``: clusters of the latent means of training images, judged on the test set.
 
-    No label is used but to judge.
+    By k-means, by a mixture of Gaussians, and by the prior where it is a mixture of as many
+    components as there are classes. No label is used but to judge.
     """
-    from sklearn.cluster import KMeans
-
     test = subject.data.test
     if test.label is None:
         return {}, dict.fromkeys(KEYS, "the data has no labels"), {}
@@ -77,7 +73,38 @@ def clustering(subject: Subject, look: Forward) -> Result:
     if len(few.image) < count:
         reason = f"{len(few.image)} training images are fewer than the {count} classes"
         return {}, dict.fromkeys(KEYS, reason), {}
-    seed = subject.config.seed
-    kmeans = KMeans(count, n_init=STARTS, random_state=seed).fit(look(few)["mu"])
-    cluster = kmeans.predict(look(test)["mu"])
-    return agreement(cluster, np.asarray(test.label)), {}, {}
+    label = np.asarray(test.label)
+    z = look(test)["mu"]
+    metrics = {}
+    for kind, clusters in fitted(look(few)["mu"], count, subject.config.seed).items():
+        metrics |= named(kind, agreement(clusters.predict(z), label))
+    if has_clusters(subject, count):
+        prior = subject.model.prior(subject.params)
+        own = np.asarray(log_assignments(prior, z)).argmax(-1)
+        metrics |= named("prior_", agreement(own, label))
+    return metrics, {}, {}
+
+
+def has_clusters(subject: Subject, count: int) -> bool:
+    """Whether p(z) of the code is a mixture of so many components that no label has shaped."""
+    c = subject.config
+    mixture = c.prior.name == "mixture" and c.prior.components == count
+    return mixture and not subject.model.spec.auxiliary
+
+
+def fitted(z_NxD: np.ndarray, count: int, seed: int) -> dict[str, Any]:
+    """{kind: clusters of scikit-learn} of these codes."""
+    from sklearn.cluster import KMeans
+    from sklearn.mixture import GaussianMixture
+
+    kmeans = KMeans(count, n_init=STARTS, random_state=seed).fit(z_NxD)
+    ridge = RIDGE * z_NxD.var(0).mean() + 1e-12
+    covariance = "full" if z_NxD.shape[1] <= FULL else "diag"
+    mixture = GaussianMixture(count, covariance_type=covariance, reg_covar=ridge, random_state=seed)
+    mixture.set_params(means_init=kmeans.cluster_centers_)
+    return {"": kmeans, "mixture_": mixture.fit(z_NxD)}
+
+
+def named(kind: str, metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics with ``kind`` before their names."""
+    return {kind + key: value for key, value in metrics.items()}

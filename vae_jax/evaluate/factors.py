@@ -4,6 +4,7 @@
 between 0 and 1, and higher is better.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,12 +23,19 @@ BATCH = 64  # images of a vote
 BINS = 20  # of a dimension of the code, in a histogram
 LABELS = 100  # of the probe
 TREES = 10  # of a forest that predicts a factor
+VALUES = 64  # most values of a dimension of the code that counts as discrete
+NEIGHBOURS = 10  # of the estimate of a continuous dimension's information
+STEPS = 200  # of L-BFGS, of a linear classifier without a penalty
+ACTIVE = 0.05  # a dimension whose range is a smaller share of the largest one is not looked at
 _TITLES = {
     "mig": ("MIG", "How much more the best dimension knows of a factor than the next one."),
     "sap": ("SAP", "How much better the best dimension predicts a factor than the next one."),
     "dci_disentanglement": ("DCI disentanglement", "Whether a dimension serves one factor."),
     "dci_completeness": ("… completeness", "Whether one dimension serves a factor."),
     "dci_informativeness": ("… informativeness", "Accuracy of the factors from the code."),
+    "info_m": ("InfoMEC modularity", "Whether a dimension knows of one factor only."),
+    "info_e": ("… explicitness", "Nats of the factors that a linear classifier of the code gains."),
+    "info_c": ("… compactness", "Whether one dimension only knows of a factor."),
     "factor_vae_score": (
         "FactorVAE score",
         "Accuracy of the constant factor from the dimension that varies least.",
@@ -156,6 +164,88 @@ def _concentration(weight_AxB: np.ndarray) -> float:
     return float(value)
 
 
+def normalised_information(z_NxD: np.ndarray, v_NxF: np.ndarray) -> np.ndarray:
+    """I(z_d; v_f) / H(v_f), DxF.
+
+    Of a dimension of at most :data:`VALUES` values it is that of the two histograms; of others the
+    estimate from nearest neighbours of Ross 2014.
+    """
+    from sklearn.feature_selection import mutual_info_classif
+
+    matrix = np.zeros((z_NxD.shape[1], v_NxF.shape[1]))
+    for d, z in enumerate(z_NxD.T):
+        values, place = np.unique(z, return_inverse=True)
+        for f, v in enumerate(v_NxF.T):
+            if len(values) <= VALUES:
+                joint = np.zeros((len(values), v.max() + 1))
+                np.add.at(joint, (place, v), 1)
+                nats = entropy(joint.sum(0)) + entropy(joint.sum(1)) - entropy(joint)
+            else:
+                scaled = (z / z.std())[:, None]
+                options = {"n_neighbors": NEIGHBOURS, "random_state": 0}
+                nats = mutual_info_classif(scaled, v, discrete_features=False, **options)[0]
+            matrix[d, f] = max(nats, 0.0) / entropy(np.bincount(v))
+    return matrix
+
+
+def explicitness(z_NxD: np.ndarray, v_NxF: np.ndarray) -> float:
+    """The mean over factors of (H(v_f) − H_linear(v_f|z)) / H(v_f).
+
+    H_linear is the cross-entropy of a logistic regression without a penalty, of the examples that
+    it was fitted to, after :data:`STEPS` steps at most; discrete dimensions are one-hot.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
+    columns = []
+    for z in z_NxD.T:
+        values, place = np.unique(z, return_inverse=True)
+        if len(values) <= VALUES:
+            columns.append(np.eye(len(values))[place])
+        else:
+            columns.append((z - z.mean())[:, None] / z.std())
+    x = np.concatenate(columns, axis=1)
+    gains = []
+    for v in v_NxF.T:
+        classifier = LogisticRegression(C=np.inf, max_iter=STEPS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            classifier.fit(x, v)
+        nats = log_loss(v, classifier.predict_proba(x), labels=classifier.classes_)
+        gains.append(1 - nats / entropy(np.bincount(v)))
+    return float(np.mean(gains))
+
+
+def info_mec(z_NxD: np.ndarray, v_NxF: np.ndarray) -> tuple[float, float, float]:
+    r"""(modularity, explicitness, compactness) by information (Hsu et al. 2023, arXiv:2305.18378).
+
+    .. math:: \mathrm{InfoM} = \frac{\mathrm{mean}_d \big(\max_f R_{df} / \sum_f R_{df}\big) - 1/F}
+              {1 - 1/F}, \qquad
+              \mathrm{InfoC} = \frac{\mathrm{mean}_f \big(\max_d R_{df} / \sum_d R_{df}\big) - 1/D}
+              {1 - 1/D}
+
+    R is :func:`normalised_information`, over the D dimensions whose range is more than 5 % of the
+    largest. Both are 0 where none knows anything, and InfoC is 1 where D is 1. InfoE is
+    :func:`explicitness`, of all that move.
+    """
+    reach = np.ptp(z_NxD, axis=0)
+    if not reach.any():
+        return 0.0, 0.0, 0.0
+    r = normalised_information(z_NxD[:, reach > ACTIVE * reach.max()], v_NxF)
+    return _peak(r), explicitness(z_NxD[:, reach > 0], v_NxF), _peak(r.T)
+
+
+def _peak(weight_AxB: np.ndarray) -> float:
+    """The largest share in a row, 0 where rows are uniform and 1 where each has one entry."""
+    rows, columns = weight_AxB.shape
+    if columns == 1:
+        return 1.0
+    total = weight_AxB.sum(1)
+    share = np.divide(weight_AxB.max(1), total, out=np.full(rows, 1 / columns), where=total > 0)
+    return float((share.mean() - 1 / columns) / (1 - 1 / columns))
+
+
 def factor_vae_score(
     encode: Callable[[np.ndarray], np.ndarray],
     draw: Callable[[np.random.Generator, int], np.ndarray],
@@ -205,5 +295,10 @@ def factor_scores(subject: Subject, look: Forward) -> Result:
     predict, _ = probes.fit("logistic", (z[:LABELS], v[:LABELS, 0]), None)
     shape_accuracy = (predict(z[LABELS:])[0] == v[LABELS:, 0]).mean()
     score = factor_vae_score(encode, known.draw, rng, votes=VOTES)
-    values = (mig(z, v), sap(z, v, known.ordered), *dci(z, v), score, float(shape_accuracy))
+    values = (
+        *(mig(z, v), sap(z, v, known.ordered)),
+        *dci(z, v),
+        *info_mec(z, v),
+        *(score, float(shape_accuracy)),
+    )
     return dict(zip(_TITLES, values, strict=True)), {}, {}

@@ -33,9 +33,10 @@ from vae_jax.objectives.evidence import capacity, elbo, free_bits, geco
 from vae_jax.objectives.labels import cross_entropy, joint, supervised
 from vae_jax.objectives.masked import masked
 from vae_jax.objectives.multisample import ciwae, iwae, miwae, piwae, renyi, tvo, vr_max
-from vae_jax.objectives.rae import rae
+from vae_jax.objectives.rae import rae, rae_gp
 from vae_jax.objectives.semi import m2
 from vae_jax.objectives.terms import Terms, sample_k
+from vae_jax.objectives.vade import vade
 from vae_jax.objectives.vq import vq
 
 __all__ = ["OBJECTIVES", "Terms", "cross_entropy", "sample_k"]
@@ -47,7 +48,7 @@ OBJECTIVES = {
         *(iwae, miwae, ciwae, piwae, renyi, vr_max, tvo),
         *(beta_tcvae, factor_vae, dip_vae, info_vae),
         *(joint, supervised, m2),
-        *(enumerated, rae, vq),
+        *(enumerated, rae, rae_gp, vq, vade),
         *(masked, contrastive),
         *(air, air_rloo, detection),
     )

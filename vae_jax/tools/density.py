@@ -5,13 +5,21 @@
 A mixture of Gaussians with full covariances is fitted to the posterior means of training images
 (Ghosh et al. 2020, arXiv:1903.12436, section 4: ex-post density estimation). It is written into
 the run's folder as density.npz; density.json has the figures of ``evaluate.quality`` of samples
-from the prior and from the mixture, side by side. ``--draws`` fits draws of q(z|x) instead.
+from the prior and from the mixture, side by side, and ``--results`` writes them to a file of
+results/. ``--draws`` fits draws of q(z|x) instead.
+
+    python -m vae_jax.tools.density --workdir=runs/mnist --into=runs/mnist_mixture
+
+writes a run of its own: the same nets under a mixture of diagonal Gaussians, the prior ``mixture``
+of the config. It is evaluated and exported as any other, and training may begin from it
+(``config.init_from``), with a prior that fits the codes.
 """
 
 import dataclasses
 import io
 import json
 import os
+import time
 from typing import Any
 
 import jax
@@ -20,6 +28,7 @@ import numpy as np
 from absl import flags
 
 from vae_jax import cli as flags_lib
+from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.data import evaluation
@@ -28,7 +37,9 @@ from vae_jax.distributions.full_mixture import MixtureOfFullNormals
 from vae_jax.evaluate import likelihood, quality
 from vae_jax.evaluate.subject import Subject, restored
 from vae_jax.models import Model
-from vae_jax.train import checkpoint, log, step
+from vae_jax.tools import assess, results
+from vae_jax.train import checkpoint, clock, identity, log, program, step
+from vae_jax.train import run as workdir
 
 MOST = 20_000  # training images whose codes are fitted, an even stride apart
 OF_SAMPLES = ("fid", "kid", "precision", "recall", "sharpness_samples")  # what the density changes
@@ -57,8 +68,8 @@ def codes(subject: Subject, split: data.Split, draws: bool) -> np.ndarray:
     return likelihood.over_split(subject, program, split)["z"]
 
 
-def fit_mixture(z_NxD: np.ndarray, components: int, seed: int) -> MixtureOfFullNormals:
-    """The mixture of scikit-learn's EM, started by k-means.
+def em(z_NxD: np.ndarray, components: int, seed: int, covariance: str) -> Any:
+    """The mixture of scikit-learn's EM, started by k-means; ``covariance`` is full or diag.
 
     1e-4 of the codes' mean variance is added to every variance, so that a dimension that never
     moves has a density.
@@ -71,10 +82,25 @@ def fit_mixture(z_NxD: np.ndarray, components: int, seed: int) -> MixtureOfFullN
     if len(z_NxD) < components:
         raise UserError(f"components={components}: want at most the {len(z_NxD)} codes")
     ridge = 1e-4 * z_NxD.var(0).mean() + 1e-12
-    mixture = GaussianMixture(components, reg_covar=ridge, random_state=seed).fit(z_NxD)
+    mixture = GaussianMixture(components, covariance_type=covariance, reg_covar=ridge)
+    return mixture.set_params(random_state=seed).fit(z_NxD)
+
+
+def fit_mixture(z_NxD: np.ndarray, components: int, seed: int) -> MixtureOfFullNormals:
+    """:func:`em` with full covariances, as a density of ours."""
+    mixture = em(z_NxD, components, seed, "full")
     scale_tril = np.linalg.cholesky(mixture.covariances_)
     arrays = (np.log(mixture.weights_), mixture.means_, scale_tril)
     return MixtureOfFullNormals(*(jnp.asarray(array, jnp.float32) for array in arrays))
+
+
+def fit_prior(z_NxD: np.ndarray, components: int, seed: int) -> dict[str, np.ndarray]:
+    """:func:`em` with diagonal covariances, as parameters of the prior ``mixture``."""
+    mixture = em(z_NxD, components, seed, "diag")
+    log_weights = np.log(mixture.weights_)
+    logvar = np.log(mixture.covariances_)
+    fields = {"logits": log_weights, "mu": mixture.means_, "logvar": logvar}
+    return jax.tree.map(np.float32, fields)
 
 
 def with_density(model: Model, density: MixtureOfFullNormals) -> Model:
@@ -118,11 +144,53 @@ def measure(
     }
     models = {"prior": subject.model, "mixture": with_density(subject.model, density)}
     for name, model in models.items():
-        figures, _ = quality.figures(dataclasses.replace(subject, model=model), see, mark, images)
+        replaced = dataclasses.replace(subject, model=model)
+        figures, shown = quality.figures(replaced, see, mark, images)
         for key, value in figures.items():
             of_samples = key.removesuffix(f"_{mark}") in OF_SAMPLES
             values[f"{name}_{key}" if of_samples else key] = value
+    values[f"reconstruction_fid_{mark}"] = reconstruction_fid(subject, see, shown)
     return density, values
+
+
+def reconstruction_fid(subject: Subject, see: quality.See, images: quality.Images) -> float:
+    """The FID of reconstructions of test images, against training images as that of samples."""
+    rebuilt = images["reconstructions"]
+    n = len(rebuilt)
+    rows = np.arange(n) * (len(subject.data.train.image) // n)
+    to_x = program.simple(evaluation.inputs(subject.config, subject.levels))
+    reference = to_x({"image": jnp.asarray(subject.data.train.image[rows]), "id": jnp.arange(n)})
+    features = [quality.in_batches(see, x) for x in (reference, jnp.asarray(rebuilt))]
+    return quality.frechet(*features)
+
+
+def write_run(source: str, folder: str, options: Fit, data_dir: str = "") -> None:
+    """A run in ``folder``: the best checkpoint of ``source`` under a mixture fitted to its codes.
+
+    Raises:
+      UserError: ``folder`` holds a run, or z of the source is no point of R^D.
+    """
+    if checkpoint.has_saved(folder):
+        raise UserError(f"into={folder}: holds a run; want another folder")
+    setup, state, meta = workdir.restore(source, data_dir=data_dir)
+    subject = Subject.of(setup, step.averaged(state))
+    check(subject.model, source)
+    c = subject.config.copy_and_resolve_references()
+    c.prior = config_lib.call("prior", "mixture", components=options.components)
+    parts = workdir.setup(c)
+    z_NxD = codes(subject, data.some(subject.data.train, MOST), options.draws)
+    prior = fit_prior(z_NxD, options.components, c.seed)
+    fresh, places = program.init(parts.c, parts.model, parts.mesh, parts.dataset)
+    params = jax.device_put({**subject.params, "prior": prior}, places.params)
+    fresh = fresh._replace(params=params)
+    if fresh.ema != ():
+        fresh = fresh._replace(ema=jax.tree.map(jnp.copy, params))
+    os.close(workdir.claim(folder, parts.c))
+    identity.keep(folder, parts.c, parts.dataset)
+    saved = checkpoint.Checkpoints(folder, config=workdir.manifest_fields(parts.c))
+    at = meta["step"]
+    saved.save(at, fresh, {"step": at, "clock": clock.new_clock()}, select=0.0)
+    saved.close()
 
 
 def define(values: flags.FlagValues) -> None:
@@ -133,24 +201,50 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("images", 5000, "of each set, at most", lower_bound=10, flag_values=values)
     flags.DEFINE_integer("components", 10, "of the mixture", lower_bound=1, flag_values=values)
     flags.DEFINE_bool("draws", False, "fit draws of q(z|x), not its means", flag_values=values)
+    flags.DEFINE_string("into", "", "folder of a run to write", flag_values=values)
+    flags.DEFINE_string("results", "", "also write results/NAME.json", flag_values=values)
     flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
+
+
+def publish(path: str, config: Any, figures: dict[str, Any], seconds: float) -> None:
+    """Write the figures to a file of results/."""
+    rows = {}
+    for key, value in figures.items():
+        unit = "nats" if key.endswith("nats") else ""
+        rows[key] = results.figure(float(value), unit, n=figures["n"])
+    options = {"config": config_lib.to_json(config), "seed": config.seed, "seconds": seconds}
+    results.write(path, command=assess.command(), figures=rows, **options)
 
 
 def run(argv: list[str]) -> int:
     """Fit and measure as the flags say; the exit code."""
     values, _ = flags_lib.parse(argv, define)
-    for name, right in (("workdir", "FOLDER"), ("features", "FOLDER or FILE:FUNCTION")):
-        if not values[name].value:
-            raise UserError(f"{name}: want --{name}={right}")
-    fit = Fit(values.components, values.draws)
-    options = {"data_dir": values.data_dir}
+    if not values.workdir:
+        raise UserError("workdir: want --workdir=FOLDER")
+    if not values.features and not values.into:
+        raise UserError("features: want --features=FOLDER or FILE:FUNCTION, or --into=FOLDER")
+    if values.results and not values.features:
+        raise UserError(f"results={values.results}: figures need --features=FOLDER")
+    options = Fit(values.components, values.draws)
+    if values.into:
+        write_run(values.workdir, values.into, options, values.data_dir)
+        print(f"under a mixture of {options.components} in {values.into}")
+    if not values.features:
+        return 0
+    if values.results:
+        results.check(values.results)
+    began = time.perf_counter()
     path = os.path.join(values.workdir, "density.json")
     arrays = io.BytesIO()
-    density, figures = measure(values.workdir, values.features, values.images, fit, **options)
+    where = {"data_dir": values.data_dir}
+    density, figures = measure(values.workdir, values.features, values.images, options, **where)
     np.savez(arrays, **density._asdict())
     log.replace(os.path.join(values.workdir, "density.npz"), arrays.getvalue())
     checkpoint.write_json(path, figures)
     print(json.dumps(figures, indent=1))
+    if values.results:
+        seconds = time.perf_counter() - began
+        publish(values.results, workdir.read_config(values.workdir), figures, seconds)
     return 0
 
 
