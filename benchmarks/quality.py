@@ -23,7 +23,7 @@ UNITS = {
 }
 
 
-def test_bound(folder: str) -> common.FIGURES:
+def elbo_of(folder: str) -> common.FIGURES:
     """{"elbo_nats": the figure} that train.py or eval.py wrote at its end; {} where none did."""
     path = pathlib.Path(folder, "metrics.json")
     if not path.exists():
@@ -55,7 +55,7 @@ def main() -> None:
         n = metrics.pop("n")
         for key, value in metrics.items():
             figures[f"{name}_{key}"] = results.figure(value, UNITS.get(key, ""), n=n)
-        for key, figure in test_bound(folder).items():
+        for key, figure in elbo_of(folder).items():
             figures[f"{name}_{key}"] = figure
         for kind in ("samples", "reconstructions"):
             rows.append((f"{kind}, {name}", images[kind][:16]))
