@@ -33,7 +33,7 @@ def perceptual(
     *,
     beta: float = 1.0,
     features: Any = "",
-    weight: float = 100.0,
+    weight: float = 1000.0,
 ) -> Terms:
     r"""The ELBO, and how far a reconstruction is from its image in the features of another run.
 
@@ -83,7 +83,7 @@ def ms_ssim(
     keys: jax.Array,
     *,
     beta: float = 1.0,
-    weight: float = 100.0,
+    weight: float = 1000.0,
 ) -> Terms:
     r"""The ELBO, and how far an image and its reconstruction are from the same structure.
 
