@@ -2,11 +2,14 @@
 
 python -m benchmarks.quality --runs=RUN,RUN --features=RUN --out=results/quality.json
 
-The figures are those of ``vae_jax.evaluate.quality``, each under the name of its run's folder. A
-picture of samples and reconstructions stands beside them.
+The figures are those of ``vae_jax.evaluate.quality``, each under the name of its run's folder, and
+the ELBO of the test set from the run's metrics.json: what sharper images cost in nats, where the
+runs have one likelihood. A picture of samples and reconstructions stands beside them.
 """
 
+import json
 import os
+import pathlib
 
 from benchmarks import common
 from vae_jax import config as config_lib
@@ -18,6 +21,17 @@ UNITS = {
     "sharpness_reconstructions": "of the test images'",
     "psnr": "dB",
 }
+
+
+def elbo_of(folder: str) -> common.FIGURES:
+    """{"elbo_nats": the figure} that train.py or eval.py wrote at its end; {} where none did."""
+    path = pathlib.Path(folder, "metrics.json")
+    if not path.exists():
+        return {}
+    metrics = json.loads(path.read_text())
+    if metrics.get("elbo_nats") is None:
+        return {}
+    return {"elbo_nats": results.figure(metrics["elbo_nats"], "nats / image", n=metrics["n"])}
 
 
 def main() -> None:
@@ -41,6 +55,8 @@ def main() -> None:
         n = metrics.pop("n")
         for key, value in metrics.items():
             figures[f"{name}_{key}"] = results.figure(value, UNITS.get(key, ""), n=n)
+        for key, figure in elbo_of(folder).items():
+            figures[f"{name}_{key}"] = figure
         for kind in ("samples", "reconstructions"):
             rows.append((f"{kind}, {name}", images[kind][:16]))
     common.strips(recorder.picture(), [*rows, ("test images", images["test"][:16])])

@@ -2,8 +2,9 @@
 
     python train.py --config=configs/hvae_mnist.py --data_dir=~/data --workdir=runs/hvae_mnist
 
-Five leapfrog steps with fixed step size and tempering. The same nets without them:
-``--config.model.name=vae``.
+Five leapfrog steps with fixed step size and tempering. The same nets without them are
+``--config.model.name=vae``, and with a richer q(z|x) also ``--config.posterior.name=low_rank``
+(full, iaf, planar, radial).
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ def get_config() -> ConfigDict:
     c = config.default()
     c.data.name = "mnist"
     c.data.binarize = "dynamic"
-    c.steps = 20_000
+    c.steps = 10_000
     c.batch = 100
     c.steps_per_call = 20
     c.unroll = False
@@ -26,7 +27,7 @@ def get_config() -> ConfigDict:
     c.likelihood = config.call("likelihood", "bernoulli")
     c.model = config.call("model", "hamiltonian")
     c.optim.ema = 0.999
-    c.eval.every = 2000
+    c.eval.every = 1000
     c.log_every = 500
-    c.eval.iw_k = 100
+    c.eval.iw_k = 20
     return c

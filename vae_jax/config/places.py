@@ -14,7 +14,8 @@ KINDS = ("folder:", "npz:")
 HUB = "hf:"
 CODE = tuple(f"{section}.name" for section in CALLS)
 NAMES = ("data.name", *CODE)
-FOLDERS = ("data.dir", "init_from")
+RUNS = ("objective.features",)  # data.json has the hash of their checkpoints
+FOLDERS = ("data.dir", "init_from", *RUNS)
 
 
 def _split(name: str) -> tuple[str, str, str] | None:
@@ -69,14 +70,16 @@ def absolute(c: ConfigDict) -> ConfigDict:
     c = c.copy_and_resolve_references()
     flat = flatten(c)
     for field in FOLDERS:
-        set_field(c, field, _absolute(flat[field]))
+        if isinstance(flat.get(field), str):
+            set_field(c, field, _absolute(flat[field]))
     for field in NAMES:
         set_field(c, field, absolute_name(flat[field]))
     return c
 
 
 def without_places(fields: dict[str, object]) -> dict[str, object]:
-    """The flat fields of a config in which own code has no folder, and own data only their kind."""
+    """The flat fields of a config in which own code and other runs have no folder, and own data
+    only their kind."""
     fields = dict(fields)
     for field in NAMES:
         parts = _split(str(fields.get(field, "")))
@@ -86,6 +89,9 @@ def without_places(fields: dict[str, object]) -> dict[str, object]:
         fields[field] = f"{os.path.basename(path)}{function}"
         if field == "data.name":
             fields[field] = kind or "file:function"
+    for field in RUNS:
+        if isinstance(fields.get(field), str):
+            fields[field] = os.path.basename(fields[field])
     return fields
 
 

@@ -141,7 +141,7 @@ def hamiltonian(model: Model, steps: int, step_size: float, beta0: float) -> Mod
 
 
 def build_hamiltonian(
-    given: Given, *, steps: int = 5, step_size: float = 0.1, beta0: float = 0.5
+    given: Given, *, steps: int = 5, step_size: float = 0.1, beta0: float = 0.9
 ) -> Model:
     """The Hamiltonian VAE of a config (Caterini et al. 2018, arXiv:1805.11328).
 

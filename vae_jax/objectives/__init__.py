@@ -33,6 +33,7 @@ from vae_jax.objectives.evidence import capacity, elbo, free_bits, geco
 from vae_jax.objectives.labels import cross_entropy, joint, supervised
 from vae_jax.objectives.masked import masked
 from vae_jax.objectives.multisample import ciwae, iwae, miwae, piwae, renyi, tvo, vr_max
+from vae_jax.objectives.perceptual import ms_ssim, perceptual
 from vae_jax.objectives.rae import rae, rae_gp
 from vae_jax.objectives.semi import m2
 from vae_jax.objectives.terms import Terms, sample_k
@@ -50,6 +51,7 @@ OBJECTIVES = {
         *(joint, supervised, m2),
         *(enumerated, rae, rae_gp, vq, vade),
         *(masked, contrastive),
+        *(perceptual, ms_ssim),
         *(air, air_rloo, detection),
     )
 }

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
-from vae_jax.train import checkpoint
+from vae_jax.train import checkpoint, features
 
 
 def keep(
@@ -30,7 +30,7 @@ def keep(
     """
     if checkpoint.has_saved(workdir):
         check(workdir, c, dataset, accept_changed=accept_changed, say=say)
-    facts = data.identity(dataset) | {"sources": config_lib.sources(c)}
+    facts = data.identity(dataset) | {"sources": config_lib.sources(c) | features.hashes(c)}
     checkpoint.write_json(os.path.join(workdir, "data.json"), facts)
 
 
@@ -106,9 +106,9 @@ def _data_changes(identity: dict[str, Any], dataset: data.Dataset) -> list[str]:
 def _source_changes(identity: dict[str, Any], c: ConfigDict) -> list[str]:
     """Which own losses and nets have another text than that in data.json."""
     changed = []
-    for field, now in config_lib.sources(c).items():
+    for field, now in (config_lib.sources(c) | features.hashes(c)).items():
         before = identity["sources"].get(field, now)  # runs of older versions have none
         if before != now:
-            name = c[field.partition(".")[0]].name
+            name = config_lib.flatten(c)[field]
             changed.append(f"{field}={name}: text {before} -> {now}")
     return changed

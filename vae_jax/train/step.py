@@ -20,7 +20,7 @@ from vae_jax.distributions import example_keys
 from vae_jax.mesh import layout
 from vae_jax.models import Model
 from vae_jax.objectives import Terms
-from vae_jax.train import contract, optim
+from vae_jax.train import contract, features, optim
 
 Axis = (
     str | tuple[str, ...] | None
@@ -157,6 +157,7 @@ class Objective:
         """The keyword arguments of the objective at a step."""
         c = self.c
         weights = {name: value for name, value in c.objective.items() if name != "name"}
+        weights |= features.functions(c, self.dataset.shape)
         if step is not None and c.warmup.steps:
             weights[c.warmup.of] *= weight_at(c.warmup, step)
         return weights
