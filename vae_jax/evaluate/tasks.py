@@ -290,7 +290,8 @@ def robust(subject: Subject, look: Forward) -> Result:
     model = subject.model
     reason = _unclassified(subject)
     if reason:
-        names = [f"{name}_accuracy" for name in (*robustness.CORRUPTIONS, "fgsm", "pgd")]
+        kinds = (*robustness.CORRUPTIONS, "fgsm", "pgd", *attacks.NAMES)
+        names = [f"{name}_accuracy" for name in kinds]
         return {}, dict.fromkeys(names, reason), {}
     readings = {"": robustness.log_probabilities(model)}
     if robustness.drawing(model):
@@ -358,7 +359,8 @@ def _under_attacks(subject: Subject, end: str, log_p: robustness.LogP, judge: Ju
 
 
 def _worst_case(subject: Subject, end: str, log_p: robustness.LogP) -> Curves:
-    inputs = _inputs(subject, data.some(subject.data.test, attacks.IMAGES))
+    count = min(attacks.IMAGES, ATTACKED)
+    inputs = _inputs(subject, data.some(subject.data.test, count))
     key = stream(subject.config.seed, "robustness")
     found = attacks.curves(subject.params, inputs, log_p, key, robustness.EPSILON)
     return {name + end: curve for name, curve in found.items()}
