@@ -2,12 +2,16 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
+from tests import tiny
 from vae_jax import config
 from vae_jax.config import UserError
-from vae_jax.evaluate import openset
+from vae_jax.evaluate import ood_scores, openset
 from vae_jax.evaluate.subject import Subject
 
 
@@ -57,6 +61,43 @@ def test_a_run_is_judged_on_both_sides(trained, monkeypatch):
     assert figures["closed_accuracy"] > 0.9
     for score in ("softmax", "energy", "mahalanobis", "knn"):
         assert 0.6 < figures[f"{score}_auroc"] <= 1, score
+
+
+def test_macro_f1_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 5, 200)
+    predicted = np.where(rng.random(200) < 0.6, label, rng.integers(0, 5, 200))
+    expected = f1_score(label, predicted, average="macro")
+    assert openset.macro_f1(label, predicted) == pytest.approx(expected)
+    few = openset.macro_f1(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]))
+    assert few == pytest.approx(11 / 15)
+
+
+def test_noise_is_unknown(subject):
+    """A set of noise, and one of test images on noise, against the classes 0 to 7."""
+    image = subject.data.test.image
+    sets = openset.noise_sets(image, 17)
+    assert (sets["on_noise"] >= image).all() and sets["noise"].max() == 16
+    wanted = ["regret", "typicality", "complexity", "bias", "bias_stretched", "odin"]
+    figures = openset.judge_noise(subject, 60, without=wanted)
+    assert set(figures) == {"noise", "on_noise"}
+    assert figures["noise"]["mahalanobis"] > 0.8 and figures["noise"]["elbo"] > 0.8
+    assert all(0 <= value <= 1 for row in figures.values() for value in row.values())
+
+
+def test_scores_of_the_predicted_class():
+    """They are the parts of the bound on log p(x|ŷ); either one alone makes an image unknown."""
+    model, params = tiny.m2()
+    keys = jax.random.split(jax.random.key(0), (3, len(tiny.X)))
+    got = ood_scores.class_scores(model, params, tiny.X, keys)
+    label = jnp.argmax(model.classify(params, tiny.X), -1)
+    d = model.draw(params, tiny.X, keys, label)
+    bound = (d.log_px - d.kl.sum(-1)).mean(0)
+    np.testing.assert_allclose(-got["class_kl"] - got["reconstruction"], bound, rtol=1e-5)
+    assert (got["class_kl"] >= 0).all()
+    usual = {name: np.arange(100.0) for name in got}
+    fresh = {"class_kl": np.array([1.0, 99, 1]), "reconstruction": np.array([1.0, 1, 99])}
+    np.testing.assert_allclose(openset.either(fresh, usual), [1 / 99, 1, 1], atol=1e-3)
 
 
 def test_the_summary_is_mean_and_deviation():

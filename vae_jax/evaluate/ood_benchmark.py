@@ -194,9 +194,26 @@ def _bound_scores(ref: Reference, split: data.Split) -> Scores:
     if ref.background is not None:
         rows = likelihood.log_likelihood(ref.background, split, ref.key, k=ood.SAMPLES)
         out["ratio"] = ood_scores.likelihood_ratio(nats, -rows["iw"])
-    if subject.model.levels > 1 and not subject.model.spec.labelled:
+    spec = subject.model.spec
+    if spec.labelled and not spec.auxiliary:
+        out |= _class_scores(ref, split)
+    if spec.levels > 1 and not spec.labelled:
         out |= _level_ratios(ref, split)
     return out
+
+
+def _class_scores(ref: Reference, split: data.Split) -> Scores:
+    """Distance to the predicted class and error of the reconstruction, in nats."""
+    subject = ref.subject
+    to_x = evaluation.inputs(subject.config, subject.levels)
+
+    def program(params: dict, batch: dict) -> dict[str, jax.Array]:
+        keys = example_keys(ref.key, batch["id"])
+        keys_KxB = sample_keys(keys, jnp.arange(ood.SAMPLES))
+        return ood_scores.class_scores(subject.model, params, to_x(batch), keys_KxB)
+
+    images, _ = likelihood.call_size(subject.model, subject.mesh, ood.SAMPLES)
+    return likelihood.over_split(subject, program, split, images)
 
 
 def _level_ratios(ref: Reference, split: data.Split) -> Scores:

@@ -4,16 +4,21 @@ Those of a classifier read its logits or the code of the image; those of a VAE r
 log p(x), in nats. The scores of :mod:`vae_jax.evaluate.ood` come beside these.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.distributions import Likelihood, split_keys
+from vae_jax import data
+from vae_jax.data import evaluation
+from vae_jax.distributions import Likelihood, example_keys, split_keys
 from vae_jax.evaluate import classification, recognition
+from vae_jax.evaluate.subject import Subject
 from vae_jax.models import Model
 from vae_jax.models.hierarchy import Levels
+from vae_jax.report import anomaly
+from vae_jax.train import program, step
 
 Score = Callable[[dict, jax.Array], jax.Array]  # params, x_BxHxWxC → B
 
@@ -156,6 +161,21 @@ def bias_corrected(
     return np.asarray(nats_N) + corrections_V[level_NxP].sum(1)
 
 
+def class_scores(
+    model: Model, params: dict, x_BxHxWxC: jax.Array, keys_KxB: jax.Array
+) -> dict[str, jax.Array]:
+    r"""How far x is from its predicted class ŷ, and how ill it is reconstructed, in nats, B each.
+
+    .. math:: \mathrm{class\_kl} = KL(q(z|x, \hat y) \,\|\, p(z|\hat y)), \qquad
+              \mathrm{reconstruction} = -E_q \log p(x|z, \hat y)
+
+    Means over the K draws. Sun et al. 2020 (arXiv:2003.08823): an image is unknown
+    where either is large. Wants a model of labels with a decoder.
+    """
+    d = model.draw(params, x_BxHxWxC, keys_KxB, model.map_label(params, x_BxHxWxC))
+    return {"class_kl": d.kl.sum(-1).mean(0), "reconstruction": -d.log_px.mean(0)}
+
+
 def _level(q: object, p: object, given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple]:
     """z ~ q at a level that is drawn from q, else z ~ p; with its log p and log q."""
     from_q, keys_B = given
@@ -231,3 +251,22 @@ def anomaly_maps(model: Model) -> Callable[[dict, jax.Array, jax.Array], dict[st
         return {"reconstruction": reconstruction, "gradient": gradient, "combined": combined}
 
     return maps
+
+
+def shown_maps(subject: Subject, splits: Mapping[str, data.Split]) -> anomaly.Maps:
+    """{name: (a few images in [0, 1], their ``combined`` maps)} of each split, for the report."""
+    to_x = evaluation.inputs(subject.config, subject.levels)
+    key = step.stream(subject.config.seed, "ood")
+    maps = anomaly_maps(subject.model)
+
+    @program.simple
+    def run(params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        x = to_x(batch)
+        return x, maps(params, x, example_keys(key, batch["id"]))["combined"]
+
+    shown = {}
+    for name, split in splits.items():
+        few = np.asarray(data.some(split, anomaly.SHOWN).image)
+        x, map_NxHxW = run(subject.params, {"image": few, "id": np.arange(len(few))})
+        shown[name] = (np.asarray(x), np.asarray(map_NxHxW))
+    return shown

@@ -112,7 +112,7 @@ def verification(
     if not rates["same"] or not rates["different"]:
         return rates
     false, true, _ = roc_curve(same_P, score_P)
-    rates |= {"auroc": float(auc(false, true)), "eer": _equal_error(false, true)}
+    rates |= {"auroc": float(auc(false, true)), "eer": equal_error(false, true)}
     rates |= {"false": false, "true": true}
     if class_N.max() >= 2:
         pairs = (class_N[a_P], class_N[b_P])
@@ -147,11 +147,12 @@ def _class_bootstrap(
         different = np.bincount(bin_P, weight_P * ~same_P, bins)[::-1]
         true = np.append(0, np.cumsum(same) / same.sum())
         false = np.append(0, np.cumsum(different) / different.sum())
-        rates.append((auc(false, true), _equal_error(false, true)))
+        rates.append((auc(false, true), equal_error(false, true)))
     return np.quantile(rates, (0.025, 0.975), axis=0)
 
 
-def _equal_error(false: np.ndarray, true: np.ndarray) -> float:
+def equal_error(false: np.ndarray, true: np.ndarray) -> float:
+    """The rate where as many pairs of different classes pass as pairs of one class do not."""
     return float(np.interp(0, false + true - 1, false))  # where false = 1 − true
 
 

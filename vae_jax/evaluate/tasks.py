@@ -13,6 +13,7 @@ import numpy as np
 from vae_jax import data
 from vae_jax.data import evaluation
 from vae_jax.evaluate import (
+    attacks,
     classification,
     generative,
     ood,
@@ -24,6 +25,7 @@ from vae_jax.evaluate import (
 from vae_jax.evaluate.clusters import clustering
 from vae_jax.evaluate.codes import code_use
 from vae_jax.evaluate.factors import factor_scores
+from vae_jax.evaluate.ood_scores import shown_maps
 from vae_jax.evaluate.run import Forward, Result, forward
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import hosts
@@ -274,7 +276,10 @@ def ood_scores(
             if score in rows:
                 drawn[score] = (inside[score], outside[score])
         panels[name] = {"auroc": rows, "scores": drawn}
-    return metrics, {f"ood_{score}_auroc": reason for score, reason in why.items()}, {"ood": panels}
+    pictures = {"ood": panels}
+    if decodes and not subject.model.spec.auxiliary:
+        pictures["anomaly"] = shown_maps(subject, {"test images": own, **others})
+    return metrics, {f"ood_{score}_auroc": reason for score, reason in why.items()}, pictures
 
 
 def robust(subject: Subject, look: Forward) -> Result:
@@ -285,7 +290,8 @@ def robust(subject: Subject, look: Forward) -> Result:
     model = subject.model
     reason = _unclassified(subject)
     if reason:
-        names = [f"{name}_accuracy" for name in (*robustness.CORRUPTIONS, "fgsm", "pgd")]
+        kinds = (*robustness.CORRUPTIONS, "fgsm", "pgd", *attacks.NAMES)
+        names = [f"{name}_accuracy" for name in kinds]
         return {}, dict.fromkeys(names, reason), {}
     readings = {"": robustness.log_probabilities(model)}
     if robustness.drawing(model):
@@ -296,6 +302,7 @@ def robust(subject: Subject, look: Forward) -> Result:
     curves = _under_corruptions(subject, {e: j for e, j in judges.items() if e != "_drawn"})
     for end, log_p in readings.items():
         curves |= _under_attacks(subject, end, log_p, judges[end])
+        curves |= _worst_case(subject, end, log_p)
     metrics = {f"{name}_accuracy": np.mean(hits) for name, (_, hits) in curves.items()}
     for name, (strengths, hits) in curves.items():
         for strength, hit in zip(strengths, hits, strict=True):
@@ -349,6 +356,14 @@ def _under_attacks(subject: Subject, end: str, log_p: robustness.LogP, judge: Ju
     for name, hit in zip(("fgsm", "pgd"), hits / len(split.image), strict=True):
         curves[name + end] = (robustness.EPSILON, hit)
     return curves
+
+
+def _worst_case(subject: Subject, end: str, log_p: robustness.LogP) -> Curves:
+    count = min(attacks.IMAGES, ATTACKED)
+    inputs = _inputs(subject, data.some(subject.data.test, count))
+    key = stream(subject.config.seed, "robustness")
+    found = attacks.curves(subject.params, inputs, log_p, key, robustness.EPSILON)
+    return {name + end: curve for name, curve in found.items()}
 
 
 def image_quality(subject: Subject, _: Forward, features: tuple[str, quality.See]) -> Result:

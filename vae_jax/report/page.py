@@ -31,7 +31,7 @@ from vae_jax.train import log
 FILES = (  # names of panels whose files may be left from an earlier report
     *("reconstructions", "samples", *ROWS, "interpolations", "traversals", "latents", "rates"),
     *("level_rates", "confusion", "film", "curves", "retrieval", "reliability", "recognition"),
-    *("robustness", "scenes", "scene_misses", "scene_precision"),
+    *("robustness", "anomaly", "scenes", "scene_misses", "scene_precision"),
 )
 KEY_FIGURES = (
     *("accuracy", "elbo_nats", "iw_nats", "bits_per_dim", "knn_accuracy"),

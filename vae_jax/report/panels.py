@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax.report import pictures, plots, scenes, words
+from vae_jax.report import anomaly, pictures, plots, scenes, words
 from vae_jax.report.explorer import Explorer
 from vae_jax.report.plots import Lines
 from vae_jax.report.strips import sprite
@@ -42,6 +42,9 @@ ATTACKS = {
     "pgd_drawn": "PGD, code drawn",
     "fgsm_bayes": "FGSM on Bayes' rule",
     "pgd_bayes": "PGD on Bayes' rule",
+    "worst": "APGD or Square",
+    "worst_drawn": "APGD or Square, code drawn",
+    "worst_bayes": "APGD or Square on Bayes' rule",
 }
 READINGS = {"": "accuracy", "_bayes": "by Bayes' rule"}
 
@@ -71,6 +74,7 @@ class Pictures(NamedTuple):
     # {data set: {"auroc": {score: (value, low, high)}, "scores": {score: (inside, outside)}}}
     ood: dict | None = None
     scenes: dict | None = None  # of report.scenes.views
+    anomaly: anomaly.Maps | None = None
     film: Frames | None = None  # of each validation
     explorer: Explorer | None = None  # test images that the page's script shows
 
@@ -252,6 +256,10 @@ def task_panels(p: Pictures, note: str = "", classes: Sequence[str] = ()) -> dic
         panels["robustness"] = _line_panel("Robustness", caption, _robustness_axes(p.robustness))
     for name, result in (p.ood or {}).items():
         panels["ood_" + re.sub(r"\W+", "_", name, flags=re.ASCII)] = _ood_panel(name, result)
+    if p.anomaly is not None:
+        draw = functools.partial(anomaly.draw, maps=p.anomaly)
+        alt = anomaly.alt(p.anomaly)
+        panels["anomaly"] = _task_panel(anomaly.HEADING, anomaly.CAPTION, alt, draw)
     return panels
 
 
