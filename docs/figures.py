@@ -20,12 +20,17 @@ def pages() -> list[pathlib.Path]:
 
 def main(check: bool) -> int:
     """Render every page; the exit code."""
+    from vae_jax.config import UserError
     from vae_jax.tools import results
 
     code = 0
     for page in pages():
         old = page.read_text()
-        new = results.render(old, ROOT / "results")
+        try:
+            new = results.render(old, ROOT / "results")
+        except UserError as error:
+            print(f"error: {page.relative_to(ROOT)}: {error}", file=sys.stderr)
+            return 2
         if new == old:
             continue
         if check:

@@ -18,6 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from benchmarks import common
 from vae_jax import cli, config
 from vae_jax.config import UserError
 
@@ -55,6 +56,7 @@ FLAGS_ONLY = {
     "imagenet64": "needs an accelerator",
     "--peer=torch": "needs PyTorch; tests/benchmarks/test_peer.py",
     "fashion": "minutes, and needs data",
+    "benchmarks.seeds": "minutes; tests/benchmarks/test_seeds.py",
     "study": "minutes; tests/tools/test_study.py runs a small one",
     "runs/mnist": "needs a run of MNIST",
     "_mnist": "the same",
@@ -177,8 +179,10 @@ def check_flags(words: list[str]) -> None:
         rest = rest[:at]
     module = importlib.import_module(MAINS.get(name, name))
     if not hasattr(module, "define"):  # argparse, which has each flag as a text
-        source = inspect.getsource(module)
+        source = inspect.getsource(module) + inspect.getsource(common)
         for flag in (word.partition("=")[0] for word in rest if word.startswith("--")):
+            if flag.startswith("--config."):  # benchmarks.seeds hands it to train.py
+                continue
             assert f'"{flag}"' in source, f"{name} has no {flag}"
         return
     values, pairs = cli.parse([name, *rest], module.define)

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import config, data
 from vae_jax.data.scenes import iou
 from vae_jax.evaluate import scenes
+from vae_jax.evaluate.average_precision import average_precision, without_classes
 from vae_jax.evaluate.scenes import Boxes
-from vae_jax.evaluate.subject import Subject
 from vae_jax.models import boxes as boxes_lib
 from vae_jax.train import program
 
@@ -60,14 +59,14 @@ RECALL_HALF = 51  # of 101 recalls, 0 to 0.5
     ],
 )
 def test_average_precision_of_known_boxes(rows, expected):
-    ap = scenes.average_precision([boxes(*rows)], [TRUE])
+    ap = average_precision([boxes(*rows)], [TRUE])
     assert ap[0] == pytest.approx(expected)
 
 
 def test_a_box_counts_up_to_its_iou():
     """IoU 0.62 passes the thresholds 0.5, 0.55 and 0.6."""
     one = boxes((0, 0, 10, 6.2, 0, 0.9))
-    ap = scenes.average_precision([one], [boxes((0, 0, 10, 10, 0, 1))])
+    ap = average_precision([one], [boxes((0, 0, 10, 10, 0, 1))])
     np.testing.assert_allclose(ap, [1, 1, 1, 0, 0, 0, 0, 0, 0, 0])
 
 
@@ -75,9 +74,9 @@ def test_classes_count_alike_and_images_are_ranked_together():
     truth = [boxes((0, 0, 9, 9, 0, 1), (20, 0, 9, 9, 1, 1)), boxes((0, 0, 9, 9, 0, 1))]
     detections = [boxes((0, 0, 9, 9, 0, 0.5)), boxes((40, 0, 9, 9, 0, 0.9))]
     # Class 0: false, true of two: precision 1/2 to recall 1/2. Class 1: nothing.
-    ap = scenes.average_precision(detections, truth)
+    ap = average_precision(detections, truth)
     assert ap[0] == pytest.approx(RECALL_HALF * 0.5 / 101 / 2)
-    together = scenes.average_precision(*map(scenes.without_classes, (detections, truth)))
+    together = average_precision(*map(without_classes, (detections, truth)))
     assert together[0] == pytest.approx(34 * 0.5 / 101), "recall 1/3: 34 recalls"
 
 
@@ -105,7 +104,7 @@ def test_average_precision_is_pycocotools(capsys):
     measure.accumulate()
     measure.summarize()
     capsys.readouterr()
-    ap = scenes.average_precision(detections, truth)
+    ap = average_precision(detections, truth)
     assert ap.mean() == pytest.approx(measure.stats[0], abs=1e-6)
     assert ap[0] == pytest.approx(measure.stats[1], abs=1e-6)
     assert 0.1 < ap.mean() < 0.9
@@ -169,32 +168,3 @@ def test_generalised_iou():
     slope = jax.grad(boxes_lib.generalised_iou, argnums=1)(a, b)
     assert slope[0] < 0, "nearer is better"
     np.testing.assert_allclose(boxes_lib.iou(a, jnp.array([1.0, 0, 2, 2])), 1 / 3, rtol=1e-6)
-
-
-def test_found_objects_have_the_code_of_the_box_that_matches_them():
-    objects = np.array([[[0, 0, 10, 10, 3], [30, 30, 10, 10, 7], [0, 0, 0, 0, -1]]])
-    box = [[0, 0, 10, 9], [0, 0, 10, 10], [30, 31, 10, 10], [60, 60, 5, 5]]
-    out = {
-        "box": np.array([box], float),
-        "logit": np.array([[1.0, 2.0, 0.5, 3.0]]),
-        "score": np.array([[1.0, 2.0, 0.5, 3.0]]),
-        "what": np.arange(8.0).reshape(1, 4, 2),
-    }
-    what, label = scenes.found_objects(out, objects)
-    np.testing.assert_array_equal(what, [[2, 3], [4, 5]])
-    np.testing.assert_array_equal(label, [3, 7])
-    out["logit"][0, 2] = -1
-    _, label = scenes.found_objects(out, objects)
-    np.testing.assert_array_equal(label, [3])
-
-
-def test_the_rand_index_is_one_of_the_true_grouping_and_zero_of_one_group(monkeypatch):
-    c = config.default()
-    c.data.name = "scenes:digits+least=2+most=3+train=2+validation=2+test=6"
-    dataset = data.load(c.data)
-    subject = Subject(c, None, None, dataset, None)
-    true = scenes.owners_of_test(c.data, data.load, 6)
-    for owner, expected in ((3 - true.astype(int), 1.0), (np.ones_like(true), 0.0)):
-        monkeypatch.setattr(scenes, "over_split", lambda *_, owner=owner: {"owner": owner})
-        metrics, _, _ = scenes.foreground_ari(subject)
-        assert metrics["foreground_ari"] == pytest.approx(expected)

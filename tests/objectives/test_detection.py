@@ -11,7 +11,7 @@ import pytest
 from tests.objectives.scene_models import build
 from vae_jax import config, data
 from vae_jax.config import UserError
-from vae_jax.evaluate import scenes
+from vae_jax.evaluate.average_precision import average_precision, true_boxes
 from vae_jax.evaluate.scenes import Boxes
 from vae_jax.models import boxes as boxes_lib
 from vae_jax.objectives import OBJECTIVES
@@ -118,8 +118,8 @@ def test_a_head_learns_eight_scenes(setup):
     for i, mine in enumerate(np.asarray(keep)):
         parts = (d.boxes[i], label[i], d.logit[i])
         detections.append(Boxes(*(np.asarray(part)[mine] for part in parts)))
-    truth = [scenes.true_boxes(one) for one in np.asarray(batch["objects"])]
-    ap = scenes.average_precision(detections, truth)
+    truth = [true_boxes(one) for one in np.asarray(batch["objects"])]
+    ap = average_precision(detections, truth)
     assert ap[0] > 0.9
     counts = (np.asarray(keep) & (np.asarray(d.logit) > 0)).sum(1)
     assert (counts == [len(true.label) for true in truth]).mean() > 0.8

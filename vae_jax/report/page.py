@@ -31,7 +31,7 @@ from vae_jax.train import log
 FILES = (  # names of panels whose files may be left from an earlier report
     *("reconstructions", "samples", *ROWS, "interpolations", "traversals", "latents", "rates"),
     *("level_rates", "confusion", "film", "curves", "retrieval", "reliability", "recognition"),
-    "robustness",
+    *("robustness", "scenes", "scene_misses", "scene_precision"),
 )
 KEY_FIGURES = (
     *("accuracy", "elbo_nats", "iw_nats", "bits_per_dim", "knn_accuracy"),
@@ -326,7 +326,8 @@ def write(folder: str, report: Report) -> str:
     panels = panels_lib.image_panels(report.pictures)
     panels |= panels_lib.figure_panels(report.pictures, report.classes)
     panels |= panels_lib.curve_panel(report.history)
-    tasks = panels_lib.task_panels(report.pictures, calibration_note(report.metrics))
+    note = calibration_note(report.metrics)
+    tasks = panels_lib.task_panels(report.pictures, note, report.classes)
     html = _html(report, panels, tasks)
     for name, panel in (panels | tasks).items():
         log.replace(os.path.join(folder, f"{name}.png"), panel.png)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax.report import pictures, plots, words
+from vae_jax.report import pictures, plots, scenes, words
 from vae_jax.report.explorer import Explorer, sprite
 from vae_jax.report.plots import Lines
 from vae_jax.train.film import Frames
@@ -69,6 +69,7 @@ class Pictures(NamedTuple):
     robustness: dict | None = None  # accuracy against the strength
     # {data set: {"auroc": {score: (value, low, high)}, "scores": {score: (inside, outside)}}}
     ood: dict | None = None
+    scenes: dict | None = None  # of report.scenes.views
     film: Frames | None = None  # of each validation
     explorer: Explorer | None = None  # test images that the page's script shows
 
@@ -228,9 +229,12 @@ def _ood_panel(name: str, result: Mapping[str, Any]) -> Panel:
     return _task_panel(f"Out of distribution: {name}", caption, "; ".join(rows), draw)
 
 
-def task_panels(p: Pictures, note: str = "") -> dict[str, Panel]:
+def task_panels(p: Pictures, note: str = "", classes: Sequence[str] = ()) -> dict[str, Panel]:
     """Panels of what ``eval.py --tasks`` has added; ``note`` is said below the reliability."""
     panels = {}
+    if p.scenes is not None:
+        for name, parts in scenes.views(p.scenes, classes).items():
+            panels[name] = _task_panel(*parts)
     if p.reliability is not None:
         panels["reliability"] = _reliability_panel(p.reliability, note)
     axes = []

@@ -1,0 +1,41 @@
+"""Figures over seeds: every number of a JSON file, its mean, spread, median and each seed's."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import seeds
+from tests.processes import python
+
+
+def test_numbers_are_found_at_any_depth_and_words_are_not():
+    found = seeds.numbers({"a": 1, "b": {"c": [0.5, None, "x"]}, "d": True})
+    assert found == {"a": 1.0, "b.c.0": 0.5}
+
+
+def test_a_summary_leaves_no_seed_out():
+    rows = {0: {"x": 1.0, "only": 2.0}, 1: {"x": 2.0}, 2: {"x": 6.0}}
+    figures = seeds.summary(rows)
+    assert figures["x"]["value"] == 3.0
+    assert np.isclose(figures["x"]["sd"], np.std([1, 2, 6], ddof=1))
+    assert figures["x"]["n"] == 3
+    assert figures["x.median"]["value"] == 2.0
+    assert [figures[f"x.seed_{seed}"]["value"] for seed in rows] == [1.0, 2.0, 6.0]
+    assert not any(key.startswith("only") for key in figures)
+
+
+@pytest.mark.slow
+def test_two_seeds_of_digits_are_trained_and_asked(tmp_path):
+    out = tmp_path / "digits.json"
+    words = ["--config=configs/digits.py", "--seeds=2", f"--workdir={tmp_path / 'runs'}"]
+    words += ["--then=eval.py --tasks=clusters", "--figures=accuracy,cluster*", f"--out={out}"]
+    fast = ["--config.steps=20", "--config.steps_per_call=10", "--config.eval.every=20"]
+    fast += ["--config.log_every=20", "--config.eval.iw_k=1", "--config.optim.warmup=2"]
+    done = python("-m", "benchmarks.seeds", *words, *fast)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert result["seed"] == [0, 1]
+    one = json.loads((tmp_path / "runs/seed_1/metrics.json").read_text())
+    assert result["figures"]["accuracy.seed_1"]["value"] == one["accuracy"]
+    assert "cluster_accuracy" in {key.partition(".")[0] for key in result["figures"]}
