@@ -437,13 +437,13 @@ class Air:
         return Detections(lit_boxes(lit), logit, one_class, window, z.what)
 
     def segment(self, params: Params, x: Array) -> Array:
-        """BxHxW: the step (from 1) whose object is brightest; 0 where none is above :data:`LIT`.
+        """BxHxW: the step (from 1) whose object is brightest; 0 where no window of one is.
 
         Of the steps that are more probably present than not.
         """
         z, _ = self.infer(params, x, self.means())
         drawn = z.present[..., None, None] * self.layers(params, z).max(-1)
-        return jnp.where(drawn.max(1) > LIT, jnp.argmax(drawn, 1) + 1, 0)
+        return jnp.where(drawn.max(1) > 0, jnp.argmax(drawn, 1) + 1, 0)
 
 
 def fit_classes(log_q_BxN: Array, classes: int) -> Array:
