@@ -59,6 +59,24 @@ def test_rows_beyond_the_count_are_empty_and_the_label_is_the_count(split):
     assert (split.objects[~real] == [0, 0, 0, 0, -1]).all()
 
 
+@pytest.mark.parametrize("name", [COUNTS + "+most=3", BOXES])
+def test_the_owner_of_a_pixel_is_an_object_whose_box_holds_it(name):
+    c = config(name=name)
+    test = data.load(c).test
+    owners = scenes.owners_of_test(c, data.load, 30)
+    assert owners.shape == (30, *test.image.shape[1:3])
+    np.testing.assert_array_equal(owners > 0, test.image[:30].max(-1) > 0)
+    tight = 0
+    for owner, objects in zip(owners, test.objects, strict=False):
+        assert set(np.unique(owner)) - {0} <= set(range(1, (objects[:, 4] >= 0).sum() + 1))
+        for number in set(np.unique(owner)) - {0}:
+            mine = (owner == number)[..., None]
+            x, y, w, h = objects[number - 1, :4]
+            assert mine.sum() == cut(mine, (x, y, w, h)).sum()
+            tight += lit_box(mine) == [x, y, w, h]
+    assert tight > 20
+
+
 def test_counts_and_sizes_follow_their_law():
     counts = data.load(config(name="scenes:digits+train=1200+validation=1+test=1")).train
     assert counts.image.shape == (1200, 14, 14, 1)

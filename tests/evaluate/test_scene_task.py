@@ -59,12 +59,14 @@ def perform(subject):
 def test_the_task_measures_boxes_and_counts(make):
     subject = subject_of(make())
     metrics, why, _ = perform(subject)
-    values = [value for value in metrics.values() if value is not None]
-    assert all(0 <= value <= 1 for value in values)
+    values = {key: value for key, value in metrics.items() if value is not None}
+    assert -1 <= values.pop("foreground_ari", 0) <= 1
+    assert all(0 <= value <= 1 for value in values.values())
     counts = np.unique(subject.data.test.label)
     assert {f"count_accuracy@{n}" for n in counts} < set(metrics)
     windows = make is not detector
     assert ("ap50_window" in metrics) == windows and ("ap50" in why) == windows
+    assert ("foreground_ari" in metrics) == ("object_accuracy_1000" in why) == windows
     out = scenes.detect(subject)
     assert out["box"].shape[0] == 20, "padding is left out"
 

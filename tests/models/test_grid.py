@@ -202,8 +202,24 @@ def test_objects_come_out_as_boxes_and_scores(small):
     model, params, x = small
     d = program.simple(model.detect)(params, x)
     assert d.boxes.shape == d.windows.shape == (3, CELLS, 4) and d.logit.shape == (3, CELLS)
+    np.testing.assert_array_equal(d.what.shape, (3, CELLS, 1))
     counts = program.simple(model.classify)(params, x)
     np.testing.assert_allclose(jax.nn.logsumexp(counts, -1), 0, atol=1e-4)
+
+
+def test_a_pixel_belongs_to_the_brightest_object_that_is_present(small):
+    model, params, x = small
+
+    @program.simple
+    def both(params):
+        z, _ = model.nets.infer(params, x, model.nets.means())
+        return z.present, model.nets.layers(params, z), model.nets.segment(params, x)
+
+    present, layers, owner = map(np.asarray, both(params))
+    drawn = layers[..., 0] * present[..., None, None]
+    expected = np.where(drawn.max(1) > 0, drawn.argmax(1) + 1, 0)
+    np.testing.assert_array_equal(owner, expected)
+    assert 0 < owner.max() <= CELLS
 
 
 def test_both_objectives_take_it(small):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vae_jax import config
 from vae_jax.config import UserError
-from vae_jax.data import arrays, cache, folders, predict, scenes, sources, sprites
+from vae_jax.data import annotations, arrays, cache, folders, predict, scenes, sources, sprites
 from vae_jax.data.batches import (
     batch_indices,
     eval_batches,
@@ -183,6 +183,9 @@ def _read(c: ConfigDict) -> tuple[_Data, dict[str, Split]]:
         return _of_arrays(arrays.synthetic(c.size, c.channels or 3))
     if c.name.startswith("npz:"):
         return _of_arrays(arrays.npz(c.name))
+    if c.name.startswith("folder:") and annotations.is_annotated(c.name):
+        scenes.check_fields(c)
+        return _of_sources(c, annotations.folder(c.name, c.size, c.channels))
     if c.name.startswith("folder:"):
         return _of_sources(c, folders.folder(c.name, c.size, c.channels))
     if c.name.startswith("hf:"):
@@ -331,11 +334,11 @@ def _decode(source: sources.Source, shape: tuple[int, int, int], path: Path, lim
             lambda: map(source.labels, parts),
         )
     if source.n * math.prod(shape) > limit:
-        return Split(stream, label)
+        return Split(stream, label, source.objects)
     image = cache.load(
         path.with_suffix(".image.npy"),
         stream.shape,
         np.uint8,
         lambda: map(stream.__getitem__, parts),
     )
-    return Split(image, label)
+    return Split(image, label, source.objects)

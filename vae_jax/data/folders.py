@@ -52,14 +52,29 @@ def folder(name: str, size: int | tuple[int, int], channels: int) -> Sources:
         skipped = collections.Counter()
         for split, place in parts.items():
             rows[split] = _rows(name, place, classes, skipped)
-        version = _version(root, rows)
+        stamps = version(root, rows)
     except OSError as error:
         path = printable(error.filename)
         raise UserError(f"data.name={name}: cannot read {path} ({error.strerror})") from None
     _check_counts(name, rows, classes, skipped)
-    notes = []
+    sources = sources_of(name, root, rows, size, channels, stamps)
+    notes = sources.notes
     if skipped:
-        notes.append(f"{skipped.total()} files that are no images are left out ({_kinds(skipped)})")
+        left_out = f"{skipped.total()} files that are no images are left out ({_kinds(skipped)})"
+        notes = (left_out, *notes)
+    return sources._replace(classes=tuple(map(printable, classes)), notes=notes)
+
+
+def sources_of(
+    name: str,
+    root: pathlib.Path,
+    rows: dict[str, list[Row]],
+    size: int | tuple[int, int],
+    channels: int,
+    stamps: str,
+) -> Sources:
+    """The images of these rows, without classes. ``stamps``: the ``version`` of the Sources."""
+    notes = []
     if not channels:
         channels = _channels(rows["train"])
         kind = {1: "grey", 3: "colour"}[channels]
@@ -69,10 +84,10 @@ def folder(name: str, size: int | tuple[int, int], channels: int) -> Sources:
     splits = {split: _source(root, rows, split, shape) for split in rows}
     return Sources(
         shape=shape,
-        classes=tuple(map(printable, classes)),
+        classes=(),
         splits=splits,
         key=(str(root.resolve()), shape),
-        version=version,
+        version=stamps,
         notes=tuple(notes),
     )
 
@@ -158,7 +173,7 @@ def _check_counts(
             )
 
 
-def _version(root: pathlib.Path, rows: dict[str, list[Row]]) -> str:
+def version(root: pathlib.Path, rows: dict[str, list[Row]]) -> str:
     """A hash of the images' places, classes, sizes and times."""
     digest = hashlib.sha256()
     for split, there in rows.items():

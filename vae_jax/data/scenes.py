@@ -13,9 +13,8 @@ canvases hold test images only. G is the side of BASE's images, S that of a canv
   S = 64 G / 28.
 
 ``scale=P`` draws objects of P % of these sizes. The label of a canvas is its number of objects.
-``Split.objects`` [N, M, 5] has x, y, w, h in pixels
-and the class of each of at most M objects: the smallest box of the object's own pixels above 0.
-Rows beyond the count are (0, 0, 0, 0, −1).
+``Split.objects`` [N, M, 5] has x, y, w, h in pixels and the class of each of at most M objects: the
+smallest box of the object's own pixels above 0. Rows beyond the count are (0, 0, 0, 0, −1).
 """
 
 import dataclasses
@@ -69,6 +68,7 @@ SIDES = {"counts": 50 / 28, "boxes": 64 / 28}  # S / G
 class Canvas(NamedTuple):
     image: np.ndarray  # uint8 [S, S, C]
     objects: np.ndarray  # int32 [M, 5]: x, y, w, h, class
+    owner: np.ndarray  # uint8 [S, S]: the brightest object (from 1) of each pixel, 0: none
 
 
 class Placed(NamedTuple):
@@ -123,10 +123,43 @@ def law_of(name: str, side: int) -> Law:
 
 def read(c: ConfigDict, load: Callable[[ConfigDict], "Dataset"]) -> Arrays:
     """The canvases of ``config.data``; ``load`` reads BASE."""
-    base_name, _, _ = parse(c.name)
+    base, law = _base(c, load)
+    splits = {}
+    for split in SPLITS:
+        splits[split] = _canvases(c.name, law, split, getattr(base, split), base.levels)
+    shape = (law.size, law.size, base.shape[2])
+    counts = tuple(map(str, range(law.most + 1)))
+    return Arrays(shape, counts, splits, base.levels)
+
+
+def owners_of_test(
+    c: ConfigDict, load: Callable[[ConfigDict], "Dataset"], count: int
+) -> np.ndarray:
+    """uint8 [N, S, S] of the first ``count`` test canvases: the object that each pixel shows.
+
+    The number, from 1, of the brightest one, in the order of ``Split.objects``; 0 where none is.
+    The canvases are composed again, as their index says; masks are not stored.
+    """
+    base, law = _base(c, load)
+    image = np.asarray(base.test.image[:])
+    rows = []
+    for index in range(min(count, law.test)):
+        seed = (law.seed, SPLITS.index("test"), index)
+        rows.append(compose(law, image, base.test.label, base.levels, seed, c.name).owner)
+    return np.stack(rows)
+
+
+def check_fields(c: ConfigDict) -> None:
+    """Raise where ``config.data`` would move images without their boxes, or take labels away."""
     for field in ("shift", "flip", "labels", "labelled_batch", "hold_out"):
         if c.get(field):
             raise UserError(f"data.{field}={c[field]}: scenes keep their boxes; want it unset")
+
+
+def _base(c: ConfigDict, load: Callable[[ConfigDict], "Dataset"]) -> tuple["Dataset", Law]:
+    """BASE and the law of a name."""
+    base_name, _, _ = parse(c.name)
+    check_fields(c)
     own = c.copy_and_resolve_references()
     own.name = base_name
     try:
@@ -136,12 +169,7 @@ def read(c: ConfigDict, load: Callable[[ConfigDict], "Dataset"]) -> Arrays:
     if not base.classes:
         raise UserError(f"data.name={c.name}: {base_name} has no labels; want a base with classes")
     law = law_of(c.name, max(base.shape[:2]))
-    splits = {}
-    for split in SPLITS:
-        splits[split] = _canvases(c.name, law, split, getattr(base, split), base.levels)
-    shape = (law.size, law.size, base.shape[2])
-    counts = tuple(map(str, range(law.most + 1)))
-    return Arrays(shape, counts, splits, base.levels)
+    return base, law
 
 
 def _canvases(name: str, law: Law, split: str, objects: Split, levels: int) -> Split:
@@ -157,7 +185,8 @@ def _canvases(name: str, law: Law, split: str, objects: Split, levels: int) -> S
         canvases = []
         for index in range(count):
             seed = (law.seed, number, index)
-            canvases.append(compose(law, image, objects.label, levels, seed, name))
+            canvas = compose(law, image, objects.label, levels, seed, name)
+            canvases.append((canvas.image, canvas.objects))
         images, boxes = zip(*canvases, strict=True)
         return np.stack(images), np.stack(boxes)
 
@@ -201,11 +230,19 @@ def compose(
             for row, one, index in zip(objects, placed, chosen, strict=False):
                 row[:4] = one.box
                 row[4] = label_N[index]
-            return Canvas(image, objects)
+            return Canvas(image, objects, owners(placed, law.size))
     raise UserError(
         f"data.name={name}: no canvas of {count} objects on {law.size} pixels keeps the law "
         f"{law.kind} in {TRIES} tries; want fewer objects (most=) or a larger canvas (size=)"
     )
+
+
+def owners(placed: list[Placed], size: int) -> np.ndarray:
+    """uint8 [S, S]: the number, from 1, of the brightest object of each pixel; 0 where none is."""
+    layers = np.zeros((len(placed) + 1, size, size), np.uint8)
+    for layer, one in zip(layers[1:], placed, strict=True):
+        layer[:] = one.image.max(-1)
+    return layers.argmax(0).astype(np.uint8)
 
 
 def resampling(size: int, pixels: int, start: float, length: float) -> np.ndarray:

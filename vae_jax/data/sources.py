@@ -27,6 +27,7 @@ class Source(NamedTuple):
     images: Callable[[list[int]], list[np.ndarray]]  # places → uint8 [H, W, C]
     labels: Callable[[list[int]], list[int]] | None  # None where there are no labels
     draws: np.ndarray | None = None  # [N] in [0, 1): which split an example is carved into
+    objects: np.ndarray | None = None  # int32 [N, M, 5] of scenes, as Split.objects
 
 
 class Sources(NamedTuple):

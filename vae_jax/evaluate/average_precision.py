@@ -27,21 +27,26 @@ def true_boxes(objects_Mx5: np.ndarray) -> Boxes:
 
 
 def matches(overlap_DxK: np.ndarray, threshold: float) -> np.ndarray:
-    """Which of D boxes, in falling order of score, match one of K true boxes; bool, shape D.
+    """Which of D boxes, in falling order of score, match one of K true boxes; bool, shape D."""
+    return assigned(overlap_DxK, threshold) >= 0
+
+
+def assigned(overlap_DxK: np.ndarray, threshold: float) -> np.ndarray:
+    """The true box that each of D boxes, in falling order of score, matches; −1: none.
 
     Each takes the true box of the highest IoU that no box before it has taken, if that IoU is at
     least ``threshold``.
     """
     overlap = overlap_DxK.copy()
-    hit = np.zeros(len(overlap), bool)
+    taken = np.full(len(overlap), -1)
     if not overlap.shape[1]:
-        return hit
+        return taken
     for i, row in enumerate(overlap):
         best = row.argmax()
         if row[best] >= threshold:
-            hit[i] = True
+            taken[i] = best
             overlap[:, best] = -1
-    return hit
+    return taken
 
 
 def precision_at_recalls(score_N: np.ndarray, hit_N: np.ndarray, count: int) -> np.ndarray:

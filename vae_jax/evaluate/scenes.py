@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae_jax import data
 from vae_jax.data import evaluation
+from vae_jax.evaluate import objects as objects_lib
 from vae_jax.evaluate import scene_pictures
 from vae_jax.evaluate.average_precision import (
     Boxes,
@@ -20,6 +22,7 @@ from vae_jax.models import boxes as boxes_lib
 from vae_jax.report.metrics import Metric, register
 
 AP = ("ap50", "ap", "ap50_any_class", "ap_any_class")
+PROBED = 5000  # training canvases, an even stride apart, whose objects a probe may learn from
 _MEANINGS = {
     "count_accuracy": "Scenes whose number of boxes with probability above 1/2 is true.",
     "ap50": "Average precision at an IoU of 0.5, the mean over classes (COCO).",
@@ -33,11 +36,11 @@ for _name, _meaning in _MEANINGS.items():
     register(Metric(_name, _name.replace("_", " "), "%", "higher", _meaning))
 
 
-def detect(subject: Subject) -> dict[str, np.ndarray]:
-    """box NxMx4, label NxM, score NxM (log-odds), keep NxM (after suppression) of the test set.
+def detect(subject: Subject, split: data.Split | None = None) -> dict[str, np.ndarray]:
+    """box NxMx4, label NxM, score NxM (log-odds), keep NxM (after suppression); of the test set.
 
-    A model that looks at windows, one after another, explains each object once: nothing of it is
-    suppressed, and ``window`` NxMx4 is there too.
+    A model that draws the objects explains each once: nothing of it is suppressed, and ``window``
+    NxMx4 and ``what`` NxMxD are there too.
     """
     to_x = evaluation.seen(subject.config, subject.levels)
 
@@ -49,9 +52,9 @@ def detect(subject: Subject) -> dict[str, np.ndarray]:
         if d.windows is None:
             out["keep"] = jax.vmap(boxes_lib.suppress)(d.boxes, score, label)
             return out
-        return out | {"window": d.windows, "keep": jnp.ones_like(label)}
+        return out | {"window": d.windows, "what": d.what, "keep": jnp.ones_like(label)}
 
-    return over_split(subject, program, subject.data.test)
+    return over_split(subject, program, subject.data.test if split is None else split)
 
 
 def count_accuracies(count_N: np.ndarray, true_N: np.ndarray) -> dict[str, float]:
@@ -63,10 +66,24 @@ def count_accuracies(count_N: np.ndarray, true_N: np.ndarray) -> dict[str, float
     return metrics
 
 
+def of_drawn_objects(subject: Subject, out: dict[str, np.ndarray]) -> Result:
+    """Masks and codes of a model that draws its objects; ``out`` is :func:`detect` on the test set.
+
+    See :func:`vae_jax.evaluate.objects.foreground_ari` and ``object_probes``.
+    """
+    some = data.some(subject.data.train, PROBED)
+    train = objects_lib.found_objects(detect(subject, some), some.objects)
+    test = objects_lib.found_objects(out, subject.data.test.objects)
+    metrics, why, _ = objects_lib.foreground_ari(subject)
+    accuracies, missing, _ = objects_lib.object_probes(train, test, subject.config.seed)
+    return metrics | accuracies, why | missing, {}
+
+
 def task(subject: Subject, look: Forward) -> Result:
     """``scenes``: AP by class and of all classes together, and the accuracy of counts.
 
-    The count of an image is its number of boxes with a probability above 1/2 after suppression.
+    The count of an image is its number of boxes with a probability above 1/2 after suppression. Of
+    a model that draws its objects also :func:`of_drawn_objects`.
     """
     objects = subject.data.test.objects
     if objects is None or subject.model.detect is None:
@@ -97,7 +114,9 @@ def task(subject: Subject, look: Forward) -> Result:
     if windows:
         of_windows = average_precision(without_classes(windows), without_classes(truth))
         metrics |= {"ap50_window": of_windows[0], "ap_window": of_windows.mean()}
-        why = dict.fromkeys(("ap50", "ap"), "the model does not tell classes apart")
+        drawn, why, _ = of_drawn_objects(subject, out)
+        metrics |= drawn
+        why |= dict.fromkeys(("ap50", "ap"), "the model does not tell classes apart")
     else:
         by_class = average_precision(detections, truth)
         metrics |= {"ap50": by_class[0], "ap": by_class.mean()}
@@ -105,6 +124,6 @@ def task(subject: Subject, look: Forward) -> Result:
     for threshold in (0.5, 0.75):
         pair = (without_classes(detections), without_classes(truth))
         curves[f"IoU {threshold}"] = precision_curve(*pair, threshold)
-    image = subject.data.test.image / (subject.levels - 1)
+    image = subject.data.test.image[:] / (subject.levels - 1)
     panels = scene_pictures.pictures(image, probable, truth, curves, classes=not windows)
     return metrics, why, panels

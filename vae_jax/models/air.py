@@ -434,7 +434,16 @@ class Air:
         # A step counts only if all before it do.
         logit = jnp.where(self.decided(z.present) > 0, q.logit, jnp.minimum(q.logit, 0) - 30)
         one_class = jnp.zeros((*logit.shape, 1))
-        return Detections(lit_boxes(lit), logit, one_class, window)
+        return Detections(lit_boxes(lit), logit, one_class, window, z.what)
+
+    def segment(self, params: Params, x: Array) -> Array:
+        """BxHxW: the step (from 1) whose object is brightest; 0 where no window of one is.
+
+        Of the steps that are more probably present than not.
+        """
+        z, _ = self.infer(params, x, self.means())
+        drawn = z.present[..., None, None] * self.layers(params, z).max(-1)
+        return jnp.where(drawn.max(1) > 0, jnp.argmax(drawn, 1) + 1, 0)
 
 
 def fit_classes(log_q_BxN: Array, classes: int) -> Array:

@@ -17,6 +17,7 @@ class Detections(NamedTuple):
     logit: Array  # BxM: log-odds that there is an object
     class_logits: Array  # BxMxY; Y = 1 where classes are not told apart
     windows: Array | None = None  # BxMx4: where the model looked, if it is not the box
+    what: Array | None = None  # BxMxD: the code of each object, of a model that has them
 
 
 def corners(boxes: Array) -> tuple[Array, Array]:
