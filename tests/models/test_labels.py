@@ -9,7 +9,7 @@ from scipy.special import log_softmax, logsumexp
 
 from tests.tiny import LABEL, PIXELS, SEED, SHAPE, X, batch_of, log_evidence, semi_supervised
 from tests.tiny import m2 as tiny
-from vae_jax import config, nets
+from vae_jax import config, models, nets
 from vae_jax.config import UserError
 from vae_jax.evaluate import evaluate, likelihood
 from vae_jax.evaluate.subject import Subject
@@ -287,3 +287,15 @@ def test_sixty_labels_are_enough_to_read_most_digits(tmp_path):
         if '"validation"' in r
     ]
     assert '"labelled_elbo"' in rows[0] and '"accuracy"' in rows[0]
+
+
+@pytest.mark.parametrize(
+    "model", [config.call("model", "m1m2"), config.call("model", "detector", frozen=True)]
+)
+def test_weight_decay_of_constant_nets_is_refused(model):
+    c = config.default()
+    c.model = model
+    c.classifier = config.call("classifier", "mlp", widths=(16,))
+    c.optim.weight_decay = 1e-4
+    with pytest.raises(UserError, match="shrinks the constant nets"):
+        models.build(c, shape=(8, 8, 1), levels=256, classes=10, binary=False)

@@ -161,6 +161,7 @@ def build_m1m2(given: Given) -> Model:
     M1's encoder and decoder, from ``config.init_from``, are constants; the bounds are on log p(x)
     of the images.
     """
+    refuse_decay(given.config, "model.name=m1m2")
     return _build_auxiliary(given, "m1m2")
 
 
@@ -173,6 +174,8 @@ def build_detector(
     frozen: bool = False,
 ) -> Model:
     """A VAE with a detection head on its encoder; without a decoder, the head alone."""
+    if frozen:
+        refuse_decay(given.config, "model.frozen=True")
     spec, functions = _nets(given, labelled=False)
     head = {"grid": grid, "classes": classes, "widths": widths, "frozen": frozen}
     return with_detector(_of_nets(spec, functions), functions, **head)
@@ -254,6 +257,13 @@ def check(c: ConfigDict, classes: int) -> None:
     for wrong, message in rules:
         if wrong:
             raise UserError(message)
+
+
+def refuse_decay(c: ConfigDict, frozen: str) -> None:
+    """Raise where weight decay would shrink parameters that have no gradient (``frozen``: why)."""
+    if c.optim.weight_decay:
+        decay = f"optim.weight_decay={c.optim.weight_decay}"
+        raise UserError(f"{decay}: shrinks the constant nets of {frozen}; want 0")
 
 
 def check_batch(c: ConfigDict) -> None:
