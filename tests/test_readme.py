@@ -67,7 +67,10 @@ FLAGS_ONLY = {
     "explore": "serves until it is stopped; tests/tools/test_explore.py",
 }
 ONE_OFF = "--config=configs/mnist.py --config.data.name=folder:"  # mnist's net on own images
-MAINS = {"vae_jax.data": "vae_jax.data.__main__"}
+MAINS = {
+    "vae_jax.data": "vae_jax.data.__main__",
+    "vae_jax.tools.predict": "vae_jax.data.predict",
+}
 PLACES = ("/path/to/images", "/path/to/faces", "~/celeba")
 
 
@@ -186,7 +189,7 @@ def check_flags(words: list[str]) -> None:
             assert f'"{flag}"' in source, f"{name} has no {flag}"
         return
     values, pairs = cli.parse([name, *rest], module.define)
-    if "config" in values and not name.endswith("study"):
+    if "config" in values and values.config and not name.endswith("study"):
         config.validate(cli.apply(config.load(values.config), pairs))
 
 

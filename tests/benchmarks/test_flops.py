@@ -15,6 +15,19 @@ from vae_jax.train import program, step
 
 # FLOPs of dense and convolutional layers in a training step, for one image.
 GOLDEN = {
+    "ae_mnist": 7_010_000,
+    "cgdl_mnist": 10_552_832,
+    "codes_fsq_mnist": 4_384_512,
+    "codes_gaussian_mnist": 4_499_968,
+    "codes_mnist": 4_636_672,
+    "grid_digits": 12_139_904,
+    "grid_mnist": 22_673_920,
+    "hvae_mnist": 16_505_600,
+    "m2_auxiliary_mnist": 18_599_000,
+    "masked_mnist": 27_887_616,
+    "sharp_fashion": 27_887_616,
+    "simclr_mnist": 27_906_560,
+    "vade_mnist": 7_010_000,
     "air_digits": 2_895_616,
     "air_mnist": 25_788_000,
     "categorical_mnist": 3_407_872,

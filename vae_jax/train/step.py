@@ -157,7 +157,7 @@ class Objective:
         """The keyword arguments of the objective at a step."""
         c = self.c
         weights = {name: value for name, value in c.objective.items() if name != "name"}
-        weights |= features.functions(c, self.dataset.shape)
+        weights |= features.functions(c, self.model.shape)
         if step is not None and c.warmup.steps:
             weights[c.warmup.of] *= weight_at(c.warmup, step)
         return weights
