@@ -139,6 +139,7 @@ def test_the_own_loss_of_readme_trains(tmp_path: pathlib.Path):
     assert '"rate": 12.0' in (tmp_path / "runs/mine/config.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_own_net_data_and_metric_of_the_pages_run(tmp_path: pathlib.Path):
     nets, data, evaluate = (ROOT / f"docs/{name}.md" for name in ("nets", "data", "evaluate"))
     write_example(nets, "my_nets.py", tmp_path)

@@ -154,7 +154,10 @@ def test_a_peer_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatc
         benchmark.run(["benchmark.py", "--peer=torch"])
 
 
-@pytest.mark.parametrize("name", ["mlp", "vdvae"])
+SLOW_VDVAE = pytest.param("vdvae", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["mlp", SLOW_VDVAE])
 def test_a_peer_is_given_one_standard_normal_for_each_number_of_z(name: str) -> None:
     c, dataset, params = load(*FUNCTIONS[name])
     noises = []

@@ -99,6 +99,7 @@ def test_the_fid_of_reconstructions_is_that_of_their_shift(subject):
         assert fid == pytest.approx(64 * c**2, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_is_written_under_a_mixture_and_training_begins_from_it(trained, tmp_path):
     """Its prior is scikit-learn's mixture; its clusters and VaDE's after it are the digits."""
     from sklearn.mixture import GaussianMixture

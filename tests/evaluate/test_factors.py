@@ -176,6 +176,7 @@ def subject():
     return Subject(s.c, s.model, params, s.dataset, s.mesh)
 
 
+@pytest.mark.slow
 def test_the_task_draws_its_own_images(subject, monkeypatch):
     monkeypatch.setattr(factors, "IMAGES", 600)
     monkeypatch.setattr(factors, "VOTES", 20)

@@ -149,6 +149,7 @@ def test_the_command_measures_a_run_in_the_features_of_another(runs, found):
     np.testing.assert_allclose(images["test"], test[:60] / np.float32(16))
 
 
+@pytest.mark.slow
 def test_the_figures_reach_the_page_and_stay_there(runs):
     """And stay for a later call without the features."""
     lines = []

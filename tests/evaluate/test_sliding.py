@@ -93,6 +93,7 @@ def subject(tmp_path_factory):
     return dataclasses.replace(whole, params=params, mesh=mesh)
 
 
+@pytest.mark.slow
 def test_digits_are_found_by_models_that_saw_no_box(subject):
     canvases = sliding.scenes_of(subject, SCENES, 44)
     assert canvases.objects.shape == (44, 3, 5)

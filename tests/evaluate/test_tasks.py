@@ -205,6 +205,7 @@ SLOW = ("adgm", "m1m2", "per_class", "hierarchy")
 KINDS = ["cnn", "m2", *(pytest.param(k, marks=pytest.mark.slow) for k in SLOW)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_goes_through_every_subject(kind, monkeypatch):
     """What has a meaning for it is there, what has none is None with a reason."""
@@ -230,6 +231,7 @@ def test_every_kind_of_model_goes_through_every_subject(kind, monkeypatch):
     assert ("ood_regret_auroc@inverted" in m) == (kind not in ("cnn", "hierarchy"))
 
 
+@pytest.mark.slow
 def test_bayes_rule_can_be_attacked_and_an_auxiliary_draws():
     """The gradient of each reading is that of finite differences at the same draws, not 0."""
     x = jax.random.uniform(KEY, (2, *SHAPE))

@@ -88,6 +88,7 @@ def test_codes_are_those_of_evaluation(folder: str, trained: Run, images: np.nda
     np.testing.assert_array_equal(trained.classify(images).argmax(1), logits.argmax(1))
 
 
+@pytest.mark.slow
 def test_log_prob_is_the_bound_of_evaluation(trained: Run, images: np.ndarray):
     metrics = vae_jax.evaluate(trained, iw_k=5)
     assert trained.log_prob(images, k=5).mean() == metrics["iw_nats"]
@@ -159,6 +160,7 @@ def test_wrong_codes_counts_and_labels_are_named(trained: Run, images: np.ndarra
             call()
 
 
+@pytest.mark.slow
 def test_a_model_with_labels_takes_them(tmp_path: pathlib.Path):
     c = tiny.semi_supervised(mesh__data=1, steps=4, steps_per_call=4, eval__every=4, log_every=4)
     assert loop.train(c, str(tmp_path), lambda line: None)

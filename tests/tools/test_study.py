@@ -203,6 +203,7 @@ def permuted_test(dataset):
     return dataset._replace(test=data.Split(dataset.test.image, label))
 
 
+@pytest.mark.slow
 def test_the_labels_of_the_test_set_train_nothing(tmp_path, monkeypatch):
     """Test labels permuted: the state and the averages are the same to the last bit.
 

@@ -42,6 +42,7 @@ def test_the_page_has_eight_runs_at_most(monkeypatch):
     assert len(study_compare.entries(small(), table, rows)) == 1
 
 
+@pytest.mark.slow
 def test_a_study_writes_the_page_and_links_to_it(tmp_path):
     methods = {name: small().methods[name] for name in ("net", "m1_svm")}
     one = small()._replace(methods=methods, seeds=(0,), budgets=(20,))

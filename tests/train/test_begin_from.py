@@ -100,6 +100,7 @@ def test_a_classifier_begins_with_the_encoder(digits_run):
     assert np.abs(moved - np.abs(theirs["encoder"]["Layer_0"]["dense"]["kernel"])).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_detector_stands_on_the_frozen_encoder(tmp_path):
     scene_run = pretrained(tmp_path, "masked", data=SCENES, steps=40)
     head = config.call("model", "detector", grid=3, widths=(32,), frozen=True)

@@ -56,6 +56,7 @@ def test_the_update_is_the_same_on_every_device(seen, mode):
     assert parity.largest_gap(looking(seen, **fields), reference, devices) < 2e-4
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_features_or_not_at_all(seen, tmp_path, monkeypatch):
     folder = str(tmp_path / "run")
     moved = str(tmp_path / "elsewhere" / "seen")
