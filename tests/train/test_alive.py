@@ -31,3 +31,12 @@ def test_an_error_goes_through_and_ends_the_lines():
         raise ValueError("broken")
     time.sleep(0.1)
     assert lines == []
+
+
+def test_the_lines_keep_their_interval_where_another_thing_begins():
+    lines = []
+    with alive("evaluating", lines.append, seconds=0.4) as then:
+        time.sleep(0.25)
+        then("writing the report")
+        time.sleep(0.25)
+    assert lines == ["writing the report: 0 s so far"]

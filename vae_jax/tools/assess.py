@@ -101,19 +101,19 @@ def assess(workdir: str, request: Request = Request(), say: Tell = print) -> tup
     say(f"evaluating checkpoint {meta['step']} ({request.which}) on {count:,} test images")
     began = time.perf_counter()
     subject = Subject.of(s, step.averaged(state))
-    with alive("evaluating", say):
+    with alive("evaluating", say) as then:
         metrics, why, pictures = _measure(subject, workdir, request, s, meta["step"], say)
-    run = _facts(s.c, meta, state, request.which)
-    run |= {
-        "name": os.path.basename(os.path.normpath(workdir)),
-        "evaluation_seconds": round(time.perf_counter() - began, 1),
-        "why": why,
-    }
-    if replica := replica_name(workdir):
-        run["replica"] = replica
-    if not hosts.first():
-        return metrics, run
-    with alive("writing the report", say):
+        run = _facts(s.c, meta, state, request.which)
+        run |= {
+            "name": os.path.basename(os.path.normpath(workdir)),
+            "evaluation_seconds": round(time.perf_counter() - began, 1),
+            "why": why,
+        }
+        if replica := replica_name(workdir):
+            run["replica"] = replica
+        if not hosts.first():
+            return metrics, run
+        then("writing the report")
         _write(workdir, s, metrics, pictures, run)
     write_evaluation(workdir, meta["step"], metrics)
     if request.publish:

@@ -10,15 +10,23 @@ SECONDS = 4.0  # between two lines
 
 
 @contextlib.contextmanager
-def alive(what: str, say: Callable[[str], object], seconds: float = SECONDS) -> Iterator[None]:
-    """Within it, ``say`` is told every few seconds for how long ``what`` has gone on.
+def alive(
+    what: str, say: Callable[[str], object], seconds: float = SECONDS
+) -> Iterator[Callable[[str], None]]:
+    """Within it, ``say`` is told every few seconds what goes on, and for how long.
 
-    On a terminal ``say=print`` is one line of stderr that is written over, and gone at the end.
+    It gives a function that names what comes next; the lines keep their interval. On a terminal
+    ``say=print`` is one line of stderr that is written over, and gone at the end.
     """
     over = say is print and sys.stderr.isatty()
     tell = _write_over if over else say
     done = threading.Event()
     began = time.monotonic()
+
+    def then(next_one: str) -> None:
+        nonlocal what, began
+        what = next_one
+        began = time.monotonic()
 
     def beat() -> None:
         while not done.wait(seconds):
@@ -27,7 +35,7 @@ def alive(what: str, say: Callable[[str], object], seconds: float = SECONDS) -> 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield
+        yield then
     finally:
         done.set()
         thread.join()

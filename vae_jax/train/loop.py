@@ -115,7 +115,8 @@ def train(
         hosts.agree(claim_all)
         for line in opening(parts):
             say(line)
-        start = _restore_or_begin(parts, folders, workdir, say)
+        with alive("initialising", say):
+            start = _restore_or_begin(parts, folders, workdir, say)
         numbers = sum(leaf.size for leaf in jax.tree.leaves(start.state.params))
         say(f"model: {c.model.name}, {numbers:,} parameters, in {workdir}")
         stop = Stop()
