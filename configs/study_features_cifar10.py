@@ -4,7 +4,7 @@
     python -m vae_jax.tools.study --config=configs/study_features_cifar10.py --data_dir=~/data \
         --workdir=runs/study_features_cifar10
 
-Figures, times and device: results/study_features_cifar10.json.
+No figures of it are published yet.
 """
 
 from configs import study_features_mnist

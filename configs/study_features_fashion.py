@@ -3,7 +3,7 @@
     python -m vae_jax.tools.study --config=configs/study_features_fashion.py --data_dir=~/data \
         --workdir=runs/study_features_fashion
 
-Figures, times and device: results/study_features_fashion.json.
+No figures of it are published yet.
 """
 
 from configs import study_features_mnist

@@ -5,7 +5,7 @@
 
 Images are moved by up to two pixels in pretraining and with labels; those of SimCLR by its views.
 
-Figures, times and device: results/study_features_mnist.json.
+No figures of it are published yet.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
     python -m vae_jax.tools.detection_study --config=configs/study_scenes_mnist.py \
         --data_dir=~/data --workdir=runs/study_scenes_mnist
 
-Figures, times and device: results/study_scenes_mnist.json.
+No figures of it are published yet.
 """
 
 from ml_collections import ConfigDict
