@@ -42,8 +42,6 @@ def draw_canvases(theme: pictures.Theme, canvases: Canvases, classes: Sequence[s
     figure = pictures.new_figure(inches * columns, inches * rows * step_y / step_x, layout=None)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
-    ax.set_xlim(0, columns * step_x)
-    ax.set_ylim(rows * step_y, 0)
     for i in range(n):
         left = i % columns * step_x
         top = i // columns * step_y
