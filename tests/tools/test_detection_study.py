@@ -57,5 +57,7 @@ def test_a_study_does_its_cells_once(tmp_path):
 def test_a_wrong_arm_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^only=sratch: .*scratch"):
         detection_study.run(plan(), str(tmp_path), only=["sratch"], say=silent)
+    with pytest.raises(UserError, match=r"^workdir=gs://b/x: a study wants a folder of a disk"):
+        detection_study.run(plan(), "gs://b/x", say=silent)
     with pytest.raises(UserError, match=r"want python -m vae_jax\.tools\.detection_study"):
         study.run(plan(), str(tmp_path), say=silent)

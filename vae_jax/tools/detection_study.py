@@ -23,8 +23,7 @@ from vae_jax.evaluate.subject import Subject
 from vae_jax.tools import assess, results, study, study_page
 from vae_jax.tools.study_page import Column
 from vae_jax.tools.study_plan import Cell, Study, cells, check, needed
-from vae_jax.train import checkpoint, log, loop
-from vae_jax.train import program as program_lib
+from vae_jax.train import checkpoint, log
 
 METRICS = {"ap50": "AP at an IoU of 0.5", "ap": "AP, mean over IoU 0.5 to 0.95"}
 Say = Callable[[str], None]
@@ -88,7 +87,13 @@ def table(plan: Study, rows: Sequence[dict]) -> str:
 
 
 def run(
-    plan: Study, root: str, *, only: Sequence[str] = (), publish: str = "", say: Say = print
+    plan: Study,
+    root: str,
+    *,
+    only: Sequence[str] = (),
+    data_dir: str = "",
+    publish: str = "",
+    say: Say = print,
 ) -> bool:
     """Do every cell that is not done, then write the table; False where a signal stopped it.
 
@@ -98,8 +103,7 @@ def run(
     check(plan)
     if plan.counts != "canvases":
         raise UserError(f"config={plan.title}: want python -m vae_jax.tools.study")
-    for name in set(only) - set(plan.methods):
-        raise UserError(f"only={name}: {config_lib.nearest(name, plan.methods)}")
+    plan = study.ready(plan, root, only, data_dir)
     os.makedirs(os.path.join(root, "cells"), exist_ok=True)
     rows = []
     todo = []
@@ -132,48 +136,15 @@ def run(
     return True
 
 
-def located(plan: Study, data_dir: str) -> Study:
-    """The study with its data in this folder."""
-
-    def moved(make: Callable[[int], config_lib.ConfigDict]) -> Callable:
-        def config(canvases: int) -> config_lib.ConfigDict:
-            c = make(canvases)
-            c.data.dir = data_dir
-            return c
-
-        return config
-
-    runs = {name: run._replace(config=moved(run.config)) for name, run in plan.runs.items()}
-    return plan._replace(runs=runs)
-
-
 def define(values: flags.FlagValues) -> None:
-    """Declare the flags of this script."""
-
-    def text(name: str, default: str | None, words: str) -> None:
-        flags.DEFINE_string(name, default, words, flag_values=values)
-
-    text("config", "configs/study_scenes.py", "a file with get_study()")
-    text("workdir", None, "folder of the study; one that holds it goes on")
-    flags.DEFINE_list("only", [], "names of arms; the others wait", flag_values=values)
-    text("results", "", "also write the figures to this NAME.json")
-    text("data_dir", "", "where TFDS data is")
+    """Declare the flags of this script: those of a study."""
+    study.define(values)
+    values.set_default("config", "configs/study_scenes.py")
 
 
 def main(argv: list[str]) -> int:
     """Run the study that the flags name; returns the exit code."""
-    values, pairs = flags_lib.parse(argv, define)
-    if pairs:
-        field = pairs[0][0]
-        raise UserError(f"{field}: a study's configs are in its file; it takes no --config.*")
-    if not values.workdir:
-        raise UserError("workdir: want --workdir=FOLDER")
-    plan = config_lib.load(values.config, "get_study")
-    if values.data_dir:
-        plan = located(plan, values.data_dir)
-    program_lib.use_cache()
-    finished = run(plan, values.workdir, only=values.only, publish=values.results)
-    return 0 if finished else loop.STOPPED
+    return study.main(argv, define, run)
 
 
 if __name__ == "__main__":

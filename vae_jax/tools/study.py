@@ -269,13 +269,7 @@ def run(
     check(study)
     if study.counts != "labels":
         raise UserError(f"config={study.title}: want python -m vae_jax.tools.detection_study")
-    if store.remote(root):
-        wanted = "a study wants a folder of a disk; each of its runs alone may be in a store"
-        raise UserError(f"workdir={root}: {wanted}")
-    for name in set(only) - set(study.methods):
-        raise UserError(f"only={name}: {config_lib.nearest(name, study.methods)}")
-    if data_dir:
-        study = study._replace(runs={n: _at(r, data_dir) for n, r in study.runs.items()})
+    study = ready(study, root, only, data_dir)
     for folder in ("runs", "splits", "cells"):
         os.makedirs(os.path.join(root, folder), exist_ok=True)
     table = cells(study, root)
@@ -300,6 +294,22 @@ def run(
     if publish:
         _publish(publish, study, finished)
     return True
+
+
+def ready(study: Study, root: str, only: Sequence[str], data_dir: str) -> Study:
+    """The study with its data in ``data_dir``, where that is given.
+
+    Raises:
+      UserError: ``root`` is in a store, or ``only`` has a method that is not there.
+    """
+    if store.remote(root):
+        wanted = "a study wants a folder of a disk; each of its runs alone may be in a store"
+        raise UserError(f"workdir={root}: {wanted}")
+    for name in set(only) - set(study.methods):
+        raise UserError(f"only={name}: {config_lib.nearest(name, study.methods)}")
+    if not data_dir:
+        return study
+    return study._replace(runs={n: _at(r, data_dir) for n, r in study.runs.items()})
 
 
 def _progress(study: Study, cell: Cell, later: list[Cell], rows: Rows) -> str:
@@ -382,7 +392,11 @@ def define(values: flags.FlagValues) -> None:
     text("data_dir", "", "where TFDS data is")
 
 
-def main(argv: list[str]) -> int:
+def main(
+    argv: list[str],
+    define: Callable[[flags.FlagValues], None] = define,
+    run: Callable[..., bool] = run,
+) -> int:
     """Run the study that the flags name; returns the exit code."""
     values, pairs = flags_lib.parse(argv, define)
     if pairs:
