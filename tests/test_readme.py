@@ -240,6 +240,8 @@ def reader(tmp_path: pathlib.Path) -> pathlib.Path:
     for name in ("ant", "bee"):
         write_images(folder / "path/to/images" / name, (40, 30, 3))
         write_images(folder / "path/to/faces" / name, (112, 92))
+    for person in range(14):
+        write_images(folder / f"faces/person_{person:02}", (112, 92))
     write_images(folder / "celeba/img_align_celeba", (218, 178, 3), "jpg")
     write_images(folder / "folder", (8, 8))
     PIL.Image.new("L", (8, 8)).save(folder / "image.png")

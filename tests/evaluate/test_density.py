@@ -14,7 +14,7 @@ from vae_jax.evaluate import tasks
 from vae_jax.evaluate.subject import restored
 from vae_jax.objectives import OBJECTIVES
 from vae_jax.objectives.rae import squared_jacobian
-from vae_jax.tools import density, results
+from vae_jax.tools import code_density, density, results
 from vae_jax.train import loop
 
 RNG = np.random.default_rng(0)
@@ -55,13 +55,13 @@ def test_the_fit_is_scikit_learns():
     z = np.concatenate(
         [RNG.normal(size=(300, 3)) @ RNG.normal(size=(3, 3)), RNG.normal(size=(200, 3)) + 4]
     )
-    fit = density.fit_mixture(z, 2, seed=0)
+    fit = code_density.fit_mixture(z, 2, seed=0)
     ridge = 1e-4 * z.var(0).mean()
     theirs = GaussianMixture(2, reg_covar=ridge, random_state=0).fit(z)
     got = jax.jit(fit.log_prob)(jnp.asarray(z, jnp.float32))
     np.testing.assert_allclose(got, theirs.score_samples(z), rtol=1e-3, atol=1e-3)
     with pytest.raises(UserError, match="components=600: want at most the 500 codes"):
-        density.fit_mixture(z, 600, seed=0)
+        code_density.fit_mixture(z, 600, seed=0)
 
 
 def test_a_run_gets_a_density_and_its_figures(trained, tmp_path, capsys):
@@ -77,7 +77,9 @@ def test_a_run_gets_a_density_and_its_figures(trained, tmp_path, capsys):
     (fitted,) = [value for key, value in figures.items() if key.startswith("mixture_fid_")]
     (floor,) = [value for key, value in figures.items() if key.startswith("fid_floor_")]
     assert fitted < prior, "a mixture fits the codes of eight digits better than one Gaussian"
-    assert floor > 0 and figures["components"] == 8 and np.isfinite(figures["validation_nats"])
+    assert (
+        floor > 0 and figures["components"] == 8 and np.isfinite(figures["mixture_validation_nats"])
+    )
     (rebuilt,) = [value for key, value in figures.items() if key.startswith("reconstruction_fid_")]
     assert rebuilt > 0
     published = results.read(tmp_path / "density_digits.json")["figures"]

@@ -2,11 +2,12 @@
 
     python -m vae_jax.tools.density --workdir=runs/mnist --features=runs/mnist_cnn
 
-A mixture of Gaussians with full covariances is fitted to the posterior means of training images
-(Ghosh et al. 2020, arXiv:1903.12436, section 4: ex-post density estimation). It is written into
-the run's folder as density.npz; density.json has the figures of ``evaluate.quality`` of samples
-from the prior and from the mixture, side by side, and ``--results`` writes them to a file of
-results/. ``--draws`` fits draws of q(z|x) instead.
+Densities are fitted to the posterior means of training images (Ghosh et al. 2020,
+arXiv:1903.12436, section 4: ex-post density estimation): a mixture of Gaussians with full
+covariances, and with ``--densities=mixture,realnvp,two_stage`` also a flow and a second VAE.
+density.json, in the run's folder, has the figures of ``evaluate.quality`` of samples from the prior
+and from each density, side by side; ``--results`` writes them to a file of results/, too. The
+mixture itself is density.npz. ``--draws`` fits draws of q(z|x) instead of the means.
 
     python -m vae_jax.tools.density --workdir=runs/mnist --into=runs/mnist_mixture
 
@@ -33,11 +34,10 @@ from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.data import evaluation
 from vae_jax.distributions import example_keys
-from vae_jax.distributions.full_mixture import MixtureOfFullNormals
 from vae_jax.evaluate import likelihood, quality
 from vae_jax.evaluate.subject import Subject, restored
 from vae_jax.models import Model
-from vae_jax.tools import assess, results
+from vae_jax.tools import assess, code_density, results
 from vae_jax.train import checkpoint, clock, identity, log, program, step
 from vae_jax.train import run as workdir
 
@@ -47,10 +47,11 @@ OF_SAMPLES = ("fid", "kid", "precision", "recall", "sharpness_samples")  # what 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How a density is fitted: ``components`` of a mixture, to means or draws of q(z|x)."""
+    """How densities are fitted: ``components`` of a mixture, to means or draws of q(z|x)."""
 
     components: int = 10
     draws: bool = False
+    names: tuple[str, ...] = ("mixture",)  # of ``code_density.NAMES``
 
 
 def codes(subject: Subject, split: data.Split, draws: bool) -> np.ndarray:
@@ -68,42 +69,7 @@ def codes(subject: Subject, split: data.Split, draws: bool) -> np.ndarray:
     return likelihood.over_split(subject, program, split)["z"]
 
 
-def em(z_NxD: np.ndarray, components: int, seed: int, covariance: str) -> Any:
-    """The mixture of scikit-learn's EM, started by k-means; ``covariance`` is full or diag.
-
-    1e-4 of the codes' mean variance is added to every variance, so that a dimension that never
-    moves has a density.
-
-    Raises:
-      UserError: there are fewer codes than components.
-    """
-    from sklearn.mixture import GaussianMixture
-
-    if len(z_NxD) < components:
-        raise UserError(f"components={components}: want at most the {len(z_NxD)} codes")
-    ridge = 1e-4 * z_NxD.var(0).mean() + 1e-12
-    mixture = GaussianMixture(components, covariance_type=covariance, reg_covar=ridge)
-    return mixture.set_params(random_state=seed).fit(z_NxD)
-
-
-def fit_mixture(z_NxD: np.ndarray, components: int, seed: int) -> MixtureOfFullNormals:
-    """:func:`em` with full covariances, as a density of ours."""
-    mixture = em(z_NxD, components, seed, "full")
-    scale_tril = np.linalg.cholesky(mixture.covariances_)
-    arrays = (np.log(mixture.weights_), mixture.means_, scale_tril)
-    return MixtureOfFullNormals(*(jnp.asarray(array, jnp.float32) for array in arrays))
-
-
-def fit_prior(z_NxD: np.ndarray, components: int, seed: int) -> dict[str, np.ndarray]:
-    """:func:`em` with diagonal covariances, as parameters of the prior ``mixture``."""
-    mixture = em(z_NxD, components, seed, "diag")
-    log_weights = np.log(mixture.weights_)
-    logvar = np.log(mixture.covariances_)
-    fields = {"logits": log_weights, "mu": mixture.means_, "logvar": logvar}
-    return jax.tree.map(np.float32, fields)
-
-
-def with_density(model: Model, density: MixtureOfFullNormals) -> Model:
+def with_density(model: Model, density: Any) -> Model:
     """The model with this density in the place of its prior's samples."""
 
     def sample(params: dict, keys_N: jax.Array, y: jax.Array | None = None) -> jax.Array:
@@ -123,26 +89,26 @@ def check(model: Model, folder: str) -> None:
 
 def measure(
     folder: str, features: str, images: int, fit: Fit = Fit(), *, data_dir: str = ""
-) -> tuple[MixtureOfFullNormals, dict[str, Any]]:
-    """(the density, its figures beside the prior's) of the best checkpoint of a run.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """({name: density}, their figures beside the prior's) of the best checkpoint of a run.
 
-    Keys are ``prior_…`` and ``mixture_…`` of what depends on the samples, and the floors.
-    ``validation_nats`` is the mean log density of validation codes, under the mixture.
+    Keys are ``prior_…`` and ``NAME_…`` of what depends on the samples, and the floors.
+    ``NAME_validation_nats`` is the mean log density of validation codes; of ``two_stage`` it is an
+    importance-weighted bound on that.
     """
     subject = restored(folder, data_dir)
     check(subject.model, folder)
     log.check_writable(os.path.join(folder, "density.json"))
     mark, see = quality.named(features, subject.data.shape, data_dir)
     z_NxD = codes(subject, data.some(subject.data.train, MOST), fit.draws)
-    density = fit_mixture(z_NxD, fit.components, subject.config.seed)
     held_out = codes(subject, subject.data.validation, fit.draws)
-    values = {
-        "components": fit.components,
-        "codes": len(z_NxD),
-        "draws": fit.draws,
-        "validation_nats": float(density.log_prob(jnp.asarray(held_out)).mean()),
-    }
-    models = {"prior": subject.model, "mixture": with_density(subject.model, density)}
+    values = {"components": fit.components, "codes": len(z_NxD), "draws": fit.draws}
+    densities = {}
+    models = {"prior": subject.model}
+    for name in fit.names:
+        densities[name] = code_density.fit(name, z_NxD, fit.components, subject.config.seed)
+        values[f"{name}_validation_nats"] = code_density.mean_log_prob(densities[name], held_out)
+        models[name] = with_density(subject.model, densities[name])
     for name, model in models.items():
         replaced = dataclasses.replace(subject, model=model)
         figures, shown = quality.figures(replaced, see, mark, images)
@@ -150,7 +116,7 @@ def measure(
             of_samples = key.removesuffix(f"_{mark}") in OF_SAMPLES
             values[f"{name}_{key}" if of_samples else key] = value
     values[f"reconstruction_fid_{mark}"] = reconstruction_fid(subject, see, shown)
-    return density, values
+    return densities, values
 
 
 def reconstruction_fid(subject: Subject, see: quality.See, images: quality.Images) -> float:
@@ -179,7 +145,7 @@ def write_run(source: str, folder: str, options: Fit, data_dir: str = "") -> Non
     c.prior = config_lib.call("prior", "mixture", components=options.components)
     parts = workdir.setup(c)
     z_NxD = codes(subject, data.some(subject.data.train, MOST), options.draws)
-    prior = fit_prior(z_NxD, options.components, c.seed)
+    prior = code_density.fit_prior(z_NxD, options.components, c.seed)
     fresh, places = program.init(parts.c, parts.model, parts.mesh, parts.dataset)
     params = jax.device_put({**subject.params, "prior": prior}, places.params)
     fresh = fresh._replace(params=params)
@@ -199,6 +165,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("features", None, described, flag_values=values)
     flags.DEFINE_integer("images", 5000, "of each set, at most", lower_bound=10, flag_values=values)
+    flags.DEFINE_list("densities", "mixture", "to fit and measure", flag_values=values)
     flags.DEFINE_integer("components", 10, "of the mixture", lower_bound=1, flag_values=values)
     flags.DEFINE_bool("draws", False, "fit draws of q(z|x), not its means", flag_values=values)
     flags.DEFINE_string("into", "", "folder of a run to write", flag_values=values)
@@ -225,7 +192,11 @@ def run(argv: list[str]) -> int:
         raise UserError("features: want --features=FOLDER or FILE:FUNCTION, or --into=FOLDER")
     if values.results and not values.features:
         raise UserError(f"results={values.results}: figures need --features=FOLDER")
-    options = Fit(values.components, values.draws)
+    for name in values.densities:
+        if name not in code_density.NAMES:
+            wanted = ", ".join(code_density.NAMES)
+            raise UserError(f"densities={name}: want some of {wanted}")
+    options = Fit(values.components, values.draws, tuple(values.densities))
     if values.into:
         write_run(values.workdir, values.into, options, values.data_dir)
         print(f"under a mixture of {options.components} in {values.into}")
@@ -235,11 +206,12 @@ def run(argv: list[str]) -> int:
         results.check(values.results)
     began = time.perf_counter()
     path = os.path.join(values.workdir, "density.json")
-    arrays = io.BytesIO()
     where = {"data_dir": values.data_dir}
-    density, figures = measure(values.workdir, values.features, values.images, options, **where)
-    np.savez(arrays, **density._asdict())
-    log.replace(os.path.join(values.workdir, "density.npz"), arrays.getvalue())
+    densities, figures = measure(values.workdir, values.features, values.images, options, **where)
+    if "mixture" in densities:
+        arrays = io.BytesIO()
+        np.savez(arrays, **densities["mixture"]._asdict())
+        log.replace(os.path.join(values.workdir, "density.npz"), arrays.getvalue())
     checkpoint.write_json(path, figures)
     print(json.dumps(figures, indent=1))
     if values.results:
