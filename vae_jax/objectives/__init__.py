@@ -24,6 +24,7 @@ says ``needs = "labels"``, and wants such a ``model.name``; one of scenes, with 
 ``needs = "batch"``.
 """
 
+from vae_jax.objectives.adversarial import adversarial
 from vae_jax.objectives.aggregate import beta_tcvae, dip_vae, factor_vae, info_vae
 from vae_jax.objectives.air import air, air_rloo
 from vae_jax.objectives.contrastive import contrastive
@@ -51,7 +52,7 @@ OBJECTIVES = {
         *(joint, supervised, m2),
         *(enumerated, rae, rae_gp, vq, vade),
         *(masked, contrastive),
-        *(perceptual, ms_ssim),
+        *(perceptual, ms_ssim, adversarial),
         *(air, air_rloo, detection),
     )
 }
