@@ -16,7 +16,7 @@ from vae_jax import config
 def get_config() -> ConfigDict:
     c = config.default()
     c.data.name = "scenes:mnist"
-    c.steps = 30_000
+    c.steps = 8000
     c.batch = 64
     c.steps_per_call = 20
     c.unroll = False
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     c.decoder = config.call("decoder", "mlp", widths=(256,))
     c.likelihood = config.call("likelihood", "gaussian", logvar=-2.4)
     c.objective = config.call("objective", "air")
-    c.optim.lr = 3e-4
+    c.optim.lr = 1e-3
     c.optim.clip = 100.0
     c.eval.every = 1000
     c.log_every = 100

@@ -5,8 +5,8 @@ encoder x scenes with boxes x seeds.
         --workdir=runs/study_scenes
 
 The VAE and the masked autoencoder learn from 10,000 scenes without their boxes; a detector begins
-with their encoder and learns from the first 100 or 1,000 of these, with boxes. *Frozen*: the head
-learns alone. The sixth arm, which no box teaches, is ``vae_jax.evaluate.sliding``.
+with their encoder and learns from the first 100 or 1,000 of these or all, with boxes. *Frozen*: the
+head learns alone. The sixth arm, which no box teaches, is ``vae_jax.evaluate.sliding``.
 ``study`` makes the same table of other nets and data: configs/study_scenes_mnist.py.
 
 No figures of it are published yet.
@@ -91,7 +91,7 @@ def study(
         "vae_tuned": Method("VAE, fine-tuned", "vae_tuned"),
         "masked_frozen": Method("masked autoencoder, frozen", "masked_frozen"),
     }
-    fields = {"budgets": (100, 1000), "seeds": (0, 1, 2), "counts": "canvases"}
+    fields = {"budgets": (100, 1000, SCENES), "seeds": (0, 1, 2), "counts": "canvases"}
     return Study(title, runs, methods, **(fields | changes))
 
 

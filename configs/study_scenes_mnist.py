@@ -27,6 +27,4 @@ def nets(steps: int) -> ConfigDict:
 
 
 def get_study() -> Study:
-    fields = {"budgets": (100, 1000, 10_000), "seeds": (0, 1, 2)}
-    steps = (2000, 1000)
-    return study_scenes.study("Detection on MNIST", nets, 8, 8, steps, **fields)
+    return study_scenes.study("Detection on MNIST", nets, patch=8, grid=8, steps=(2000, 1000))
