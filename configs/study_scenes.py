@@ -22,7 +22,7 @@ from vae_jax.tools.study_plan import Method, Run, Study
 
 SCENES = 10_000  # for training, with or without boxes
 TEST = 1_000
-STEPS = 2_000
+STEPS = 1_000
 
 
 def scenes(data: str, train: int, test: int = TEST) -> str:
@@ -39,6 +39,10 @@ def nets(steps: int = STEPS) -> ConfigDict:
     c.data.name = scenes("digits", SCENES)
     c.data.shift = 0
     c.latent = 64
+    # Boxes want a map of cells: with the dense encoder of configs/digits.py the detector finds none.
+    c.encoder = config.call("encoder", "conv", widths=(32, 64), strides=(1, 3), dense=128)
+    c.unroll = True
+    c.steps_per_call = 1
     c.classifier = config.call("classifier", "none")
     c.objective = config.call("objective", "elbo")
     c.optim.warmup = min(200, steps // 2)
@@ -55,7 +59,7 @@ def masked(c: ConfigDict, patch: int) -> ConfigDict:
 def detector(c: ConfigDict, canvases: int, frozen: bool, grid: int) -> ConfigDict:
     """A dense head on the encoder, and this many scenes with boxes."""
     c.decoder = config.call("decoder", "none")
-    c.model = config.call("model", "detector", grid=grid, widths=(128,), frozen=frozen)
+    c.model = config.call("model", "detector", grid=grid, widths=(64,), frozen=frozen)
     c.objective = config.call("objective", "detection")
     c.data.name = c.data.name.replace(f"train={SCENES}", f"train={canvases}")
     return c

@@ -25,7 +25,11 @@ from vae_jax.tools.study_page import Column
 from vae_jax.tools.study_plan import Cell, Study, cells, check, needed
 from vae_jax.train import checkpoint, log
 
-METRICS = {"ap50": "AP at an IoU of 0.5", "ap": "AP, mean over IoU 0.5 to 0.95"}
+METRICS = {
+    "ap50": "AP at an IoU of 0.5",
+    "ap": "AP, mean over IoU 0.5 to 0.95",
+    "ap50_any_class": "AP at an IoU of 0.5, all objects one class",
+}
 Say = Callable[[str], None]
 
 
