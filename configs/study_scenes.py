@@ -39,7 +39,7 @@ def nets(steps: int = STEPS) -> ConfigDict:
     c.data.name = scenes("digits", SCENES)
     c.data.shift = 0
     c.latent = 64
-    # Boxes want a map of cells: with the dense encoder of configs/digits.py the detector finds none.
+    # Boxes want a map of cells: on the dense encoder of configs/digits.py a detector finds none.
     c.encoder = config.call("encoder", "conv", widths=(32, 64), strides=(1, 3), dense=128)
     c.unroll = True
     c.steps_per_call = 1
