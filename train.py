@@ -11,6 +11,7 @@ from absl import flags
 
 from vae_jax import cli as flags_lib
 from vae_jax.mesh import hosts
+from vae_jax.train.alive import alive
 
 
 def define(values: flags.FlagValues) -> None:
@@ -44,9 +45,10 @@ def define(values: flags.FlagValues) -> None:
 def run(argv: list[str]) -> int:
     """Train and evaluate; the exit code."""
     values, pairs = flags_lib.parse(argv, define)
-    from vae_jax import config
-    from vae_jax.train import log, loop, writers
-    from vae_jax.train import program as compile
+    with alive("importing", print):
+        from vae_jax import config
+        from vae_jax.train import log, loop, writers
+        from vae_jax.train import program as compile
 
     if not values.workdir and not values.explain:
         raise config.UserError("workdir: want --workdir=FOLDER")
