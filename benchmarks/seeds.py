@@ -7,8 +7,8 @@
 it leaves in a run's folder (``--file``) are the figures, those that match ``--figures``. Each has
 its mean and standard deviation over all seeds, its median (``KEY.median``) and each seed's value
 (``KEY.seed_K``): no seed is left out, and none is chosen. Further words (``--config.field=value``,
-``--data_dir=DIR``) go to ``train.py``. A seed that was measured is not measured again; the file of
-results is written after each seed.
+``--data_dir=DIR``) go to ``train.py``. A seed that was trained is not trained again, nor measured
+again by the same command; the file of results is written after each seed.
 """
 
 import fnmatch
@@ -78,13 +78,18 @@ def main() -> None:
     for seed in range(args.seeds):
         workdir = os.path.join(args.workdir, f"seed_{seed}")
         finished = os.path.join(workdir, "measured")
-        if not os.path.exists(finished):
+        measured_by = None
+        if os.path.exists(finished):
+            with open(finished) as file:
+                measured_by = file.read()
+        else:
             words = [f"--config={args.config}", f"--config.seed={seed}", f"--workdir={workdir}"]
             run(["train.py", *words, *rest])
+        if measured_by != args.then:
             if args.then:
                 run([*shlex.split(args.then), f"--workdir={workdir}"])
-            with open(finished, "w"):
-                pass
+            with open(finished, "w") as file:
+                file.write(args.then)
         with open(os.path.join(workdir, args.file)) as file:
             found = numbers(json.load(file))
         rows[seed] = {key: value for key, value in found.items() if wanted(key, patterns)}

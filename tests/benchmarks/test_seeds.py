@@ -39,3 +39,10 @@ def test_two_seeds_of_digits_are_trained_and_asked(tmp_path):
     one = json.loads((tmp_path / "runs/seed_1/metrics.json").read_text())
     assert result["figures"]["accuracy.seed_1"]["value"] == one["accuracy"]
     assert "cluster_accuracy" in {key.partition(".")[0] for key in result["figures"]}
+    log = tmp_path / "runs/seed_0/metrics.jsonl"
+    before = log.stat().st_mtime_ns
+    words[3:5] = ["--then=-m vae_jax.evaluate.layers", "--figures=*"]
+    done = python("-m", "benchmarks.seeds", *words, "--file=layers.json", *fast)
+    assert done.returncode == 0, done.stderr
+    assert log.stat().st_mtime_ns == before, "the runs are asked, not trained again"
+    assert (tmp_path / "runs/seed_1/layers.json").exists()
