@@ -15,7 +15,9 @@ the parameters of a class have a gradient from its own images only. The differen
 are binarised anew at each step, whose mean loss is the cross-entropy of grey pixels that they train
 with; the encoder so sees drawn pixels in training, and grey ones in Bayes' rule; weights begin as
 ours do. A thousandth of the images are validation's. q(y|x), which the model has beside its VAEs,
-shares nothing with them and is not used by Bayes' rule.
+shares nothing with them and is not used by Bayes' rule. Their code weighs samples in Bayes' rule by
+N(x; E[x|y, z], I), not by the Bernoulli that it trains with: ``--unit_gaussian`` of the second
+command.
 """
 
 from ml_collections import ConfigDict

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special, stats
 
 from tests.tiny import LABEL, SHAPE, X, log_evidence, m2
 from vae_jax import config, data, objectives
 from vae_jax.config import UserError
+from vae_jax.distributions import example_keys, sample_keys
 from vae_jax.evaluate import generative, incremental
 from vae_jax.evaluate.subject import Subject
 from vae_jax.mesh import rules
@@ -67,6 +69,27 @@ def test_evidence_by_the_number_of_samples(subject, monkeypatch):
     many = incremental.evidence(broad, test, KEY, (3000,))[3000]
     exact = log_evidence(subject.model, params, X.reshape(5, -1))
     np.testing.assert_allclose(many, exact, atol=0.1)
+
+
+def test_weights_of_a_unit_gaussian_are_written_out(subject):
+    """log (1/S) Σ N(x; E[x|y, z], I) p(z) / q(z|x, y), of the draws that the model's own has."""
+    model, params = subject.model, subject.params
+    x = subject.data.test.image / 255.0
+    keys = sample_keys(example_keys(KEY, jnp.arange(len(x))), jnp.arange(3))
+    other = dataclasses.replace(subject, model=incremental.with_unit_gaussian(model))
+    got = incremental.evidence(other, subject.data.test, KEY, (3,))[3]
+    for y in range(2):
+
+        @program.simple
+        def parts(params, y=y):
+            d = model.draw(params, jnp.asarray(x, jnp.float32), keys, jnp.asarray(y))
+            logits = jax.vmap(lambda z: model.decode(params, z, jnp.asarray(y)))(d.z)
+            return d.log_w - d.log_px, jax.nn.sigmoid(logits)
+
+        ratio, mean = (np.asarray(part, np.float64) for part in parts(params))
+        log_px = stats.norm.logpdf(x, mean).sum((-3, -2, -1))
+        want = special.logsumexp(ratio + log_px, axis=0) - np.log(3)
+        np.testing.assert_allclose(got[:, y], want, rtol=1e-4, atol=1e-4)
 
 
 def test_accuracy_after_each_class():
