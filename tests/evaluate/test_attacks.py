@@ -53,6 +53,7 @@ def test_square_misleads_where_gradients_say_nothing():
     assert accuracy["worst"] <= min(accuracy["square"], accuracy["apgd"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", ["joint", "bayes"])
 def test_apgd_finds_what_fgsm_finds(reading: str, request: pytest.FixtureRequest):
     """On real digits, and on a generative classifier by Bayes' rule; within ε and [0, 1]."""

@@ -38,6 +38,7 @@ def test_alarms_on_fresh_images_come_at_the_stated_rate(trained: tuple):
         assert low <= alarms <= high, (rate, alarms, low, high)
 
 
+@pytest.mark.slow
 def test_predict_calls_images_unfamiliar_and_maps_the_spot(
     trained: tuple, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):

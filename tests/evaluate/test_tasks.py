@@ -140,6 +140,7 @@ def test_every_subject_through_eval(trained, tmp_path, monkeypatch, capsys):
     assert "pgd_accuracy@" not in page and "pgd_accuracy" in page
 
 
+@pytest.mark.slow
 def test_a_later_call_adds_to_what_earlier_ones_found(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tasks, "IMAGES", 48)
     monkeypatch.setattr(ood, "STEPS", 2)

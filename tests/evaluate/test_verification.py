@@ -81,6 +81,7 @@ def test_people_who_are_far_apart_are_always_recognised():
     assert 0.5 < content["pairs_accuracy"] < 1 and 0 < content["eer"] < 0.5
 
 
+@pytest.mark.slow
 def test_the_command_reads_photographs_that_are_no_squares(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -97,6 +97,7 @@ def test_neighbours_are_the_nearest_training_codes(server):
     assert [one["name"] for one in answer["neighbours"]] == names
 
 
+@pytest.mark.slow
 def test_noise_is_less_familiar_than_test_images(server):
     """A model of twelve steps has no good bound, but its validation ranks are uniform."""
     answers = [ask(server, "/encode", {"test": i}) for i in range(0, 40, 2)]

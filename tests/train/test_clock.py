@@ -55,6 +55,7 @@ def test_a_stall_is_a_line_with_the_last_step_and_every_stack(tmp_path):
     assert "in test_a_stall" in text, "the stack says where it stands"
 
 
+@pytest.mark.slow
 def test_steps_are_profiled_when_asked_and_a_signal_asks(tmp_path):
     lines = []
 

@@ -165,6 +165,7 @@ def test_more_steps_of_a_finished_run(workdir, tmp_path):
         loop.train(tiny(20), str(workdir), silent)
 
 
+@pytest.mark.slow
 def test_a_constant_schedule_can_have_more_steps(tmp_path):
     """40 steps, then 60 in all, are bit for bit a run of 60."""
     states = []
@@ -314,6 +315,7 @@ def test_a_lost_terminal_saves(tmp_path):
     assert 0 < checkpoint.steps(tmp_path / "run")[-1] < 4000
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_does_not_end_a_run(tmp_path):
     process = start(tmp_path / "run")
     process.stdout.readline()

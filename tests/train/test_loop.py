@@ -80,6 +80,7 @@ def test_eval_takes_a_mesh_of_its_own(workdir):
     np.testing.assert_allclose(split, whole, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_eval_takes_fewer_images_at_once(workdir):
     first = json.loads((workdir / "metrics.json").read_text())
     done = python("eval.py", f"--workdir={workdir}", "--batch=24")
