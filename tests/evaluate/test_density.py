@@ -64,10 +64,12 @@ def test_the_fit_is_scikit_learns():
         code_density.fit_mixture(z, 600, seed=0)
 
 
-def test_a_run_gets_a_density_and_its_figures(trained, tmp_path, capsys):
+def test_a_run_gets_densities_and_their_figures(trained, tmp_path, capsys, monkeypatch):
     """The run's own classifier gives the features."""
+    monkeypatch.setattr(code_density, "STEPS", 20)
     folder, _, _ = trained
-    flags = ["--images=60", "--components=8", f"--results={tmp_path}/density_digits.json"]
+    flags = ["--densities=mixture,realnvp,two_stage"]
+    flags += ["--images=60", "--components=8", f"--results={tmp_path}/density_digits.json"]
     density.run(["density", f"--workdir={folder}", f"--features={folder}", *flags])
     printed = capsys.readouterr().out
     with open(f"{folder}/density.json") as file:
@@ -80,6 +82,12 @@ def test_a_run_gets_a_density_and_its_figures(trained, tmp_path, capsys):
     assert (
         floor > 0 and figures["components"] == 8 and np.isfinite(figures["mixture_validation_nats"])
     )
+    for name in ("realnvp", "two_stage"):
+        assert np.isfinite(figures[f"{name}_validation_nats"])
+        (fid,) = [value for key, value in figures.items() if key.startswith(f"{name}_fid_")]
+        assert np.isfinite(fid) and fid != fitted
+    with pytest.raises(UserError, match="densities=gan: want some of mixture, realnvp, two_stage"):
+        density.run(["density", f"--workdir={folder}", f"--features={folder}", "--densities=gan"])
     (rebuilt,) = [value for key, value in figures.items() if key.startswith("reconstruction_fid_")]
     assert rebuilt > 0
     published = results.read(tmp_path / "density_digits.json")["figures"]
