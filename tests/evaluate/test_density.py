@@ -10,10 +10,12 @@ import pytest
 from vae_jax import config, models
 from vae_jax.config import UserError
 from vae_jax.distributions.full_mixture import MixtureOfFullNormals
-from vae_jax.evaluate import tasks
+from vae_jax.evaluate import record, tasks
 from vae_jax.evaluate.subject import restored
 from vae_jax.objectives import OBJECTIVES
 from vae_jax.objectives.rae import squared_jacobian
+from vae_jax.report.densities import SHOWN
+from vae_jax.report.panels import Pictures, task_panels
 from vae_jax.tools import code_density, density, results
 from vae_jax.train import loop
 
@@ -86,6 +88,14 @@ def test_a_run_gets_densities_and_their_figures(trained, tmp_path, capsys, monke
         assert np.isfinite(figures[f"{name}_validation_nats"])
         (fid,) = [value for key, value in figures.items() if key.startswith(f"{name}_fid_")]
         assert np.isfinite(fid) and fid != fitted
+    with open(f"{folder}/tasks/density/result.json") as file:
+        which = json.load(file)["checkpoint"]
+    samples = record.load(folder, which)["density"][2]["densities"]
+    assert list(samples) == ["prior", "mixture", "realnvp", "two_stage"]
+    panels = task_panels(Pictures(densities=samples))
+    assert "prior, mixture, realnvp, two_stage" in panels["densities"].view["alt"]
+    for name, images in samples.items():
+        assert images.shape == (SHOWN, 8, 8, 1) and images.max() <= 1, name
     with pytest.raises(UserError, match="densities=gan: want some of mixture, realnvp, two_stage"):
         density.run(["density", f"--workdir={folder}", f"--features={folder}", "--densities=gan"])
     (rebuilt,) = [value for key, value in figures.items() if key.startswith("reconstruction_fid_")]

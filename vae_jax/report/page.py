@@ -32,6 +32,7 @@ FILES = (  # names of panels whose files may be left from an earlier report
     *("reconstructions", "samples", *ROWS, "interpolations", "traversals", "latents", "rates"),
     *("level_rates", "confusion", "film", "curves", "retrieval", "reliability", "recognition"),
     *("robustness", "anomaly", "scenes", "scene_misses", "scene_precision"),
+    "densities",
 )
 KEY_FIGURES = (
     *("accuracy", "elbo_nats", "iw_nats", "bits_per_dim", "knn_accuracy"),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax.report import anomaly, pictures, plots, scenes, words
+from vae_jax.report import anomaly, densities, pictures, plots, scenes, words
 from vae_jax.report.explorer import Explorer
 from vae_jax.report.plots import Lines
 from vae_jax.report.strips import sprite
@@ -75,6 +75,7 @@ class Pictures(NamedTuple):
     ood: dict | None = None
     scenes: dict | None = None  # of report.scenes.views
     anomaly: anomaly.Maps | None = None
+    densities: densities.Samples | None = None  # of tools.density
     film: Frames | None = None  # of each validation
     explorer: Explorer | None = None  # test images that the page's script shows
 
@@ -260,6 +261,10 @@ def task_panels(p: Pictures, note: str = "", classes: Sequence[str] = ()) -> dic
         draw = functools.partial(anomaly.draw, maps=p.anomaly)
         alt = anomaly.alt(p.anomaly)
         panels["anomaly"] = _task_panel(anomaly.HEADING, anomaly.CAPTION, alt, draw)
+    if p.densities is not None:
+        draw = functools.partial(densities.draw, samples=p.densities)
+        alt = f"Rows of images: {', '.join(p.densities)}"
+        panels["densities"] = _task_panel(densities.HEADING, densities.CAPTION, alt, draw)
     return panels
 
 

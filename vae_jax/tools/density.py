@@ -7,7 +7,8 @@ arXiv:1903.12436, section 4: ex-post density estimation): a mixture of Gaussians
 covariances, and with ``--densities=mixture,realnvp,two_stage`` also a flow and a second VAE.
 density.json, in the run's folder, has the figures of ``evaluate.quality`` of samples from the prior
 and from each density, side by side; ``--results`` writes them to a file of results/, too. The
-mixture itself is density.npz. ``--draws`` fits draws of q(z|x) instead of the means.
+mixture itself is density.npz, and the report of the next ``eval.py`` shows samples side by side.
+``--draws`` fits draws of q(z|x) instead of the means.
 
     python -m vae_jax.tools.density --workdir=runs/mnist --into=runs/mnist_mixture
 
@@ -34,9 +35,10 @@ from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.data import evaluation
 from vae_jax.distributions import example_keys
-from vae_jax.evaluate import likelihood, quality
-from vae_jax.evaluate.subject import Subject, restored
+from vae_jax.evaluate import likelihood, quality, record
+from vae_jax.evaluate.subject import Subject
 from vae_jax.models import Model
+from vae_jax.report import densities as densities_panel
 from vae_jax.tools import assess, code_density, results
 from vae_jax.train import checkpoint, clock, identity, log, program, step
 from vae_jax.train import run as workdir
@@ -96,7 +98,8 @@ def measure(
     ``NAME_validation_nats`` is the mean log density of validation codes; of ``two_stage`` it is an
     importance-weighted bound on that.
     """
-    subject = restored(folder, data_dir)
+    setup, state, meta = workdir.restore(folder, data_dir=data_dir)
+    subject = Subject.of(setup, step.averaged(state))
     check(subject.model, folder)
     log.check_writable(os.path.join(folder, "density.json"))
     mark, see = quality.named(features, subject.data.shape, data_dir)
@@ -109,12 +112,16 @@ def measure(
         densities[name] = code_density.fit(name, z_NxD, fit.components, subject.config.seed)
         values[f"{name}_validation_nats"] = code_density.mean_log_prob(densities[name], held_out)
         models[name] = with_density(subject.model, densities[name])
+    samples = {}
     for name, model in models.items():
         replaced = dataclasses.replace(subject, model=model)
         figures, shown = quality.figures(replaced, see, mark, images)
         for key, value in figures.items():
             of_samples = key.removesuffix(f"_{mark}") in OF_SAMPLES
             values[f"{name}_{key}" if of_samples else key] = value
+        samples[name] = shown["samples"][: densities_panel.SHOWN]
+    which = record.mark(folder, meta["step"])
+    record.save(folder, "density", which, ({}, {}, {"densities": samples}), {})
     values[f"reconstruction_fid_{mark}"] = reconstruction_fid(subject, see, shown)
     return densities, values
 
