@@ -214,6 +214,20 @@ def test_a_result_holds_its_origin_and_reads_back(folder):
     assert one["figures"]["elbo"] == {"value": -20.123, "unit": "nats", "sd": 0.0312, "n": 5}
 
 
+def test_a_result_does_not_name_the_home_of_who_made_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = {"data": {"dir": "/home/me/data", "size": [1, 2]}, "init_from": "/home/mean/run"}
+    options = {"command": "x", "seed": 0, "seconds": 1, "figures": {"a": results.figure(1.0, "")}}
+    written = results.write(tmp_path / "a.json", config=config, **options)
+    assert written["config"]["data"] == {"dir": "~/data", "size": [1, 2]}
+    assert written["config"]["init_from"] == "/home/mean/run"
+
+
+def test_no_published_file_names_a_home():
+    for path in sorted((ROOT / "results").glob("*.json")):
+        assert not re.search(r'"/(root|home)/', path.read_text()), path.name
+
+
 def test_blocks_and_spans_are_made_from_the_files(folder):
     text = """Before <!-- r:a.accuracy:.1% -->old<!-- /r --> after.
 <!-- results: a b="B, too" | accuracy elbo="test ELBO" -->

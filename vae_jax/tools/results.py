@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -195,7 +196,7 @@ def write(
     result = {
         "name": path.stem,
         "command": command,
-        "config": config,
+        "config": from_home(config),
         "seed": seed,
         "commit": commit(),
         "device": device(),
@@ -207,6 +208,18 @@ def write(
     result["figures"] = figures
     write_json(path, validate(result, path))
     return result
+
+
+def from_home(value: Any) -> Any:
+    """The value with ``~`` in the place of this user's home, wherever a text begins with it."""
+    if isinstance(value, dict):
+        return {key: from_home(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [from_home(inner) for inner in value]
+    home = os.path.expanduser("~") + os.sep
+    if isinstance(value, str) and value.startswith(home):
+        return "~" + os.sep + value.removeprefix(home)
+    return value
 
 
 def show(one: Mapping[str, object], spec: str = "") -> str:
