@@ -18,12 +18,11 @@ from vae_jax.config import UserError
 from vae_jax.data import scenes as laws
 from vae_jax.evaluate import command
 from vae_jax.evaluate.average_precision import (
-    Boxes,
     average_precision,
     true_boxes,
     without_classes,
 )
-from vae_jax.evaluate.scenes import detect
+from vae_jax.evaluate.scenes import chosen, detect
 from vae_jax.evaluate.subject import Subject
 
 
@@ -54,9 +53,7 @@ def measure(subject: Subject, count: int) -> dict[str, float]:
     out = detect(subject)
     keep = out["keep"] > 0
     counted = (keep & (out["logit"] > 0)).sum(1)
-    found = []
-    for i, mine in enumerate(keep):
-        found.append(Boxes(out["box"][i][mine], out["label"][i][mine], out["score"][i][mine]))
+    found = [chosen(out, i, mine) for i, mine in enumerate(keep)]
     truth = [true_boxes(objects) for objects in subject.data.test.objects]
     ap = average_precision(without_classes(found), without_classes(truth))
     return {

@@ -57,6 +57,11 @@ def detect(subject: Subject, split: data.Split | None = None) -> dict[str, np.nd
     return over_split(subject, program, subject.data.test if split is None else split)
 
 
+def chosen(out: dict[str, np.ndarray], i: int, mine_M: np.ndarray) -> Boxes:
+    """Those boxes of image i in what :func:`detect` gives for which ``mine_M`` is true."""
+    return Boxes(out["box"][i][mine_M], out["label"][i][mine_M], out["score"][i][mine_M])
+
+
 def count_accuracies(count_N: np.ndarray, true_N: np.ndarray) -> dict[str, float]:
     """``count_accuracy`` of all scenes, and of those with n objects as ``count_accuracy@n``."""
     correct = count_N == true_N
@@ -93,17 +98,14 @@ def task(subject: Subject, look: Forward) -> Result:
     truth = [true_boxes(one) for one in objects]
     keep = out["keep"] > 0
 
-    def chosen(i: int, mine: np.ndarray) -> Boxes:
-        return Boxes(out["box"][i][mine], out["label"][i][mine], out["score"][i][mine])
-
     metrics = count_accuracies((keep & (out["logit"] > 0)).sum(1), subject.data.test.label)
     detections = []
     probable = []  # those with a probability above 1/2
     windows = []
     for i, mine in enumerate(keep):
-        one = chosen(i, mine)
+        one = chosen(out, i, mine)
         detections.append(one)
-        probable.append(chosen(i, mine & (out["logit"][i] > 0)))
+        probable.append(chosen(out, i, mine & (out["logit"][i] > 0)))
         if "window" in out:
             windows.append(one._replace(box=out["window"][i][mine]))
     why = {}

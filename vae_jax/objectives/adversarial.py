@@ -5,11 +5,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vae_jax.config import UserError
 from vae_jax.distributions.normal import real
 from vae_jax.models.core import Model, Params
 from vae_jax.nets.patch import PatchDiscriminator
-from vae_jax.objectives.terms import Terms, bound, sample_k
+from vae_jax.objectives.perceptual import decoded, with_term
+from vae_jax.objectives.terms import Terms, sample_k
 
 LEAST = 1e-4  # of a gradient's norm that is divided by
 MOST = 1e4  # of the adaptive weight
@@ -44,14 +44,11 @@ def adversarial(
     Raises:
       UserError: the model has no decoder, or one that takes labels.
     """
-    if model.decode is None or model.spec.labelled:
-        raise UserError("objective: compares x with E[x|z]; want model.name=vae and a decoder")
     x = batch["image"]
     draws = sample_k(model, params, x, keys, 1)
-    value, log_px, kl = bound(draws)
+    out = decoded(model, params, draws)
     stop = jax.lax.stop_gradient
     net = params["objective"]
-    out = model.decode(params, draws.z[0])
 
     def judged(out: jax.Array) -> jax.Array:
         """The mean of D over the patches of each reconstruction, B."""
@@ -66,9 +63,9 @@ def adversarial(
     of_rebuilt = _judge(net, stop(model.likelihood.mean(out)))
     hinge = 0.5 * (jax.nn.relu(1 - of_real) + jax.nn.relu(1 + of_rebuilt)).mean(-1)
     generator = judged(out)
-    loss = beta * kl - log_px - weight * adaptive * generator
+    term = hinge - stop(hinge) - weight * adaptive * generator
     extra = {"judged": generator, "adaptive_weight": adaptive, "discriminator": hinge}
-    return Terms(loss + hinge - stop(hinge), value, log_px, kl, extra)
+    return with_term(draws, beta, term, extra)
 
 
 def _judge(net: Params, x_BxHxWxC: jax.Array) -> jax.Array:

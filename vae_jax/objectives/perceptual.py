@@ -58,7 +58,7 @@ def perceptual(
     x = batch["image"]
     draws = sample_k(model, params, x, keys, 1)
     distance = feature_distance(features, x, reconstruction(model, params, draws))
-    return _with_term(draws, beta, weight * distance, {"feature_distance": distance})
+    return with_term(draws, beta, weight * distance, {"feature_distance": distance})
 
 
 perceptual.needs = "features"
@@ -96,23 +96,28 @@ def ms_ssim(
     x = batch["image"]
     draws = sample_k(model, params, x, keys, 1)
     similarity = multiscale_similarity(x, reconstruction(model, params, draws))
-    return _with_term(draws, beta, weight * (1 - similarity), {"ms_ssim": similarity})
+    return with_term(draws, beta, weight * (1 - similarity), {"ms_ssim": similarity})
 
 
 ms_ssim.needs = "decoder"
 
 
-def _with_term(draws: Draw, beta: float, term: jax.Array, extra: dict) -> Terms:
+def with_term(draws: Draw, beta: float, term: jax.Array, extra: dict) -> Terms:
     """−E log p(x|z) + beta KL + ``term``, and the bound without it."""
     value, log_px, kl = bound(draws)
     return Terms(beta * kl - log_px + term, value, log_px, kl, extra)
 
 
-def reconstruction(model: Model, params: Params, draws: Draw) -> jax.Array:
-    """E[x|z] of the one draw of each example, BxHxWxC; XLA computes the decoder once."""
+def decoded(model: Model, params: Params, draws: Draw) -> jax.Array:
+    """The parameters of p(x|z) for the one draw of each example; XLA computes the decoder once."""
     if model.decode is None or model.spec.labelled:
         raise UserError("objective: compares x with E[x|z]; want model.name=vae and a decoder")
-    return model.likelihood.mean(model.decode(params, draws.z[0]))
+    return model.decode(params, draws.z[0])
+
+
+def reconstruction(model: Model, params: Params, draws: Draw) -> jax.Array:
+    """E[x|z] of the one draw of each example, BxHxWxC."""
+    return model.likelihood.mean(decoded(model, params, draws))
 
 
 def num_scales(height: int, width: int) -> int:

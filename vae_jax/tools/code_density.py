@@ -182,7 +182,9 @@ def fit(name: str, z_NxD: np.ndarray, components: int, seed: int) -> Any:
     """The density of this name, one of :data:`NAMES`; ``components`` are of the mixture."""
     if name == "mixture":
         return fit_mixture(z_NxD, components, seed)
-    return (fit_flow if name == "realnvp" else fit_second_stage)(z_NxD, seed)
+    if name == "realnvp":
+        return fit_flow(z_NxD, seed)
+    return fit_second_stage(z_NxD, seed)
 
 
 def mean_log_prob(density: Any, z_NxD: np.ndarray) -> float:
