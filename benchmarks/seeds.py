@@ -59,8 +59,10 @@ def wanted(key: str, patterns: list[str]) -> bool:
 
 
 def run(words: list[str]) -> None:
-    """A command of this project by this interpreter, with its output on the terminal."""
-    subprocess.run([sys.executable, *words], check=True)
+    """A command of this project by this interpreter; where it fails, its exit code is ours."""
+    done = subprocess.run([sys.executable, *words])
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 def main() -> None:

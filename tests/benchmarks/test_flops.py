@@ -47,6 +47,7 @@ GOLDEN = {
     "fashion_cnn": 13_659_648,
     "fashion_mnist": 27_955_264,
     "fashion_hier": 177_534_976,
+    "fashion_ladder": 11_706_368,
     "fashion_residual": 99_426_304,
     "fashion_vit": 98_672_128,
     "imagenet64": 3_861_454_848,

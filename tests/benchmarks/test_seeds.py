@@ -46,3 +46,34 @@ def test_two_seeds_of_digits_are_trained_and_asked(tmp_path):
     assert done.returncode == 0, done.stderr
     assert log.stat().st_mtime_ns == before, "the runs are asked, not trained again"
     assert (tmp_path / "runs/seed_1/layers.json").exists()
+
+
+def publish(tmp_path, *words: str, source: str = 'file.write_text(\'{"a": {"b": 2}, "c": 1}\')'):
+    """``benchmarks.publish`` of a script of one line that writes ``file``."""
+    script = tmp_path / "script.py"
+    file = tmp_path / "found.json"
+    script.write_text(f"import pathlib, sys\nfile = pathlib.Path(sys.argv[1])\n{source}\n")
+    options = [f"--file={file}", f"--out={tmp_path / 'out.json'}", *words]
+    return python("-m", "benchmarks.publish", *options, "--", str(script), str(file))
+
+
+def test_what_a_command_writes_is_published(tmp_path):
+    done = publish(tmp_path, "--figures=a*")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert {key: figure["value"] for key, figure in result["figures"].items()} == {"a.b": 2}
+    assert "script.py" in result["command"]
+
+
+def test_a_file_of_before_is_not_published(tmp_path):
+    (tmp_path / "found.json").write_text('{"a": {"b": 1}}')
+    done = publish(tmp_path, source="pass")
+    assert done.returncode == 1 and "did not write" in done.stderr
+    done = publish(tmp_path, source="sys.exit('no such run')")
+    assert done.returncode == 1 and done.stderr.strip() == "no such run"
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_no_figure_of_that_name_is_one_line(tmp_path):
+    done = publish(tmp_path, "--figures=z*")
+    assert done.returncode != 0 and "figures=z*" in done.stderr

@@ -10,7 +10,7 @@ import pytest
 from vae_jax import config, models
 from vae_jax.config import UserError
 from vae_jax.distributions.full_mixture import MixtureOfFullNormals
-from vae_jax.evaluate import record, tasks
+from vae_jax.evaluate import quality, record, tasks
 from vae_jax.evaluate.subject import restored
 from vae_jax.objectives import OBJECTIVES
 from vae_jax.objectives.rae import squared_jacobian
@@ -106,17 +106,20 @@ def test_a_run_gets_densities_and_their_figures(trained, tmp_path, capsys, monke
         assert arrays["scale_tril"].shape == (8, 8, 8)
 
 
-def test_the_fid_of_reconstructions_is_that_of_their_shift(subject):
-    """Training images themselves have 0, and a grey veil of c has c² a pixel."""
-    rows = np.arange(100) * (len(subject.data.train.image) // 100)
-    image = subject.data.train.image[rows] / (subject.data.levels - 1)
+def test_the_figures_of_a_run_are_those_of_its_parts(subject):
+    """Training images as samples have a FID of 0, under a grey veil of c one of c² a pixel."""
 
     def pixels(x):
         return np.asarray(x).reshape(len(x), -1)
 
+    known = quality.ground(subject, pixels, 100)
     for c in (0.0, 0.1):
-        fid = density.reconstruction_fid(subject, pixels, {"reconstructions": image + c})
-        assert fid == pytest.approx(64 * c**2, abs=1e-3)
+        figures = quality.of_samples(known, pixels, known.images["reference"] + c, "pixels")
+        assert figures["fid_pixels"] == pytest.approx(64 * c**2, abs=1e-3)
+    values, images = quality.figures(subject, pixels, "pixels", 100)
+    drawn = quality.of_samples(known, pixels, images["samples"], "pixels")
+    assert values == quality.of_ground(known, "pixels") | drawn
+    assert list(images) == ["test", "reconstructions", "samples"]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -162,48 +162,87 @@ def sharpness(image_NxHxWxC: np.ndarray) -> float:
     return float(edges.var((1, 2)).mean())
 
 
+class Ground(NamedTuple):
+    """What samples of a run are compared with: n images of each set, and their features."""
+
+    n: int
+    images: Images  # reference, other: training images; test; reconstructions of test
+    features: dict[str, np.ndarray]  # of reference, other and test, NxF
+
+
 def figures(subject: Subject, see: See, mark: str, n: int) -> tuple[dict[str, float], Images]:
     """({name: value}, {name: images}) of n images each, at most half the training set.
 
     ``see``: images, binarised where the run's are → features_NxF. ``mark``: the features' name. The
     images: test, reconstructions, samples.
     """
+    known = ground(subject, see, n)
+    drawn = samples(subject, known.n)
+    values = of_ground(known, mark) | of_samples(known, see, drawn, mark)
+    shown = {name: known.images[name] for name in ("test", "reconstructions")}
+    return values, shown | {"samples": drawn}
+
+
+def ground(subject: Subject, see: See, n: int) -> Ground:
+    """The sets of n images each, at most half the training set, and their features."""
     n = min(n, len(subject.data.test.image), len(subject.data.train.image) // 2)
     images = _images(subject, n)
-    features = {}
-    for name, x in images.items():
-        if name != "reconstructions":
-            features[name] = in_batches(see, x)
-    reference = features["reference"]
-    samples = features["samples"]
-    precision, recall = precision_recall(reference, samples)
-    test = images["test"]
-    rebuilt = images["reconstructions"]
-    own = sharpness(test)
+    features = {name: in_batches(see, images[name]) for name in ("reference", "other", "test")}
+    return Ground(n, images, features)
+
+
+def of_ground(known: Ground, mark: str) -> dict[str, float]:
+    """{name: value} of what no sample changes: the floors, and reconstructions of test images."""
+    reference = known.features["reference"]
+    test = known.images["test"]
+    rebuilt = known.images["reconstructions"]
     values = {
-        "n": n,
-        f"fid_{mark}": frechet(reference, samples),
-        f"fid_floor_{mark}": frechet(reference, features["test"]),
-        f"fid_halves_{mark}": frechet(reference, features["other"]),
-        f"kid_{mark}": kernel_distance(reference, samples),
-        f"kid_floor_{mark}": kernel_distance(reference, features["test"]),
+        "n": known.n,
+        f"fid_floor_{mark}": frechet(reference, known.features["test"]),
+        f"fid_halves_{mark}": frechet(reference, known.features["other"]),
+        f"kid_floor_{mark}": kernel_distance(reference, known.features["test"]),
+        "psnr": float(psnr(test, rebuilt).mean()),
+        "sharpness_reconstructions": sharpness(rebuilt) / sharpness(test),
+    }
+    if min(test.shape[1:3]) >= 11:
+        values["ssim"] = float(ssim(test, rebuilt).mean())
+    return values
+
+
+def of_samples(known: Ground, see: See, drawn: np.ndarray, mark: str) -> dict[str, float]:
+    """{name: value} of samples, NxHxWxC."""
+    reference = known.features["reference"]
+    features = in_batches(see, drawn)
+    precision, recall = precision_recall(reference, features)
+    return {
+        f"fid_{mark}": frechet(reference, features),
+        f"kid_{mark}": kernel_distance(reference, features),
         f"precision_{mark}": precision,
         f"recall_{mark}": recall,
-        "psnr": float(psnr(test, rebuilt).mean()),
-        "sharpness_samples": sharpness(images["samples"]) / own,
-        "sharpness_reconstructions": sharpness(rebuilt) / own,
+        "sharpness_samples": sharpness(drawn) / sharpness(known.images["test"]),
     }
-    if min(subject.data.shape[:2]) >= 11:
-        values["ssim"] = float(ssim(test, rebuilt).mean())
-    kinds = ("test", "reconstructions", "samples")
-    return values, {name: np.asarray(images[name]) for name in kinds}
 
 
-def _images(subject: Subject, n: int) -> dict[str, jax.Array]:
-    """Two sets of n training images, n test images, their reconstructions, and n samples."""
+def samples(subject: Subject, n: int) -> np.ndarray:
+    """n means of p(x|z) with z from the prior."""
+    model = subject.model
+    key = step.stream(subject.config.seed, "quality")
+
+    @compile_lib.simple
+    def drawn(params: dict, key: jax.Array, y: jax.Array | None) -> jax.Array:
+        z = model.sample(params, jax.random.split(key, BATCH), y)
+        return model.likelihood.mean(model.decode(params, z, y))
+
+    turns = model.label_turns(BATCH)
+    calls = range(-(-n // BATCH))
+    parts = [drawn(subject.params, jax.random.fold_in(key, i), turns) for i in calls]
+    return np.concatenate(parts)[:n]
+
+
+def _images(subject: Subject, n: int) -> Images:
+    """Two sets of n training images, n test images and their reconstructions."""
     model = subject.model
     params = subject.params
-    key = step.stream(subject.config.seed, "quality")
     to_x = compile_lib.simple(evaluation.inputs(subject.config, subject.levels))
     train = subject.data.train.image
     every = len(train) // n
@@ -212,27 +251,19 @@ def _images(subject: Subject, n: int) -> dict[str, jax.Array]:
         return to_x({"image": jnp.asarray(image), "id": jnp.arange(n)})
 
     @compile_lib.simple
-    def drawn(params: dict, key: jax.Array, y: jax.Array | None) -> jax.Array:
-        z = model.sample(params, jax.random.split(key, BATCH), y)
-        return model.likelihood.mean(model.decode(params, z, y))
-
-    @compile_lib.simple
     def rebuilt(x: jax.Array) -> jax.Array:
         y = model.map_label(params, x)
         z = model.encode(params, x, y).mu
         return model.likelihood.mean(model.decode(params, z, y))
 
-    turns = model.label_turns(BATCH)
-    calls = range(-(-n // BATCH))
-    samples = [drawn(params, jax.random.fold_in(key, i), turns) for i in calls]
     test = inputs(subject.data.test.image[:n])
-    return {
+    sets = {
         "reference": inputs(train[np.arange(n) * every]),
         "other": inputs(train[np.arange(n) * every + every // 2]),
         "test": test,
         "reconstructions": in_batches(rebuilt, test),
-        "samples": np.concatenate(samples)[:n],
     }
+    return {name: np.asarray(images) for name, images in sets.items()}
 
 
 def in_batches(function: See, x_NxHxWxC: jax.Array) -> np.ndarray:

@@ -44,7 +44,6 @@ from vae_jax.train import checkpoint, clock, identity, log, program, step
 from vae_jax.train import run as workdir
 
 MOST = 20_000  # training images whose codes are fitted, an even stride apart
-OF_SAMPLES = ("fid", "kid", "precision", "recall", "sharpness_samples")  # what the density changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,29 +111,20 @@ def measure(
         densities[name] = code_density.fit(name, z_NxD, fit.components, subject.config.seed)
         values[f"{name}_validation_nats"] = code_density.mean_log_prob(densities[name], held_out)
         models[name] = with_density(subject.model, densities[name])
+    known = quality.ground(subject, see, images)
+    values |= quality.of_ground(known, mark)
     samples = {}
     for name, model in models.items():
-        replaced = dataclasses.replace(subject, model=model)
-        figures, shown = quality.figures(replaced, see, mark, images)
-        for key, value in figures.items():
-            of_samples = key.removesuffix(f"_{mark}") in OF_SAMPLES
-            values[f"{name}_{key}" if of_samples else key] = value
-        samples[name] = shown["samples"][: densities_panel.SHOWN]
+        drawn = quality.samples(dataclasses.replace(subject, model=model), known.n)
+        for key, value in quality.of_samples(known, see, drawn, mark).items():
+            values[f"{name}_{key}"] = value
+        samples[name] = drawn[: densities_panel.SHOWN]
     which = record.mark(folder, meta["step"])
     record.save(folder, "density", which, ({}, {}, {"densities": samples}), {})
-    values[f"reconstruction_fid_{mark}"] = reconstruction_fid(subject, see, shown)
+    rebuilt = quality.in_batches(see, known.images["reconstructions"])
+    reference = known.features["reference"]
+    values[f"reconstruction_fid_{mark}"] = quality.frechet(reference, rebuilt)
     return densities, values
-
-
-def reconstruction_fid(subject: Subject, see: quality.See, images: quality.Images) -> float:
-    """The FID of reconstructions of test images, against training images as that of samples."""
-    rebuilt = images["reconstructions"]
-    n = len(rebuilt)
-    rows = np.arange(n) * (len(subject.data.train.image) // n)
-    to_x = program.simple(evaluation.inputs(subject.config, subject.levels))
-    reference = to_x({"image": jnp.asarray(subject.data.train.image[rows]), "id": jnp.arange(n)})
-    features = [quality.in_batches(see, x) for x in (reference, jnp.asarray(rebuilt))]
-    return quality.frechet(*features)
 
 
 def write_run(source: str, folder: str, options: Fit, data_dir: str = "") -> None:
