@@ -127,7 +127,10 @@ def test_the_command_measures_a_run_in_the_features_of_another(runs, found):
     mark = checkpoint.digest(str(runs / "net"), meta["step"])[:8]
     assert set(found) == {"n", "psnr", "sharpness_samples", "sharpness_reconstructions"} | {
         f"{name}_{mark}"
-        for name in ("fid", "fid_floor", "fid_halves", "kid", "kid_floor", "precision", "recall")
+        for name in (
+            *("fid", "fid_floor", "fid_halves", "reconstruction_fid"),
+            *("kid", "kid_floor", "precision", "recall"),
+        )
     }
     test, train = (split.image for split in (s.dataset.test, s.dataset.train))
     n, every = len(test), len(train) // len(test)
@@ -147,6 +150,10 @@ def test_the_command_measures_a_run_in_the_features_of_another(runs, found):
     )  # the first so many
     assert shown["n"] == 60 and all(len(v) == 60 for v in images.values())
     np.testing.assert_allclose(images["test"], test[:60] / np.float32(16))
+    reference = seen(train[:: len(train) // 60][:60])
+    rebuilt = s.model.encode(step.averaged(state), images["reconstructions"]).mu
+    fid = quality.frechet(reference, rebuilt)
+    assert shown[f"reconstruction_fid_{mark}"] == pytest.approx(fid, rel=1e-3)
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ ROWS = {  # stem of a metric's name → title, unit, better, meaning
     "fid_floor": ("FID of test images", "", "lower", "What a perfect sampler would have as FID."),
     "fid_halves": ("FID of training images", "", "lower", "The FID that the noise of N images is."),
     "fid": ("FID", "", "lower", "Fréchet distance of samples and training images."),
+    "reconstruction_fid": ("FID of reconstructions", "", "lower", "Of test images, as of samples."),
     "kid_floor": ("KID of test images", "", "lower", "What a perfect sampler would have as KID."),
     "kid": ("KID", "", "lower", "Kernel distance of samples and training images."),
     "precision": ("Precision", "%", "higher", "Samples within the reach of a training image."),
@@ -167,7 +168,7 @@ class Ground(NamedTuple):
 
     n: int
     images: Images  # reference, other: training images; test; reconstructions of test
-    features: dict[str, np.ndarray]  # of reference, other and test, NxF
+    features: dict[str, np.ndarray]  # of each of them, NxF
 
 
 def figures(subject: Subject, see: See, mark: str, n: int) -> tuple[dict[str, float], Images]:
@@ -187,7 +188,7 @@ def ground(subject: Subject, see: See, n: int) -> Ground:
     """The sets of n images each, at most half the training set, and their features."""
     n = min(n, len(subject.data.test.image), len(subject.data.train.image) // 2)
     images = _images(subject, n)
-    features = {name: in_batches(see, images[name]) for name in ("reference", "other", "test")}
+    features = {name: in_batches(see, of_set) for name, of_set in images.items()}
     return Ground(n, images, features)
 
 
@@ -200,6 +201,7 @@ def of_ground(known: Ground, mark: str) -> dict[str, float]:
         "n": known.n,
         f"fid_floor_{mark}": frechet(reference, known.features["test"]),
         f"fid_halves_{mark}": frechet(reference, known.features["other"]),
+        f"reconstruction_fid_{mark}": frechet(reference, known.features["reconstructions"]),
         f"kid_floor_{mark}": kernel_distance(reference, known.features["test"]),
         "psnr": float(psnr(test, rebuilt).mean()),
         "sharpness_reconstructions": sharpness(rebuilt) / sharpness(test),

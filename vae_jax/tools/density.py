@@ -121,9 +121,6 @@ def measure(
         samples[name] = drawn[: densities_panel.SHOWN]
     which = record.mark(folder, meta["step"])
     record.save(folder, "density", which, ({}, {}, {"densities": samples}), {})
-    rebuilt = quality.in_batches(see, known.images["reconstructions"])
-    reference = known.features["reference"]
-    values[f"reconstruction_fid_{mark}"] = quality.frechet(reference, rebuilt)
     return densities, values
 
 
