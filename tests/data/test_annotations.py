@@ -13,10 +13,11 @@ import pytest
 from benchmarks import parity
 from tests.data.common import config
 from vae_jax import config as config_lib
-from vae_jax import data
+from vae_jax import data, models
 from vae_jax.config import UserError
 from vae_jax.data import annotations
 from vae_jax.data.predict import convert
+from vae_jax.train import checkpoint, identity
 
 WIDTH = 24
 HEIGHT = 16
@@ -234,3 +235,28 @@ def test_a_detector_trains_on_a_folder(tmp_path: pathlib.Path):
     config_lib.validate(c)
     losses, _ = parity.trace(c, jax.devices()[:1], 3)
     assert len(losses) == 3 and np.isfinite(losses).all()
+    c.model.classes = 1
+    with pytest.raises(UserError, match=r"model\.classes=1: the boxes are of 2 classes; want 2"):
+        models.build_for(c, data.load(c.data))
+
+
+def test_a_box_that_moved_is_other_data(tmp_path: pathlib.Path):
+    """The images are as they were; runs of before boxes were looked at go on."""
+    content = write(tmp_path / "boxes", 30)
+    c = config(name=f"folder:{tmp_path / 'boxes'}", size=(HEIGHT, WIDTH), channels=0)
+    before = data.load(c)
+    checkpoint.write_json(tmp_path / "data.json", data.identity(before) | {"sources": {}})
+    whole = config_lib.default()
+    whole.data = c
+    identity.check(str(tmp_path), whole, before)
+    for box in content["annotations"]:
+        box["bbox"][0] += 1
+    save(tmp_path / "boxes", content)
+    moved = data.load(c)
+    assert data.identity(moved)["splits"] == data.identity(before)["splits"]
+    with pytest.raises(UserError, match=r"its data changed since it was trained \(objects"):
+        identity.check(str(tmp_path), whole, moved)
+    old = data.identity(before)
+    del old["objects"]
+    checkpoint.write_json(tmp_path / "data.json", old)
+    identity.check(str(tmp_path), whole, moved)

@@ -44,6 +44,12 @@ def build(
 
 def build_for(c: ConfigDict, dataset: Any) -> Model:
     """:func:`build` for a data set of ``data.load``."""
+    if c.model.name == "detector" and dataset.train.objects is not None:
+        kinds = int(dataset.train.objects[..., 4].max()) + 1
+        if c.model.classes < kinds:
+            raise UserError(
+                f"model.classes={c.model.classes}: the boxes are of {kinds} classes; want {kinds}"
+            )
     return build(
         c,
         shape=dataset.shape,

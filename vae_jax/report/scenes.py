@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vae_jax.report import pictures
+from vae_jax.report import pictures, plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,21 +77,10 @@ def _rectangles(
 
 def draw_precision(theme: pictures.Theme, curves: Mapping[str, np.ndarray]) -> Figure:
     """Precision against recall, for each IoU threshold: precision at evenly spaced recalls."""
-    figure = pictures.new_figure(4.6, 3.3)
-    ax = figure.subplots()
-    pictures.style_axes(ax, theme)
-    artists = []
-    colours = (theme["train"], theme["validation"], pictures.CLASS_COLOURS[4])
-    for (name, precision), colour in zip(curves.items(), colours, strict=False):
-        recall = np.linspace(0, 1, len(precision))
-        artists += ax.plot(recall, precision, color=colour, linewidth=1.5, label=name)
-    ax.set_xlim(0, 1)
-    ax.set_ylim(0, 1.02)
-    ax.set_xlabel("recall", fontsize=8.5, color=theme["muted"])
-    ax.set_ylabel("precision", fontsize=8.5, color=theme["muted"])
-    style = {"frameon": False, "fontsize": 8, "labelcolor": theme["ink"], "loc": "lower left"}
-    pictures.legend(ax, list(curves), artists, **style)
-    return figure
+    lines = {}
+    for name, precision in curves.items():
+        lines[name] = (np.linspace(0, 1, len(precision)), precision)
+    return plots.draw_lines(theme, [plots.Lines("precision", "recall", lines)])
 
 
 def views(

@@ -96,8 +96,10 @@ def check(
 
 def _data_changes(identity: dict[str, Any], dataset: data.Dataset) -> list[str]:
     """How the images, classes and splits differ from those in data.json."""
+    now = data.identity(dataset)
+    before = {"objects": now["objects"]} | identity  # runs of older versions have no objects
     trees = []
-    for tree in (identity, data.identity(dataset)):
+    for tree in (before, now):
         fields = config_lib.without_places({"data.name": tree["name"]})
         trees.append(tree | {"name": fields["data.name"]})
     return config_lib.differences(*trees, ("sources",))
