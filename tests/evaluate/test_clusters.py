@@ -35,6 +35,7 @@ def test_use_and_perplexity_count_each_variable():
     use, perplexity = codes.usage(index, 8)
     assert use == pytest.approx((4 / 8 + 1 / 8) / 2)
     assert perplexity == pytest.approx((4 + 1) / 2)
+    assert codes.usage(index.reshape(-1, 1), 8)[0] == 4 / 8, "together"
 
 
 def subject_of(**parts):
@@ -60,12 +61,24 @@ GRID = {
 }
 
 
-@pytest.mark.parametrize(("parts", "size"), [(CATEGORICAL, 5), (GRID, 12)])
+CODEBOOK = {
+    "latent": 8,
+    "model": config.call("model", "vq", codes=6, width=4),
+    "objective": config.call("objective", "vq"),
+}
+
+
+@pytest.mark.parametrize(("parts", "size"), [(CATEGORICAL, 5), (GRID, 12), (CODEBOOK, 6)])
 def test_the_tasks_of_a_model_of_codes(parts, size):
     subject = subject_of(**parts)
     results = tasks.perform(["codes", "clusters"], subject)
     metrics, why, _ = results["codes"]
-    assert not why and metrics["code_size"] == size
+    assert metrics["code_size"] == size
+    if parts is CODEBOOK:
+        assert not why and metrics["code_use"] <= metrics["codebook_use"] <= 1
+        assert metrics["codebook_perplexity"] <= size * metrics["codebook_use"] + 1e-9
+    else:
+        assert set(why) == set(codes.POOLED)
     assert 1 / size <= metrics["code_use"] <= 1
     assert 1 <= metrics["code_perplexity"] <= size
     if parts is CATEGORICAL:
@@ -79,7 +92,7 @@ def test_the_tasks_of_a_model_of_codes(parts, size):
 def test_a_model_without_codes_is_one_line():
     lines = []
     metrics, _, _ = tasks.perform(["codes"], subject_of(), say=lines.append)["codes"]
-    assert metrics == dict.fromkeys(codes.KEYS)
+    assert metrics == dict.fromkeys(codes.KEYS + codes.POOLED)
     assert "z is not a code" in lines[0]
 
 

@@ -13,6 +13,7 @@ from vae_jax.report.metrics import Metric, register
 from vae_jax.train.step import stream
 
 KEYS = ("code_size", "code_use", "code_perplexity")
+POOLED = ("codebook_use", "codebook_perplexity")  # of a codebook that all tokens share
 _MEANINGS = (
     Metric("code_size", "Codes", "", "", "Of one variable, or of one token.", form=","),
     Metric(
@@ -28,6 +29,21 @@ _MEANINGS = (
         "",
         "higher",
         "exp of the entropy of the codes of the test images, mean over variables.",
+        form=".1f",
+    ),
+    Metric(
+        "codebook_use",
+        "Codebook in use",
+        "%",
+        "higher",
+        "Share of the codebook that any token of the test images takes.",
+    ),
+    Metric(
+        "codebook_perplexity",
+        "… its perplexity",
+        "",
+        "higher",
+        "exp of the entropy of the codes of all tokens of the test images together.",
         form=".1f",
     ),
 )
@@ -48,7 +64,10 @@ def usage(index_NxP: np.ndarray, size: int) -> tuple[float, float]:
 
 
 def code_use(subject: Subject, look: Forward) -> Result:
-    """``codes``: size, use and perplexity of the codes of the test images, one draw of each."""
+    """``codes``: size, use and perplexity of the codes of the test images, one draw of each.
+
+    Those of a codebook, which all tokens share, also of all tokens together.
+    """
     model = subject.model
 
     def posterior(params: dict, x: jax.Array) -> object:
@@ -58,7 +77,7 @@ def code_use(subject: Subject, look: Forward) -> Result:
     q = jax.eval_shape(posterior, subject.params, image)
     if not hasattr(q, "indices"):
         reason = "z is not a code; want a run of posterior.name=categorical or fsq"
-        return {}, dict.fromkeys(KEYS, reason), {}
+        return {}, dict.fromkeys(KEYS + POOLED, reason), {}
     to_x = evaluation.inputs(subject.config, subject.levels)
     key = stream(subject.config.seed, "codes")
 
@@ -67,5 +86,8 @@ def code_use(subject: Subject, look: Forward) -> Result:
         return {"index": q.indices(q.sample(example_keys(key, batch["id"])))}
 
     index = likelihood.over_split(subject, program, subject.data.test)["index"].astype(int)
-    values = (q.size, *usage(index, q.size))
-    return dict(zip(KEYS, values, strict=True)), {}, {}
+    values = dict(zip(KEYS, (q.size, *usage(index, q.size)), strict=True))
+    if not hasattr(q, "codebook"):
+        return values, dict.fromkeys(POOLED, "each variable has codes of its own"), {}
+    values |= dict(zip(POOLED, usage(index.reshape(-1, 1), q.size), strict=True))
+    return values, {}, {}
