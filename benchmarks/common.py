@@ -7,6 +7,7 @@ import resource
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,17 @@ def parser(doc: str) -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=doc.splitlines()[0])
     arguments.add_argument("--out", required=True, help="write the figures to this NAME.json")
     return arguments
+
+
+def script(main: Callable[[], None]) -> None:
+    """Run a measurement's ``main``: a UserError is one line on stderr and exit code 2."""
+    from vae_jax.config import UserError
+
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 class Recorder:

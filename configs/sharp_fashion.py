@@ -8,7 +8,8 @@
         --workdir=runs/sharp_ms_ssim --config.objective.name=ms_ssim \
         --config.objective.weight=1000
     python train.py --config=configs/sharp_fashion.py --data_dir=~/data \
-        --workdir=runs/sharp_adversarial --config.objective.name=adversarial
+        --workdir=runs/sharp_adversarial --config.objective.name=adversarial \
+        --config.eval.select=elbo
 
 ``runs/fashion_cnn_1`` is configs/fashion_cnn.py with ``--config.seed=1``, so that the net that the
 loss looks through is not the one that measures (runs/fashion_cnn).

@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from tests.processes import python
+
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "results").glob("*.json"))
 MEASUREMENTS = sorted(
@@ -39,7 +41,23 @@ def test_a_measurement_says_its_own_command(name: str) -> None:
     doc = ast.get_docstring(ast.parse(text))
     doc = re.sub(r"'[^'\n]*'", "", doc)  # a command within a command has flags of its own
     commands = re.findall(rf"python -m benchmarks\.{name}( .+)", doc)
+    commands = [command.partition(" -- ")[0] for command in commands]
     assert commands
     source = text + (ROOT / "benchmarks" / "common.py").read_text()
     for flag in re.findall(r"--\w+", " ".join(commands)):
         assert f'"{flag}"' in source, f"{name} has no {flag}"
+
+
+def test_bad_input_of_a_measurement_is_one_line(tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "quality.json"
+    words = [f"--runs={tmp_path / 'none'}", f"--features={tmp_path / 'none'}", f"--out={out}"]
+    done = python("-m", "benchmarks.quality", *words)
+    assert done.returncode == 2 and not out.exists()
+    (line,) = done.stderr.splitlines()
+    assert line == f"error: workdir={tmp_path / 'none'}: no run in it (no config.json)"
+
+
+@pytest.mark.parametrize("name", [name for name in MEASUREMENTS if name != "kill_resume"])
+def test_every_measurement_says_bad_input_in_one_line(name: str) -> None:
+    text = (ROOT / "benchmarks" / f"{name}.py").read_text()
+    assert text.endswith('if __name__ == "__main__":\n    common.script(main)\n')
