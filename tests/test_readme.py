@@ -177,16 +177,13 @@ def check_flags(words: list[str]) -> None:
     else:
         name = words[1].removesuffix(".py")
         rest = words[2:]
-    if name.endswith("launch"):
+    if "--" in rest:  # a command of its own
         at = rest.index("--")
         check_flags(["python", *rest[at + 1 :]])
         rest = rest[:at]
     module = importlib.import_module(MAINS.get(name, name))
     if not hasattr(module, "define"):  # argparse, which has each flag as a text
         source = inspect.getsource(module) + inspect.getsource(common)
-        if "--" in rest:  # benchmarks.publish: a command of its own
-            check_flags(["python", *rest[rest.index("--") + 1 :]])
-            rest = rest[: rest.index("--")]
         for flag in (word.partition("=")[0] for word in rest if word.startswith("--")):
             handed_on = flag.startswith("--config.") or flag == "--data_dir"
             if name == "benchmarks.seeds" and handed_on:  # to train.py
