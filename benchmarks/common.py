@@ -42,6 +42,9 @@ class Recorder:
     """
 
     def __init__(self, module: str, out: str):
+        from vae_jax.tools import results
+
+        results.check(out)  # before the work
         self.out = out
         self.began = time.time()
         self.command = shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])

@@ -8,10 +8,6 @@ figure, named by the way to it (``scores.iw.sets.mnist.auroc``), or those that m
 For the mean over several seeds: ``benchmarks.seeds``.
 """
 
-import json
-import os
-import sys
-
 from benchmarks import common, seeds
 
 
@@ -22,23 +18,11 @@ def main() -> None:
     arguments.add_argument("command", nargs="+", help="a script or -m MODULE, and its flags")
     args = arguments.parse_args()
     recorder = common.Recorder("publish", args.out)
-    before = os.stat(args.file).st_mtime_ns if os.path.exists(args.file) else None
-    seeds.run(args.command)
-    if not os.path.exists(args.file) or os.stat(args.file).st_mtime_ns == before:
-        sys.exit(f"file={args.file}: the command did not write it; want the file that it writes")
-    with open(args.file) as file:
-        found = seeds.numbers(json.load(file))
+    seeds.run_and_write(args.command, args.file)
     from vae_jax.tools import results
 
-    patterns = args.figures.split(",")
-    chosen = {
-        key: results.figure(value, "")
-        for key, value in found.items()
-        if seeds.wanted(key, patterns)
-    }
-    if not chosen:
-        sys.exit(f"figures={args.figures}: no number of {args.file} has such a name")
-    recorder.write(None, chosen)
+    found = seeds.read(args.file, args.figures.split(","))
+    recorder.write(None, {key: results.figure(value, "") for key, value in found.items()})
 
 
 if __name__ == "__main__":

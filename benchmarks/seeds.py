@@ -58,11 +58,64 @@ def wanted(key: str, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
+def read(path: str, patterns: list[str]) -> dict[str, float]:
+    """The numbers of a JSON file whose names match.
+
+    Raises:
+      UserError: there is no such file, or it has no such number.
+    """
+    from vae_jax.config import UserError
+
+    try:
+        with open(path) as file:
+            found = numbers(json.load(file))
+    except (OSError, ValueError) as error:
+        raise UserError(f"file={path}: {error}; want the JSON file that was written") from None
+    chosen = {key: value for key, value in found.items() if wanted(key, patterns)}
+    if not chosen:
+        raise UserError(f"figures={','.join(patterns)}: {path} has no number of such a name")
+    return chosen
+
+
+def stamp(path: str) -> int | None:
+    """When a file was written; None where it is not."""
+    return os.stat(path).st_mtime_ns if os.path.exists(path) else None
+
+
+def run_and_write(words: list[str], path: str) -> None:
+    """:func:`run`; an error where it did not write the file."""
+    from vae_jax.config import UserError
+
+    before = stamp(path)
+    run(words)
+    if stamp(path) in (before, None):
+        raise UserError(f"file={path}: the command did not write it; want the file that it writes")
+
+
 def run(words: list[str]) -> None:
     """A command of this project by this interpreter; where it fails, its exit code is ours."""
     done = subprocess.run([sys.executable, *words])
     if done.returncode:
         sys.exit(done.returncode)
+
+
+def measured(workdir: str, train: list[str]) -> dict[str, Any] | None:
+    """{"train": words, "then": words} of the seed that is in a folder, None where there is none.
+
+    Raises:
+      UserError: it was trained by other words.
+    """
+    from vae_jax.config import UserError
+
+    path = os.path.join(workdir, "measured.json")
+    if not os.path.exists(path):
+        return None
+    with open(path) as file:
+        done = json.load(file)
+    if done["train"] != train:
+        said = shlex.join(done["train"])
+        raise UserError(f"workdir={workdir}: was trained by {said}; want another --workdir")
+    return done
 
 
 def main() -> None:
@@ -74,27 +127,24 @@ def main() -> None:
     arguments.add_argument("--file", default="metrics.json", help="of a run's folder")
     arguments.add_argument("--figures", default="*", help="patterns of names, with commas")
     args, rest = arguments.parse_known_args()
+    if args.seeds < 1:
+        arguments.error(f"seeds={args.seeds}: want 1 or more")
     recorder = common.Recorder("seeds", args.out)
-    patterns = args.figures.split(",")
     rows = {}
     for seed in range(args.seeds):
         workdir = os.path.join(args.workdir, f"seed_{seed}")
-        finished = os.path.join(workdir, "measured")
-        measured_by = None
-        if os.path.exists(finished):
-            with open(finished) as file:
-                measured_by = file.read()
-        else:
-            words = [f"--config={args.config}", f"--config.seed={seed}", f"--workdir={workdir}"]
-            run(["train.py", *words, *rest])
-        if measured_by != args.then:
+        path = os.path.join(workdir, args.file)
+        train = [f"--config={args.config}", f"--config.seed={seed}", *rest]
+        asked = {"train": train, "then": args.then}
+        done = measured(workdir, train)
+        if done is None:
+            run(["train.py", *train, f"--workdir={workdir}"])
+        if done != asked:
             if args.then:
-                run([*shlex.split(args.then), f"--workdir={workdir}"])
-            with open(finished, "w") as file:
-                file.write(args.then)
-        with open(os.path.join(workdir, args.file)) as file:
-            found = numbers(json.load(file))
-        rows[seed] = {key: value for key, value in found.items() if wanted(key, patterns)}
+                run_and_write([*shlex.split(args.then), f"--workdir={workdir}"], path)
+            with open(os.path.join(workdir, "measured.json"), "w") as file:
+                json.dump(asked, file)
+        rows[seed] = read(path, args.figures.split(","))
         recorder.write(args.config, summary(rows), seeds=list(rows))
 
 

@@ -148,6 +148,15 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> Parsed
     return values, pairs
 
 
+def parse_fixed(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
+    """The flags of a script that measures what is trained: ``--config.FIELD`` is an error."""
+    values, pairs = parse(argv, define)
+    if pairs:
+        field = pairs[0][0]
+        raise UserError(f"{field}: this command takes no --config.{field}; the config is fixed")
+    return values
+
+
 def _expand_home(values: flags.FlagValues) -> None:
     """``~/`` at the start of a flag is the home folder: a shell leaves it in --workdir=~/run."""
     for name in values:

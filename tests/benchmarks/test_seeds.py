@@ -68,7 +68,7 @@ def test_what_a_command_writes_is_published(tmp_path):
 def test_a_file_of_before_is_not_published(tmp_path):
     (tmp_path / "found.json").write_text('{"a": {"b": 1}}')
     done = publish(tmp_path, source="pass")
-    assert done.returncode == 1 and "did not write" in done.stderr
+    assert done.returncode == 2 and "did not write" in done.stderr
     done = publish(tmp_path, source="sys.exit('no such run')")
     assert done.returncode == 1 and done.stderr.strip() == "no such run"
     assert not (tmp_path / "out.json").exists()
@@ -76,4 +76,32 @@ def test_a_file_of_before_is_not_published(tmp_path):
 
 def test_no_figure_of_that_name_is_one_line(tmp_path):
     done = publish(tmp_path, "--figures=z*")
-    assert done.returncode != 0 and "figures=z*" in done.stderr
+    assert done.returncode == 2 and "figures=z*" in done.stderr
+    damaged = publish(tmp_path, source="file.write_text('{')")
+    assert damaged.returncode == 2 and f"file={tmp_path / 'found.json'}" in damaged.stderr
+    assert len(damaged.stderr.splitlines()) == 1
+
+
+def test_where_nothing_can_be_written_nothing_is_run(tmp_path):
+    done = publish(tmp_path, f"--out={tmp_path / 'none' / 'out.json'}")
+    assert done.returncode == 2 and "no folder" in done.stderr
+    assert not (tmp_path / "found.json").exists()
+
+
+def test_a_seed_is_of_the_command_that_trained_it(tmp_path):
+    """Other words for training are refused, other words for the measurement are not."""
+    folder = tmp_path / "seed_0"
+    folder.mkdir()
+    train = ["--config=configs/digits.py", "--config.seed=0"]
+    (folder / "measured.json").write_text(json.dumps({"train": train, "then": ""}))
+    (folder / "metrics.json").write_text('{"accuracy": 0.5}')
+    words = ["--config=configs/digits.py", "--seeds=1", f"--workdir={tmp_path}"]
+    words.append(f"--out={tmp_path / 'digits.json'}")
+    done = python("-m", "benchmarks.seeds", *words)
+    assert done.returncode == 0, done.stderr
+    done = python("-m", "benchmarks.seeds", *words, "--config.objective.beta=4.0")
+    assert done.returncode == 2 and "was trained by --config=configs/digits.py" in done.stderr
+    done = python("-m", "benchmarks.seeds", *words, "--then=train.py --help")
+    assert done.returncode == 2 and "did not write it" in done.stderr
+    assert json.loads((folder / "measured.json").read_text())["then"] == ""
+    assert python("-m", "benchmarks.seeds", *words, "--seeds=0").returncode == 2

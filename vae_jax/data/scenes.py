@@ -112,6 +112,9 @@ def law_of(name: str, side: int) -> Law:
             raise UserError(f"data.name={name}: {field}={number}: want a number > 0")
     if law.least > law.most:
         raise UserError(f"data.name={name}: least={law.least}: want no more than most={law.most}")
+    if law.most > law.size**2:
+        pixels = law.size**2
+        raise UserError(f"data.name={name}: most={law.most}: want at most {pixels}, one a pixel")
     largest = math.ceil(side * law.scale / 100)
     if law.size < largest:
         raise UserError(

@@ -73,8 +73,13 @@ def code_use(subject: Subject, look: Forward) -> Result:
     def posterior(params: dict, x: jax.Array) -> object:
         return model.encode(params, x, model.map_label(params, x))
 
-    image = jax.ShapeDtypeStruct((1, *model.shape), jnp.float32)
-    q = jax.eval_shape(posterior, subject.params, image)
+    kept = []
+
+    def keep(params: dict, x: jax.Array) -> None:
+        kept.append(posterior(params, x))  # which may hold functions, so that it is no output
+
+    jax.eval_shape(keep, subject.params, jax.ShapeDtypeStruct((1, *model.shape), jnp.float32))
+    (q,) = kept
     if not hasattr(q, "indices"):
         reason = "z is not a code; want a run of posterior.name=categorical or fsq"
         return {}, dict.fromkeys(KEYS + POOLED, reason), {}

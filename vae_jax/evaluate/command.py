@@ -8,7 +8,7 @@ from absl import flags
 
 from vae_jax.config import UserError
 from vae_jax.evaluate.subject import Subject, restored
-from vae_jax.train import checkpoint
+from vae_jax.train import checkpoint, log
 
 
 def define(values: flags.FlagValues) -> None:
@@ -17,15 +17,17 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("data_dir", "", "where TFDS data is, if it moved", flag_values=values)
 
 
-def subject_of(values: flags.FlagValues) -> Subject:
-    """The best checkpoint of the run that the flags name.
+def subject_of(values: flags.FlagValues, name: str) -> Subject:
+    """The best checkpoint of the run that the flags name; WORKDIR/``name`` will be written.
 
     Raises:
-      UserError: they name none, or there is none.
+      UserError: they name none, there is none, or the file could not be written.
     """
     if not values.workdir:
         raise UserError("workdir: want --workdir=FOLDER")
-    return restored(values.workdir, values.data_dir)
+    subject = restored(values.workdir, values.data_dir)
+    log.check_writable(os.path.join(values.workdir, name))
+    return subject
 
 
 def write(values: flags.FlagValues, name: str, content: Any) -> None:

@@ -22,6 +22,7 @@ from vae_jax.config import UserError
 from vae_jax.evaluate import command, tasks
 from vae_jax.evaluate.run import forward
 from vae_jax.evaluate.subject import Subject
+from vae_jax.evaluate.trained import why_unclassified
 
 Corruption = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
@@ -284,15 +285,17 @@ def mean_error(rows: Mapping[str, Sequence[float]]) -> float:
 def define(values: flags.FlagValues) -> None:
     """Declare the flags of this script."""
     command.define(values)
-    flags.DEFINE_integer("images", tasks.IMAGES, "of the test set, at most", flag_values=values)
+    most = "of the test set, at most"
+    flags.DEFINE_integer("images", tasks.IMAGES, most, lower_bound=1, flag_values=values)
 
 
 def run(argv: list[str]) -> int:
     """Measure the run that the flags name; the exit code."""
-    values, _ = flags_lib.parse(argv, define)
-    subject = command.subject_of(values)
-    if subject.model.classify is None or subject.data.test.label is None:
-        raise UserError(f"workdir={values.workdir}: want a run with a classifier, on labelled data")
+    values = flags_lib.parse_fixed(argv, define)
+    subject = command.subject_of(values, "corruptions.json")
+    why = why_unclassified(subject)
+    if why:
+        raise UserError(f"workdir={values.workdir}: {why}; want a run that learnt to classify")
     rows = accuracies(subject, values.images)
     content = {"accuracy": rows, "mean_error": mean_error(rows)}
     command.write(values, "corruptions.json", content)

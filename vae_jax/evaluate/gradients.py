@@ -131,10 +131,10 @@ def define(values: flags.FlagValues) -> None:
 
 def run(argv: list[str]) -> int:
     """Measure the gradients of the run that the flags name; the exit code."""
-    values, _ = flags_lib.parse(argv, define)
+    values = flags_lib.parse_fixed(argv, define)
     if not values.workdir:
         raise UserError("workdir: want --workdir=FOLDER")
-    if not all(k.isdigit() and int(k) > 0 for k in values.samples):
+    if not values.samples or not all(k.isdecimal() and int(k) > 0 for k in values.samples):
         said = ",".join(values.samples)
         raise UserError(f"samples={said}: want whole numbers > 0, such as 1,10,100")
     s, state, _ = workdir.restore(values.workdir, values.checkpoint, data_dir=values.data_dir)

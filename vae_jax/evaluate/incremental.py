@@ -194,18 +194,20 @@ def define(values: flags.FlagValues) -> None:
 
 def run(argv: list[str]) -> int:
     """Measure the run that the flags name; the exit code."""
-    values, _ = flags_lib.parse(argv, define)
+    values = flags_lib.parse_fixed(argv, define)
+    if not values.samples:
+        raise UserError("samples=: want one or more, such as 1,10,100")
     for word in values.samples:
-        if not word.isdigit() or int(word) < 1:
+        if not word.isdecimal() or int(word) < 1:
             raise UserError(f"samples={word}: want whole numbers >= 1, such as 1,10,100")
     samples = sorted({int(word) for word in values.samples})
-    subject = command.subject_of(values)
+    subject = command.subject_of(values, "incremental.json")
     if values.unit_gaussian:
         subject = dataclasses.replace(subject, model=with_unit_gaussian(subject.model))
+    baseline = config_lib.load(values.baseline) if values.baseline else None
     content = measure(subject, samples, values.images or None)
-    if values.baseline:
-        c = config_lib.load(values.baseline)
-        tuned = fine_tuned(c, subject.data, values.baseline_steps)
+    if baseline is not None:
+        tuned = fine_tuned(baseline, subject.data, values.baseline_steps)
         content["fine_tuned"] = [float(value) for value in tuned]
     command.write(values, "incremental.json", content)
     return 0

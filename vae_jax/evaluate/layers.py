@@ -129,11 +129,11 @@ def define(values: flags.FlagValues) -> None:
 
 def run(argv: list[str]) -> int:
     """Measure the run that the flags name; the exit code."""
-    values, _ = flags_lib.parse(argv, define)
-    subject = command.subject_of(values)
+    values = flags_lib.parse_fixed(argv, define)
+    subject = command.subject_of(values, "layers.json")
     if subject.data.test.label is None:
         raise UserError(f"workdir={values.workdir}: the data has no labels; want a labelled set")
-    content = {"images": values.images, "probe": PROBE, "accuracy": {}}
+    content = {"images": values.images, "probe": PROBE}
     content["accuracy"] = accuracies(subject, values.images)
     command.write(values, "layers.json", content)
     return 0

@@ -74,16 +74,17 @@ def define(values: flags.FlagValues) -> None:
 
 def run(argv: list[str]) -> int:
     """Measure the run that the flags name; the exit code."""
-    values, _ = flags_lib.parse(argv, define)
+    values = flags_lib.parse_fixed(argv, define)
+    if not values.counts:
+        raise UserError("counts=: want one or more, such as --counts=3,4")
     for word in values.counts:
         if not word.isdecimal() or int(word) < 1:
             raise UserError(f"counts={word}: want whole numbers >= 1, such as --counts=3,4")
-    counts = sorted(map(int, values.counts))
-    subject = command.subject_of(values)
-    content = {}
-    for count in counts:
-        steps = values.steps or counts[-1] + 1
-        content[str(count)] = measure(with_objects(subject, count, values.images, steps), count)
+    counts = sorted({int(word) for word in values.counts})
+    subject = command.subject_of(values, "more_objects.json")
+    steps = values.steps or counts[-1] + 1
+    crowded = {count: with_objects(subject, count, values.images, steps) for count in counts}
+    content = {str(count): measure(one, count) for count, one in crowded.items()}
     command.write(values, "more_objects.json", content)
     return 0
 

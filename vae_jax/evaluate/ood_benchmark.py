@@ -22,6 +22,7 @@ import numpy as np
 from absl import flags
 
 from vae_jax import cli as flags_lib
+from vae_jax import config as config_lib
 from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.data import evaluation, sources, textures
@@ -29,12 +30,19 @@ from vae_jax.distributions import example_keys, sample_keys
 from vae_jax.evaluate import command, detection, likelihood, ood, ood_scores, tasks
 from vae_jax.evaluate.run import Forward, forward
 from vae_jax.evaluate.subject import Subject, restored
+from vae_jax.evaluate.trained import why_unclassified
 from vae_jax.models import Model
 from vae_jax.train import checkpoint, step
 
 DEEPEST = 4  # LLR>k for k up to this, or to the number of levels less one
 FITTED = 1_000  # training images that the corrections of grey levels are taken from
 CLASSIFIER = ("softmax", "energy", "odin")
+CODE = ("mahalanobis", "knn")
+BOUND = ("elbo", "iw", "typicality", "complexity", "regret")
+IMAGE = ("bias", "bias_stretched", "ratio")
+LABELLED = ("class_kl", "reconstruction")
+LEVELS = tuple(f"llr_{k}" for k in range(1, DEEPEST + 1))
+NAMES = (*CLASSIFIER, *CODE, *BOUND, *IMAGE, *LABELLED, *LEVELS)
 Scores = dict[str, np.ndarray]  # one number per image
 Sets = Mapping[str, Mapping[str, data.Split]]  # {"near" or "far": {name: images}}
 
@@ -99,14 +107,14 @@ def _missing(subject: Subject, background: Subject | None) -> dict[str, str]:
     """{score: why the run has none}."""
     model = subject.model
     missing = {}
-    if model.classify is None:
-        missing |= dict.fromkeys(CLASSIFIER, "the model has no classifier")
+    why = why_unclassified(subject)
+    if why:
+        missing |= dict.fromkeys(CLASSIFIER, why)
     missing |= ood.without(subject, None)
     del missing["waic"]  # of an ensemble: eval.py --tasks=ood
     missing.pop("latent", None)
-    image_scores = ("bias", "bias_stretched", "ratio")
     if model.decode is None:
-        return missing | dict.fromkeys(image_scores, "the model has no decoder")
+        return missing | dict.fromkeys(IMAGE, "the model has no decoder")
     likelihood_config = subject.config.likelihood
     if background is None:
         missing["ratio"] = "there is no run on mutated images; want --background=RUN"
@@ -162,7 +170,7 @@ def _code_scores(ref: Reference, split: data.Split) -> Scores:
         "knn": ood_scores.knn_distance(ref.code_NxD, outputs["mu"]),
     }
     model = ref.subject.model
-    if model.classify is None:
+    if set(CLASSIFIER) <= ref.missing.keys():
         return out
     out["softmax"] = ood_scores.max_softmax(outputs["logits"])
     out["energy"] = ood_scores.energy(outputs["logits"])
@@ -269,7 +277,7 @@ def _ood_set(subject: Subject, kind: str, name: str, images: int) -> data.Split:
     if name == "textures":
         made = textures.textures(images, subject.data.shape, subject.levels)
         return data.Split(made, None)
-    if name == subject.config.data.name:
+    if config_lib.absolute_name(name) == subject.config.data.name:
         raise UserError(f"{kind}={name}: is what the run was trained on; want another data set")
     return data.foreign(name, subject.config.data, subject.data, images)
 
@@ -300,6 +308,8 @@ def page(
 def measure(ref: Reference, sets: Sets, images: int, rate: float) -> dict[str, Any]:
     """{"images", "false_alarm", "missing", "scores": :func:`page`} as plain JSON."""
     inside = scores(ref, data.some(ref.subject.data.test, images))
+    if not inside:
+        raise UserError(f"without={','.join(ref.missing)}: leaves no score; want fewer")
     validation = scores(ref, data.some(ref.subject.data.validation, images))
     outside = {}
     for kind, members in sets.items():
@@ -342,16 +352,36 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_float("false_alarm", 0.05, "rate of the thresholds", flag_values=values)
 
 
+def background_of(values: flags.FlagValues, subject: Subject) -> Subject | None:
+    """The run on mutated images that the flags name, or None."""
+    folder = values.background
+    if not folder:
+        return None
+    if os.path.realpath(folder) == os.path.realpath(values.workdir):
+        raise UserError(f"background={folder}: is the run itself; want one on mutated images")
+    background = restored(folder, values.data_dir)
+    same = (background.model.shape, background.levels) == (subject.model.shape, subject.levels)
+    if not same or background.model.decode is None:
+        raise UserError(f"background={folder}: want a VAE of the same images")
+    theirs, ours = (config_lib.flatten(one.config) for one in (background, subject))
+    for field in sorted(theirs | ours):
+        alike = theirs.get(field) == ours.get(field)
+        if field.startswith(("likelihood", "data.binarize")) and not alike:
+            said = f"its {field} is {theirs.get(field)}, the run's {ours.get(field)}"
+            raise UserError(f"background={folder}: {said}; want the same")
+    return background
+
+
 def run(argv: list[str]) -> int:
     """Measure the run that the flags name; the exit code."""
-    values, _ = flags_lib.parse(argv, define)
-    subject = command.subject_of(values)
-    background = None
-    if values.background:
-        background = restored(values.background, values.data_dir)
-        same = (background.model.shape, background.levels) == (subject.model.shape, subject.levels)
-        if not same or background.model.decode is None:
-            raise UserError(f"background={values.background}: want a VAE of the same images")
+    values = flags_lib.parse_fixed(argv, define)
+    for name in values.without:
+        if name not in NAMES:
+            raise UserError(f"without={name}: no score; {config_lib.nearest(name, NAMES)}")
+    subject = command.subject_of(values, "ood_benchmark.json")
+    few = min(values.images, len(subject.data.validation.image))
+    detection.threshold(np.zeros(few), values.false_alarm)  # raises before the work
+    background = background_of(values, subject)
     sets = ood_sets(subject, values.near, values.far, values.images)
     ref = reference(subject, background, values.without)
     content = measure(ref, sets, values.images, values.false_alarm)

@@ -35,7 +35,9 @@ from vae_jax.config import UserError
 from vae_jax.data import predict
 from vae_jax.evaluate import command, detection, ood_benchmark, tasks
 from vae_jax.evaluate.subject import Subject, restored
-from vae_jax.train import checkpoint, loop
+from vae_jax.evaluate.trained import why_unclassified
+from vae_jax.train import checkpoint, log, loop, program
+from vae_jax.train import run as run_lib
 
 SPLITS = "configs/openset_splits.json"
 CLASSES = 10
@@ -123,10 +125,22 @@ def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
     return means
 
 
+def check(subject: Subject) -> None:
+    """Raise where the run does not classify."""
+    why = why_unclassified(subject)
+    if why:
+        objective = subject.config.objective.name
+        raise UserError(f"objective.name={objective}: {why}; want one that learns labels")
+
+
 def measure(c: ConfigDict, folder: str, splits: Sequence[Sequence[int]], images: int) -> dict:
     """Train and judge every split; the content of openset.json."""
     if c.classifier.name == "none":
         raise UserError("classifier.name=none: open-set recognition classifies; want mlp")
+    log.check_writable(os.path.join(folder, "openset.json"))
+    setup = run_lib.setup(config_of(c, splits[0]))
+    fresh, _ = program.init(setup.c, setup.model, setup.mesh, setup.dataset)
+    check(Subject.of(setup, fresh.params))
     rows = []
     for i, known in enumerate(splits):
         workdir = os.path.join(folder, f"split_{i}")
@@ -174,8 +188,7 @@ def judge_noise(
     subject: Subject, images: int, rate: float = 0.05, without: Sequence[str] = ("regret",)
 ) -> dict[str, dict[str, float]]:
     """{set: {score: macro F1}}; ``rate``: of false alarms, for the thresholds."""
-    if subject.model.classify is None:
-        raise UserError("classifier.name=none: open-set recognition classifies; want mlp")
+    check(subject)
     ref = ood_benchmark.reference(subject, without=without)
     test = data.some(subject.data.test, images)
     unknown = len(subject.data.classes)
@@ -205,7 +218,8 @@ def judge_noise(
 
 def run_noise(values: flags.FlagValues) -> int:
     """``--noise``; the exit code."""
-    figures = judge_noise(command.subject_of(values), values.images)
+    subject = command.subject_of(values, "openset_noise.json")
+    figures = judge_noise(subject, values.images)
     command.write(values, "openset_noise.json", figures)
     return 0
 
@@ -228,6 +242,8 @@ def run(argv: list[str]) -> int:
     """Measure what the flags name; the exit code."""
     values, pairs = flags_lib.parse(argv, define)
     if values.noise:
+        for given in (*(field for field, _ in pairs), *filter(None, [values.config])):
+            raise UserError(f"noise: judges a run as it is, not {given}; want --workdir alone")
         return run_noise(values)
     for name in ("config", "workdir"):
         if not values[name].value:

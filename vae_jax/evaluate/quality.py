@@ -36,9 +36,10 @@ from vae_jax import data
 from vae_jax.config import UserError
 from vae_jax.data import evaluation
 from vae_jax.evaluate.subject import Subject, restored
+from vae_jax.evaluate.trained import why_unclassified
 from vae_jax.mesh import store
 from vae_jax.report.metrics import Metric, register
-from vae_jax.train import checkpoint, step
+from vae_jax.train import checkpoint, log, step
 from vae_jax.train import program as compile_lib
 from vae_jax.train import run as workdir
 
@@ -279,7 +280,8 @@ def in_batches(function: See, x_NxHxWxC: jax.Array) -> np.ndarray:
 def of_run(folder: str, shape: tuple[int, int, int], data_dir: str = "") -> tuple[str, See]:
     """(mark, see) of a run that learnt labels: its checkpoint's hash, and x → its latent means."""
     net, state, meta = workdir.restore(folder, data_dir=data_dir)
-    if net.model.classify is None or net.model.spec.labelled:
+    params = step.averaged(state)
+    if net.model.spec.labelled or why_unclassified(Subject.of(net, params)):
         raise UserError(
             f"features={folder}: its latent means know no labels; want a run of supervised or joint"
         )
@@ -287,7 +289,6 @@ def of_run(folder: str, shape: tuple[int, int, int], data_dir: str = "") -> tupl
         raise UserError(
             f"features={folder}: sees images of {net.dataset.shape}; want a run on {shape}"
         )
-    params = step.averaged(state)
 
     @compile_lib.simple
     def see(x: jax.Array) -> jax.Array:
@@ -316,6 +317,17 @@ def of_function(name: str) -> tuple[str, See]:
 
     file, _, attribute = name.rpartition(":")
     return f"{os.path.basename(file).removesuffix('.py')}_{attribute}", see
+
+
+def check(features: str) -> None:
+    """Raise where there is no such run, or no such function."""
+    if ":" in features and not store.remote(features):
+        config_lib.own("features", features)
+        return
+    try:
+        workdir.read_config(features)
+    except UserError as error:
+        raise UserError(f"features={features}: {str(error).partition(': ')[2]}") from None
 
 
 def named(features: str, shape: tuple[int, int, int], data_dir: str = "") -> tuple[str, See]:
@@ -364,10 +376,11 @@ def define(values: flags.FlagValues) -> None:
 
 def run(argv: list[str]) -> int:
     """Measure the run that the flags name; the exit code."""
-    values, _ = flags_lib.parse(argv, define)
+    values = flags_lib.parse_fixed(argv, define)
     for name, right in (("workdir", "FOLDER"), ("features", "FOLDER or FILE:FUNCTION")):
         if not values[name].value:
             raise UserError(f"{name}: want --{name}={right}")
+    log.check_writable(os.path.join(values.workdir, "quality.json"))
     options = {"data_dir": values.data_dir}
     _, metrics, _ = measure(values.workdir, values.features, values.images, **options)
     checkpoint.write_json(os.path.join(values.workdir, "quality.json"), metrics)

@@ -213,6 +213,9 @@ def scenes_of(subject: Subject, name: str, images: int) -> data.Split:
         raise UserError(f"likelihood.name={have}: the background has Bernoulli pixels; want such")
     if not name.startswith(scenes.PREFIX):
         raise UserError(f"data={name}: want scenes, such as scenes:{config.data.name}+boxes")
+    if scenes.parse(name)[0] != config.data.name:
+        right = f"scenes:{config.data.name}+boxes"
+        raise UserError(f"data={name}: not of the run's images; want scenes of them, {right}")
     c = config.data.copy_and_resolve_references()
     c.name = name
     for field, value in {"shift": 0, "flip": False, "labels": 0, "labelled_batch": 0}.items():
@@ -240,8 +243,8 @@ def define(values: flags.FlagValues) -> None:
 
 def run(argv: list[str]) -> int:
     """Measure the run that the flags name; the exit code."""
-    values, _ = flags_lib.parse(argv, define)
-    subject = command.subject_of(values)
+    values = flags_lib.parse_fixed(argv, define)
+    subject = command.subject_of(values, "sliding.json")
     canvases = scenes_of(subject, values.data, values.images)
     content = measure(subject, canvases, count=values.scales, samples=values.samples)
     command.write(values, "sliding.json", {"data": values.data} | content)

@@ -28,6 +28,7 @@ from vae_jax.evaluate.factors import factor_scores
 from vae_jax.evaluate.ood_scores import shown_maps
 from vae_jax.evaluate.run import Forward, Result, forward
 from vae_jax.evaluate.subject import Subject
+from vae_jax.evaluate.trained import why_unclassified
 from vae_jax.mesh import hosts
 from vae_jax.train import program as compile_lib
 from vae_jax.train.step import stream
@@ -88,15 +89,6 @@ def gallery(
     return mu, label, split.image[::every]
 
 
-def _unclassified(subject: Subject) -> str | None:
-    """None, or why there is nothing to be classified."""
-    if subject.data.test.label is None:
-        return "the data has no labels"
-    if subject.model.classify is None:
-        return "the model has no classifier"
-    return None
-
-
 def calibration(subject: Subject, look: Forward) -> Result:
     """``classification``: the temperature fitted on validation, and what it changes on test.
 
@@ -104,7 +96,7 @@ def calibration(subject: Subject, look: Forward) -> Result:
     """
     dataset = subject.data
     keys = ("temperature", "calibrated_cross_entropy_nats", "calibrated_ece")
-    reason = _unclassified(subject)
+    reason = why_unclassified(subject)
     if not reason and not (dataset.validation.label >= 0).any():
         reason = "no validation image has a label"
     if reason:
@@ -154,7 +146,7 @@ def recognise(subject: Subject, look: Forward) -> Result:
     unseen = subject.data.unseen
     unknown = (*VERIFIED, *BETWEEN, *COUNTS, *OPEN_SET)
     if test.label is None:
-        return {}, dict.fromkeys((*RETRIEVAL, *unknown), _unclassified(subject)), {}
+        return {}, dict.fromkeys((*RETRIEVAL, *unknown), why_unclassified(subject)), {}
     out = look(test)
     codes = gallery(subject.data, look)
     metrics, pictures = _retrieval(subject, out["mu"], codes)
@@ -215,8 +207,9 @@ def _verified(look: Forward, unseen: data.Split) -> Result:
 
 def _open_set(subject: Subject, look: Forward, out: dict, codes: tuple) -> Result:
     """Test images against images of unseen classes, by confidence and by distance of the code."""
-    if subject.model.classify is None:
-        return {}, dict.fromkeys(OPEN_SET, _unclassified(subject)), {}
+    reason = why_unclassified(subject)
+    if reason:
+        return {}, dict.fromkeys(OPEN_SET, reason), {}
     unseen = look(subject.data.unseen)
     gauss = ood.Gaussians(*codes[:2])
     doubt = [-classification.log_softmax(o["logits"]).max(1) for o in (out, unseen)]
@@ -288,7 +281,7 @@ def robust(subject: Subject, look: Forward) -> Result:
     Of a conditional model also by Bayes' rule.
     """
     model = subject.model
-    reason = _unclassified(subject)
+    reason = why_unclassified(subject)
     if reason:
         kinds = (*robustness.CORRUPTIONS, "fgsm", "pgd", *attacks.NAMES)
         names = [f"{name}_accuracy" for name in kinds]

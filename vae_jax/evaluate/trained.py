@@ -12,6 +12,17 @@ from vae_jax.train import program, step
 EXAMPLES = 8
 
 
+def why_unclassified(subject: Subject) -> str | None:
+    """None, or why the run classifies nothing."""
+    if subject.data.test.label is None:
+        return "the data has no labels"
+    if subject.model.classify is None:
+        return "the model has no classifier"
+    if not trains_classifier(subject):
+        return "the objective does not train the classifier"
+    return None
+
+
 def trains_classifier(subject: Subject) -> bool:
     """False where the loss has a gradient of exactly zero in the classifier's parameters.
 

@@ -53,6 +53,8 @@ def deal(label_N: np.ndarray, folds: int, seed: int = 0) -> list[np.ndarray]:
         raise UserError(f"folds={folds}: one chooses no threshold for another; want 2 or more")
     if len(people) < 2 * folds:
         most = len(people) // 2
+        if most < 2:
+            raise UserError(f"data.hold_out: {len(people)} people; want four or more")
         raise UserError(
             f"folds={folds}: {len(people)} people were held out, and a fold wants two; "
             f"want folds={most} or more of data.hold_out"
@@ -168,8 +170,8 @@ def define(values: flags.FlagValues) -> None:
 
 def run(argv: list[str]) -> int:
     """Measure the run that the flags name; the exit code."""
-    values, _ = flags_lib.parse(argv, define)
-    subject = command.subject_of(values)
+    values = flags_lib.parse_fixed(argv, define)
+    subject = command.subject_of(values, "verification.json")
     unseen = subject.data.unseen
     if unseen is None:
         raise UserError("data.hold_out=(): nobody is unseen; want a run that held people out")

@@ -26,9 +26,10 @@ from vae_jax.config import UserError
 from vae_jax.evaluate import tasks
 from vae_jax.evaluate.subject import restored
 from vae_jax.tools import assess, density, results
-from vae_jax.train import checkpoint, loop
+from vae_jax.train import checkpoint, log, loop
 from vae_jax.train import program as compile_lib
 
+SHARED = ("data.name", "latent", "encoder", "decoder", "likelihood")  # of both configs
 Row = dict[str, float]  # name of a metric → its value
 
 
@@ -102,6 +103,8 @@ def planned(values: flags.FlagValues) -> Plan:
     for name, right in (("begin", "FILE"), ("config", "FILE"), ("workdir", "FOLDER")):
         if not values[name].value:
             raise UserError(f"{name}: want --{name}={right}")
+    if not values.seeds:
+        raise UserError("seeds=: want one or more, such as 0,1,2")
     for seed in values.seeds:
         if not seed.isdecimal():
             raise UserError(f"seeds={seed}: want whole numbers, such as 0,1,2")
@@ -110,6 +113,11 @@ def planned(values: flags.FlagValues) -> Plan:
         c = config_lib.load(path)
         c.data.dir = values.data_dir or c.data.dir
         configs.append(c)
+    begin, after = (config_lib.flatten(c) for c in configs)
+    for field in sorted(begin | after):
+        if field.startswith(SHARED) and begin.get(field) != after.get(field):
+            said = f"{after.get(field)} begins at {begin.get(field)}"
+            raise UserError(f"{field}: {said}; want the same in --begin and --config")
     if configs[1].prior.name != "mixture":
         raise UserError(f"prior.name={configs[1].prior.name}: has no clusters; want mixture")
     return Plan(*configs, values.workdir)
@@ -117,10 +125,11 @@ def planned(values: flags.FlagValues) -> Plan:
 
 def run(argv: list[str]) -> int:
     """Train, cluster and compare as the flags say; the exit code."""
-    values, _ = flags_lib.parse(argv, define)
+    values = flags_lib.parse_fixed(argv, define)
     plan = planned(values)
     if values.results:
         results.check(values.results)
+    log.check_writable(os.path.join(plan.root, "clusters.json"))
     compile_lib.use_cache()
     began = time.perf_counter()
     rows: dict[int, Row] = {}

@@ -132,6 +132,7 @@ def write_run(source: str, folder: str, options: Fit, data_dir: str = "") -> Non
     """
     if checkpoint.has_saved(folder):
         raise UserError(f"into={folder}: holds a run; want another folder")
+    log.check_writable(os.path.join(folder, "config.json"))
     setup, state, meta = workdir.restore(source, data_dir=data_dir)
     subject = Subject.of(setup, step.averaged(state))
     check(subject.model, source)
@@ -177,27 +178,40 @@ def publish(path: str, config: Any, figures: dict[str, Any], seconds: float) -> 
     results.write(path, command=assess.command(), figures=rows, **options)
 
 
-def run(argv: list[str]) -> int:
-    """Fit and measure as the flags say; the exit code."""
-    values, _ = flags_lib.parse(argv, define)
+def asked(values: flags.FlagValues) -> Fit:
+    """What the flags ask for; whatever can be wrong with them is said before the work.
+
+    Raises:
+      UserError: a flag is missing or means nothing, or a file could not be written.
+    """
     if not values.workdir:
         raise UserError("workdir: want --workdir=FOLDER")
     if not values.features and not values.into:
         raise UserError("features: want --features=FOLDER or FILE:FUNCTION, or --into=FOLDER")
     if values.results and not values.features:
         raise UserError(f"results={values.results}: figures need --features=FOLDER")
-    for name in values.densities:
+    wanted = ", ".join(code_density.NAMES)
+    for name in values.densities or [""]:
         if name not in code_density.NAMES:
-            wanted = ", ".join(code_density.NAMES)
             raise UserError(f"densities={name}: want some of {wanted}")
-    options = Fit(values.components, values.draws, tuple(values.densities))
+    if values.results:
+        results.check(values.results)
+    if values.features:
+        quality.check(values.features)
+        for name in ("density.json", "density.npz"):
+            log.check_writable(os.path.join(values.workdir, name))
+    return Fit(values.components, values.draws, tuple(dict.fromkeys(values.densities)))
+
+
+def run(argv: list[str]) -> int:
+    """Fit and measure as the flags say; the exit code."""
+    values = flags_lib.parse_fixed(argv, define)
+    options = asked(values)
     if values.into:
         write_run(values.workdir, values.into, options, values.data_dir)
         print(f"under a mixture of {options.components} in {values.into}")
     if not values.features:
         return 0
-    if values.results:
-        results.check(values.results)
     began = time.perf_counter()
     path = os.path.join(values.workdir, "density.json")
     where = {"data_dir": values.data_dir}

@@ -41,6 +41,7 @@ from vae_jax.distributions import example_keys
 from vae_jax.evaluate import classification, likelihood, ood, ood_scores, tasks
 from vae_jax.evaluate.run import forward
 from vae_jax.evaluate.subject import Subject
+from vae_jax.evaluate.trained import why_unclassified
 from vae_jax.mesh import hosts
 from vae_jax.models import boxes
 from vae_jax.tools import results
@@ -107,8 +108,9 @@ def program(
     images = [(s.dataset.shape, jnp.uint8)]
     if what == "encoder":
         return encoder, images
-    if model.classify is None:
-        raise UserError(f"what={what}: the run's model has none; want another")
+    why = why_unclassified(Subject.of(s, params))
+    if why:
+        raise UserError(f"what={what}: {why}; want another, such as --what=encoder")
     return classifier, images
 
 
@@ -391,7 +393,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(argv: list[str]) -> int:
     """Export what the flags name; returns the exit code."""
-    values, _ = flags_lib.parse(argv, define)
+    values = flags_lib.parse_fixed(argv, define)
     if not values.workdir:
         raise UserError("workdir: want --workdir=FOLDER")
     files = workdir.Files.from_flags(values)
