@@ -64,11 +64,14 @@ class Recorder:
         )
 
     def earlier(self) -> FIGURES:
-        """The figures that an interrupted measurement wrote; {} where there is no file."""
+        """The figures that an interrupted measurement of this commit wrote; {} where none did."""
+        from vae_jax.tools import results
+
         if not os.path.exists(self.out):
             return {}
         with open(self.out) as file:
-            return json.load(file)["figures"]
+            content = json.load(file)
+        return content["figures"] if content["commit"] == results.commit() else {}
 
     def picture(self) -> str:
         """Path of the picture beside the file of results."""

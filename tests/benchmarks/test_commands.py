@@ -7,7 +7,9 @@ import re
 
 import pytest
 
+from benchmarks import common
 from tests.processes import python
+from vae_jax.tools import results
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "results").glob("*.json"))
@@ -61,3 +63,14 @@ def test_bad_input_of_a_measurement_is_one_line(tmp_path: pathlib.Path) -> None:
 def test_every_measurement_says_bad_input_in_one_line(name: str) -> None:
     text = (ROOT / "benchmarks" / f"{name}.py").read_text()
     assert text.endswith('if __name__ == "__main__":\n    common.script(main)\n')
+
+
+def test_a_measurement_goes_on_with_figures_of_its_own_commit_only(tmp_path: pathlib.Path) -> None:
+    recorder = common.Recorder("modes", str(tmp_path / "modes.json"))
+    assert recorder.earlier() == {}
+    figures = {"gap": results.figure(1e-7, "relative")}
+    recorder.write(None, figures)
+    assert recorder.earlier() == figures
+    content = json.loads((tmp_path / "modes.json").read_text())
+    (tmp_path / "modes.json").write_text(json.dumps(content | {"commit": "0" * 40}))
+    assert recorder.earlier() == {}
