@@ -13,6 +13,8 @@
 
 ``runs/fashion_cnn_1`` is configs/fashion_cnn.py with ``--config.seed=1``, so that the net that the
 loss looks through is not the one that measures (runs/fashion_cnn).
+
+Figures: results/sharper.json, and docs/sharper.md.
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,8 @@
 
 16 tokens of 256 codes each, 8 numbers a code. The bound counts the bits of the codes under a
 learned distribution of each token.
+
+Figures of 10,000 steps, time and device: results/vq_fashion.json.
 """
 
 from ml_collections import ConfigDict
