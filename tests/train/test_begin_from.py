@@ -94,7 +94,11 @@ def test_a_classifier_begins_with_the_encoder(digits_run):
         assert_equal(state.ema[part], theirs[part])
     assert "objective" not in state.params
     folder = f"{digits_run}_tuned"
-    assert loop.train(c, folder, say=silent)
+    lines = []
+    assert loop.train(c, folder, say=lines.append)
+    (line,) = [line for line in lines if line.startswith("init_from=")]
+    assert "encoder" in line.partition("as trained there")[0]
+    assert line.endswith("; classifier as new")
     _, tuned, _ = run_lib.restore(folder, "latest", say=silent)
     moved = np.abs(tuned.params["encoder"]["Layer_0"]["dense"]["kernel"])
     assert np.abs(moved - np.abs(theirs["encoder"]["Layer_0"]["dense"]["kernel"])).max() > 1e-3

@@ -133,7 +133,7 @@ def run(argv: list[str]) -> int:
     subject = command.subject_of(values, "layers.json")
     if subject.data.test.label is None:
         raise UserError(f"workdir={values.workdir}: the data has no labels; want a labelled set")
-    content = {"images": values.images, "probe": PROBE}
+    content = {"images_at_most": values.images, "probe": PROBE}
     content["accuracy"] = accuracies(subject, values.images)
     command.write(values, "layers.json", content)
     return 0

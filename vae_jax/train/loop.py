@@ -175,7 +175,7 @@ def _restore_or_begin(
         why = "none of its checkpoints fits this code"
         raise UserError(f"workdir={workdir}: {why}; want another workdir")
     if c.init_from:
-        state = begin_from(c.init_from, state, places)
+        state = begin_from(c.init_from, state, places, say)
     return Start(state, places, 0, spent, None, saved)
 
 

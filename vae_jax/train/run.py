@@ -403,11 +403,11 @@ def read_checkpoint(
     return state, meta
 
 
-def begin_from(folder: str, state: Any, places: Any) -> Any:
+def begin_from(folder: str, state: Any, places: Any, say: Callable[[str], Any] = print) -> Any:
     """A fresh ``state`` with parameters of the last checkpoint in ``folder``.
 
     They (their moving average, where it has one) go to every part of the model that has the same
-    name and shapes.
+    name and shapes; ``say`` is told which these are, and which begin anew.
 
     Raises:
       UserError: there is no such run, or it has no such part.
@@ -425,6 +425,10 @@ def begin_from(folder: str, state: Any, places: Any) -> Any:
     if not taken:
         why = "no part of its model has the names and shapes of this one's"
         raise UserError(f"init_from={folder}: {why}")
+
+    new = [part for part, own in ours.items() if part not in taken and jax.tree.leaves(own)]
+    rest = f"; {', '.join(new)} as new" if new else ""
+    say(f"init_from={folder}: {', '.join(taken)} as trained there{rest}")
 
     def replaced(tree: Any, place: Any) -> Any:
         return jax.tree.map(jnp.copy, jax.device_put({**tree, **taken}, place))
