@@ -26,6 +26,7 @@ def test_a_summary_leaves_no_seed_out():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_seeds_of_digits_are_trained_and_asked(tmp_path):
     out = tmp_path / "digits.json"
     words = ["--config=configs/digits.py", "--seeds=2", f"--workdir={tmp_path / 'runs'}"]
