@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from vae_jax.config.checks import LIMITS, program_name, shorten_warmups, validate
 from vae_jax.config.errors import UserError, nearest
 from vae_jax.config.fields import default, flatten, set_field
-from vae_jax.config.files import differences, from_json, load, to_json
+from vae_jax.config.files import changed, differences, from_json, load, to_json
 from vae_jax.config.places import absolute, absolute_name, check_places, move, without_places
 from vae_jax.config.plugins import import_file, own
 from vae_jax.config.replicas import override, replica, replica_count, replicate
@@ -28,6 +28,7 @@ __all__ = [
     "arguments",
     "build",
     "call",
+    "changed",
     "check_places",
     "default",
     "differences",

@@ -145,10 +145,17 @@ def _check_sections(path: str, c: object) -> None:
 
 def differences(old: ConfigDict, new: ConfigDict, free: tuple[str, ...] = ()) -> list[str]:
     """['optim.lr: 0.001 -> 0.003', ...] over two configs, without prefixes in ``free``."""
+    lines = []
+    for field, (before, after) in changed(old, new).items():
+        if not field.startswith(tuple(free)):
+            lines.append(f"{field}: {before} -> {after}")
+    return lines
+
+
+def changed(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[object, object]]:
+    """{field: (before, after)} of the fields that differ, in alphabetical order."""
     before = flatten(to_json(old))
     after = flatten(to_json(new))
-    lines = []
-    for field in sorted(before.keys() | after.keys()):
-        if before.get(field) != after.get(field) and not field.startswith(tuple(free)):
-            lines.append(f"{field}: {before.get(field)} -> {after.get(field)}")
-    return lines
+    fields = sorted(before.keys() | after.keys())
+    pairs = {field: (before.get(field), after.get(field)) for field in fields}
+    return {field: (a, b) for field, (a, b) in pairs.items() if a != b}

@@ -363,11 +363,9 @@ def background_of(values: flags.FlagValues, subject: Subject) -> Subject | None:
     same = (background.model.shape, background.levels) == (subject.model.shape, subject.levels)
     if not same or background.model.decode is None:
         raise UserError(f"background={folder}: want a VAE of the same images")
-    theirs, ours = (config_lib.flatten(one.config) for one in (background, subject))
-    for field in sorted(theirs | ours):
-        alike = theirs.get(field) == ours.get(field)
-        if field.startswith(("likelihood", "data.binarize")) and not alike:
-            said = f"its {field} is {theirs.get(field)}, the run's {ours.get(field)}"
+    for field, (theirs, ours) in config_lib.changed(background.config, subject.config).items():
+        if field.startswith(("likelihood", "data.binarize")):
+            said = f"its {field} is {theirs}, the run's {ours}"
             raise UserError(f"background={folder}: {said}; want the same")
     return background
 

@@ -13,7 +13,7 @@ from vae_jax import distributions as densities
 from vae_jax.data import evaluation
 from vae_jax.evaluate import classification, generation, latent, likelihood, recognition
 from vae_jax.evaluate.subject import Subject
-from vae_jax.evaluate.trained import trains_classifier
+from vae_jax.evaluate.trained import why_unclassified
 from vae_jax.mesh import hosts
 from vae_jax.report import explorer
 from vae_jax.report.pictures import first_images
@@ -138,11 +138,10 @@ def _classified(
     every = -(-len(train.image) // recognition.NEIGHBOURS)
     gallery = (look(train, every)["mu"], train.label[::every])
     knn = {"knn_accuracy": recognition.knn_accuracy(*gallery, out["mu"], test.label)}
-    if subject.model.classify is None:
-        return knn, dict.fromkeys(CLASSIFIED, "the model has no classifier"), None
-    if not trains_classifier(subject):
-        out.pop("logits")
-        return knn, dict.fromkeys(CLASSIFIED, "the objective does not train the classifier"), None
+    reason = why_unclassified(subject)
+    if reason:
+        out.pop("logits", None)
+        return knn, dict.fromkeys(CLASSIFIED, reason), None
     values, confusion = classification.figures(out["logits"], test.label)
     return knn | values, {}, confusion
 

@@ -113,10 +113,9 @@ def planned(values: flags.FlagValues) -> Plan:
         c = config_lib.load(path)
         c.data.dir = values.data_dir or c.data.dir
         configs.append(c)
-    begin, after = (config_lib.flatten(c) for c in configs)
-    for field in sorted(begin | after):
-        if field.startswith(SHARED) and begin.get(field) != after.get(field):
-            said = f"{after.get(field)} begins at {begin.get(field)}"
+    for field, (begin, after) in config_lib.changed(*configs).items():
+        if field.startswith(SHARED):
+            said = f"{after} begins at {begin}"
             raise UserError(f"{field}: {said}; want the same in --begin and --config")
     if configs[1].prior.name != "mixture":
         raise UserError(f"prior.name={configs[1].prior.name}: has no clusters; want mixture")

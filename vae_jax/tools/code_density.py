@@ -131,8 +131,8 @@ def fit_second_stage(z_NxD: np.ndarray, seed: int) -> Standardised:
 
     u has as many dimensions as the codes; the variance of each of p(z|u) is a net of u, where the
     paper's is one learnt number. The codes of a first VAE fill their space, so that a second can
-    fit N(0, I) where the first does not. Without :data:`WARM`, of the
-    rate and of KL, dimensions of u go unused, and the fit is hardly better than one Gaussian.
+    fit N(0, I) where the first does not. Without :data:`WARM`, of the rate and of KL, dimensions of
+    u go unused, and the fit is hardly better than one Gaussian.
     """
     d = z_NxD.shape[1]
     c = config_lib.default()
